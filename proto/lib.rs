@@ -1,0 +1,62 @@
+//! The `dataqueue.v1` gRPC contract: the messages, the generated client and server, the descriptor set that
+//! reflection serves, and the reasons an error can carry. No logic lives here.
+//!
+//! The reference is `proto/dataqueue/v1/data_queue.proto`; its comments are repeated on the generated types.
+
+/// Package `dataqueue.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("dataqueue.v1");
+}
+
+/// The encoded `FileDescriptorSet` of the contract and what it imports.
+pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("descriptor_set");
+
+/// `ErrorInfo.domain` of every refusal.
+pub const ERROR_DOMAIN: &str = "dataqueue";
+
+/// `ErrorInfo.reason`: what was wrong, for programs.
+pub mod reason {
+    /// `INVALID_ARGUMENT`: no tasks, no tokens, or `max_tasks` 0.
+    pub const BATCH_EMPTY: &str = "BATCH_EMPTY";
+    /// `INVALID_ARGUMENT`: more tasks or tokens than a call may carry; the limit is in the metadata.
+    pub const BATCH_TOO_LARGE: &str = "BATCH_TOO_LARGE";
+    /// `INVALID_ARGUMENT`: too many headers, or a key or value of a length that is not allowed.
+    pub const HEADERS_INVALID: &str = "HEADERS_INVALID";
+    /// `INVALID_ARGUMENT`: `held_for` is negative or malformed.
+    pub const HELD_FOR_OUT_OF_RANGE: &str = "HELD_FOR_OUT_OF_RANGE";
+    /// `INTERNAL`: a bug in the server.
+    pub const INTERNAL: &str = "INTERNAL";
+    /// `INVALID_ARGUMENT`: the text is not JSON, or nested too deep; the message names line and column.
+    pub const JSON_INVALID: &str = "JSON_INVALID";
+    /// `INVALID_ARGUMENT`: the lease is under 100 ms, over 12 h or malformed.
+    pub const LEASE_OUT_OF_RANGE: &str = "LEASE_OUT_OF_RANGE";
+    /// `INVALID_ARGUMENT`: a token is not 32 lower-case hex characters.
+    pub const LEASE_TOKEN_INVALID: &str = "LEASE_TOKEN_INVALID";
+    /// `RESOURCE_EXHAUSTED`: the request is larger than the server reads.
+    pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
+    /// `INVALID_ARGUMENT`: neither tokens nor `held_for`.
+    pub const PUTBACK_SELECTION_MISSING: &str = "PUTBACK_SELECTION_MISSING";
+    /// `INVALID_ARGUMENT`: the queue's name is empty, too long or has a character that is not allowed.
+    pub const QUEUE_NAME_INVALID: &str = "QUEUE_NAME_INVALID";
+    /// `INVALID_ARGUMENT`: the request id is longer than 128 bytes.
+    pub const REQUEST_ID_INVALID: &str = "REQUEST_ID_INVALID";
+    /// `ALREADY_EXISTS`: the request id was used before, with other content.
+    pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
+    /// `UNAVAILABLE`: the server is stopping; another one, or this one later, will serve.
+    pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
+    /// `RESOURCE_EXHAUSTED`: the store has no room for more; what is in it can be popped and acked.
+    pub const STORE_FULL: &str = "STORE_FULL";
+    /// `UNAVAILABLE`: the store cannot be reached or is not fit to serve; the message says why.
+    pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    /// `DEADLINE_EXCEEDED`: the caller's deadline passed.
+    pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
+    /// `INVALID_ARGUMENT`: the `grpc-timeout` header cannot be read.
+    pub const TIMEOUT_INVALID: &str = "TIMEOUT_INVALID";
+    /// `INVALID_ARGUMENT`: a task without a value.
+    pub const VALUE_MISSING: &str = "VALUE_MISSING";
+    /// `INVALID_ARGUMENT`: a value is larger than the limit, which is in the metadata.
+    pub const VALUE_TOO_LARGE: &str = "VALUE_TOO_LARGE";
+    /// `INVALID_ARGUMENT`: the wait is negative, over 60 s or malformed.
+    pub const WAIT_OUT_OF_RANGE: &str = "WAIT_OUT_OF_RANGE";
+}
