@@ -1,0 +1,229 @@
+-- What the scripts share. It stands between the prelude, which sets `now`, and the script itself.
+--
+-- KEYS  1 meta HASH      counters, and where the memories stand
+--       2 tasks HASH     id -> envelope
+--       3 ready LIST     of ids, the head first
+--       4 leased ZSET    token -> deadline
+--       5 leases HASH    token -> id (16 bytes), then 'order lease renewed holder'
+--       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0
+--       7 waiters ZSET   server -> until when it waits
+--       8 spare          never written, see `first_free`
+-- ARGV  1 window, 2 half of the entries that a memory keeps, 3 this server, 4 the queue's name, 5 prefix of the channels
+--       6 and on: the script's own
+-- Returns: nothing; each script states its own.
+--
+-- Fields that a later version appends to a lease or to tries are kept. Numbers never go through tostring, which rounds.
+local META, TASKS, READY, LEASED, LEASES, TRIES, WAITERS, SPARE = unpack(KEYS)
+local BASE = string.sub(META, 1, -5)
+local APPLIED, ALREADY_ACKED, LEASE_LOST = 1, 2, 3
+local RECLAIM_STEP = 200
+
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+local function args_from(first)
+  local list = {}
+  for i = first, #ARGV do
+    list[#list + 1] = ARGV[i]
+  end
+  return list
+end
+
+-- A Redis that is full refuses a script's first write unless it is a command that frees, and lets the rest through then.
+local function first_free()
+  redis.call('DEL', SPARE)
+end
+
+local function read_lease(token, record)
+  local order, lease, renewed, holder, rest = string.match(record, '^(%d+) (%d+) (%d+) (%S+)(.*)$', 17)
+  return {
+    token = token, id = string.sub(record, 1, 16), order = tonumber(order), lease = tonumber(lease),
+    renewed = tonumber(renewed), holder = holder, rest = rest,
+  }
+end
+
+local function write_lease(lease)
+  return table.concat({
+    lease.id, int(lease.order), ' ', int(lease.lease), ' ', int(lease.renewed), ' ', lease.holder, lease.rest,
+  })
+end
+
+-- deliveries, failures, expiries, and what a later version wrote behind them
+local function read_tries(record)
+  if not record then
+    return 0, 0, 0, ''
+  end
+  local deliveries, failures, expiries, rest = string.match(record, '^(%d+) (%d+) (%d+)(.*)$')
+  return tonumber(deliveries), tonumber(failures), tonumber(expiries), rest
+end
+
+-- The current lease of each token, or false, in order.
+local function leases_of(tokens)
+  if #tokens == 0 then
+    return {}
+  end
+  local leases = redis.call('HMGET', LEASES, unpack(tokens))
+  for i, record in ipairs(leases) do
+    leases[i] = record and read_lease(tokens[i], record)
+  end
+  return leases
+end
+
+-- A memory, 'acked' (sets) or 'requests' (hashes), has two generations. One takes entries for the window, or until it
+-- has half of all; then the older is dropped and a new one begins. It is seen until twice the window after it began.
+local function memory(kind)
+  local at = redis.call('HMGET', META, kind .. ':at', kind .. ':0', kind .. ':1')
+  return { kind = kind, at = tonumber(at[1] or '0'), began = { [0] = tonumber(at[2] or '0'), [1] = tonumber(at[3] or '0') } }
+end
+
+local function generation_key(mem, generation)
+  return BASE .. mem.kind .. ':' .. generation
+end
+
+-- The keys of the generations that are still seen, the current one first.
+local function seen_generations(mem)
+  local keys = {}
+  for _, generation in ipairs({ mem.at, 1 - mem.at }) do
+    if now < mem.began[generation] + 2 * tonumber(ARGV[1]) then
+      keys[#keys + 1] = generation_key(mem, generation)
+    end
+  end
+  return keys
+end
+
+-- The key that takes new entries. Begins a new generation when it is time, so call it just before the first entry.
+local function current_generation(mem, size_command)
+  local key = generation_key(mem, mem.at)
+  if now >= mem.began[mem.at] + tonumber(ARGV[1]) or redis.call(size_command, key) >= tonumber(ARGV[2]) then
+    mem.at = 1 - mem.at
+    mem.began[mem.at] = now
+    key = generation_key(mem, mem.at)
+    redis.call('UNLINK', key)
+    redis.call('HSET', META, mem.kind .. ':at', mem.at, mem.kind .. ':' .. mem.at, int(now))
+  end
+  return key
+end
+
+local function recall_request(field)
+  for _, key in ipairs(seen_generations(memory('requests'))) do
+    local record = redis.call('HGET', key, field)
+    if record then
+      return record
+    end
+  end
+  return false
+end
+
+local function remember_request(field, record)
+  redis.call('HSET', current_generation(memory('requests'), 'HLEN'), field, record)
+end
+
+-- Fills the holes of `outcomes` where the token is not held: acked before, or lost.
+local function outcomes_of_others(tokens, outcomes)
+  local keys
+  for i, token in ipairs(tokens) do
+    if not outcomes[i] then
+      keys = keys or seen_generations(memory('acked'))
+      outcomes[i] = LEASE_LOST
+      for _, key in ipairs(keys) do
+        if redis.call('SISMEMBER', key, token) == 1 then
+          outcomes[i] = ALREADY_ACKED
+        end
+      end
+    end
+  end
+  return outcomes
+end
+
+local function ack(tokens)
+  local outcomes, gone, ids, twice = {}, {}, {}, {}
+  for i, lease in ipairs(leases_of(tokens)) do
+    if lease and not twice[lease.token] then
+      twice[lease.token] = true
+      outcomes[i] = APPLIED
+      gone[#gone + 1] = lease.token
+      ids[#ids + 1] = lease.id
+    elseif lease then
+      outcomes[i] = ALREADY_ACKED
+    end
+  end
+  outcomes_of_others(tokens, outcomes)
+  if #gone > 0 then
+    redis.call('ZREM', LEASED, unpack(gone))
+    redis.call('HDEL', LEASES, unpack(gone))
+    redis.call('HDEL', TASKS, unpack(ids))
+    redis.call('HDEL', TRIES, unpack(ids))
+    redis.call('HINCRBY', META, 'acked', #gone)
+    redis.call('SADD', current_generation(memory('acked'), 'SCARD'), unpack(gone))
+  end
+  return outcomes
+end
+
+-- Ends leases and puts their tasks at the head in the order of their delivery. Counts for each a delivery if `deliveries`
+-- is 1, and an expiry if `expiries` is.
+local function to_head(leases, deliveries, expiries)
+  if #leases == 0 then
+    return
+  end
+  table.sort(leases, function(a, b) return a.order > b.order end)
+  local tokens, ids = {}, {}
+  for i, lease in ipairs(leases) do
+    tokens[i] = lease.token
+    ids[i] = lease.id
+  end
+  local tries
+  if deliveries + expiries > 0 then
+    tries = redis.call('HMGET', TRIES, unpack(ids))
+    for i, record in ipairs(tries) do
+      local d, f, e, rest = read_tries(record)
+      tries[i] = table.concat({ int(d + deliveries), ' ', int(f), ' ', int(e + expiries), rest })
+    end
+  end
+  redis.call('ZREM', LEASED, unpack(tokens))
+  redis.call('HDEL', LEASES, unpack(tokens))
+  redis.call('LPUSH', READY, unpack(ids))
+  redis.call('HINCRBY', META, 'ready', #ids)
+  if tries then
+    local records = {}
+    for i, id in ipairs(ids) do
+      records[2 * i - 1] = id
+      records[2 * i] = tries[i]
+    end
+    redis.call('HSET', TRIES, unpack(records))
+  end
+end
+
+-- Takes back leases that ran out, the latest deadlines first. Returns how many, and whether there are more.
+local function reclaim()
+  local tokens = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
+  to_head(leases_of(tokens), 1, 1)
+  return #tokens, #tokens == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0
+end
+
+-- How long until the first lease runs out, or -1.
+local function due_in()
+  local first = redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')
+  return first[2] and math.max(0, first[2] - now) or -1
+end
+
+local function ready_count()
+  return tonumber(redis.call('HGET', META, 'ready') or '0')
+end
+
+-- Says on this queue's behalf, until `ttl` ms from now, that this server waits.
+local function announce(ttl)
+  first_free()
+  redis.call('ZREMRANGEBYSCORE', WAITERS, '-inf', now)
+  redis.call('ZADD', WAITERS, now + ttl, ARGV[3])
+  redis.call('PEXPIRE', WAITERS, ttl)
+end
+
+-- Tells the other servers that wait here about `count` tasks. A hint: it may be lost, they also look by themselves.
+local function wake_others(count)
+  for _, server in ipairs(redis.call('ZRANGEBYSCORE', WAITERS, now, '+inf')) do
+    if server ~= ARGV[3] then
+      redis.call('PUBLISH', ARGV[5] .. server, int(count) .. ' ' .. ARGV[4])
+    end
+  end
+end

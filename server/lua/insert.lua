@@ -1,0 +1,44 @@
+-- Puts tasks at the tail, all or none. Its first write is one that a full Redis refuses.
+--
+-- KEYS     as in common.lua
+-- ARGV     6 request id or '', 7 fingerprint, 8 pops that wait on this server; then id, envelope of each task
+-- Returns  {0 inserted | 1 replayed | 2 request id reused, 1 if this made the queue, ids…}
+local request = ARGV[6] ~= '' and 'i' .. ARGV[6]
+if request then
+  local record = recall_request(request)
+  if record then
+    if string.sub(record, 1, 16) ~= ARGV[7] then
+      return { 2, 0 }
+    end
+    local answer = { 1, 0 }
+    for at = 17, #record, 16 do
+      answer[#answer + 1] = string.sub(record, at, at + 15)
+    end
+    return answer
+  end
+end
+
+local ids, tasks = {}, {}
+-- An envelope is a protobuf message; the time of the insert is its field 1, a fixed64, put behind the others.
+local inserted_at = '\9' .. struct.pack('<I8', now)
+for at = 9, #ARGV, 2 do
+  ids[#ids + 1] = ARGV[at]
+  tasks[#tasks + 1] = ARGV[at]
+  tasks[#tasks + 1] = ARGV[at + 1] .. inserted_at
+end
+-- A second run of the same call changes nothing.
+if redis.call('HEXISTS', TASKS, ids[1]) == 1 then
+  return { 0, 0, unpack(ids) }
+end
+redis.call('HSET', TASKS, unpack(tasks))
+redis.call('RPUSH', READY, unpack(ids))
+redis.call('HINCRBY', META, 'ready', #ids)
+local made = redis.call('HINCRBY', META, 'inserted', #ids) == #ids
+if request then
+  remember_request(request, ARGV[7] .. table.concat(ids))
+end
+local others = #ids - tonumber(ARGV[8])
+if others > 0 then
+  wake_others(others)
+end
+return { 0, made and 1 or 0, unpack(ids) }

@@ -1,0 +1,140 @@
+-- Acks, takes back what ran out, then leases from the head.
+--
+-- KEYS     as in common.lua
+-- ARGV     6 the most tasks, 7 envelope bytes after which no further one is leased, 8 lease in ms, 9 stem of the tokens,
+--          10 for how many ms to say that this server waits if nothing is found, or 0, 11 1: pop even if more leases
+--          ran out than one step takes back, 12 request id or '', 13 fingerprint, 14 attempt or '-'; then tokens to ack
+-- Returns  {0, ready, reclaimed, due in or -1, 1 if more leases ran out and nothing was popped for that, {outcomes},
+--          {token, id, envelope, deliveries, expiries, left, deadline, … for each task}}, or {2}: request id reused
+local max, max_bytes, lease_ms, stem = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
+
+local function token_at(position)
+  return stem .. string.char(math.floor(position / 256), position % 256)
+end
+
+-- What the first call was given and still holds, or what an earlier run of this very call leased.
+local function leased_before(record)
+  local tokens, held = {}, {}
+  for at = 17, record and #record or 0, 16 do
+    tokens[#tokens + 1] = string.sub(record, at, at + 15)
+  end
+  for _, lease in ipairs(leases_of(tokens)) do
+    held[#held + 1] = lease or nil
+  end
+  if #held == 0 then
+    for position = 0, max - 1 do
+      local lease = leases_of({ token_at(position) })[1]
+      if not lease then
+        break
+      end
+      held[#held + 1] = lease
+    end
+  end
+  if #held > 0 and request then
+    local records = {}
+    for i, lease in ipairs(held) do
+      lease.holder = holder
+      records[2 * i - 1] = lease.token
+      records[2 * i] = write_lease(lease)
+    end
+    first_free()
+    redis.call('HSET', LEASES, unpack(records))
+  end
+  return held
+end
+
+-- From the head: how many ids to take off, and those of them whose task is there, up to `max_bytes`. The id of a task
+-- that is gone may still be in the list; it is not counted as ready any more.
+local function head()
+  local ids, tasks, bytes = redis.call('LRANGE', READY, 0, max - 1), {}, 0
+  for from = 1, #ids, 16 do
+    for i, envelope in ipairs(redis.call('HMGET', TASKS, unpack(ids, from, math.min(from + 15, #ids)))) do
+      if bytes >= max_bytes and #tasks > 0 then
+        return from + i - 2, tasks
+      end
+      if envelope then
+        tasks[#tasks + 1] = ids[from + i - 1]
+        bytes = bytes + #envelope
+      end
+    end
+  end
+  return #ids, tasks
+end
+
+local function lease_from_head()
+  local taken, ids = head()
+  local held, records, scores, tokens = {}, {}, {}, {}
+  if taken > 0 then
+    redis.call('LPOP', READY, taken)
+  end
+  if #ids == 0 then
+    return held
+  end
+  redis.call('HINCRBY', META, 'ready', -#ids)
+  local order = redis.call('HINCRBY', META, 'delivered', #ids) - #ids
+  for i, id in ipairs(ids) do
+    local lease = {
+      token = token_at(i - 1), id = id, order = order + i, lease = lease_ms, renewed = now, holder = holder, rest = '',
+    }
+    held[i] = lease
+    tokens[i] = lease.token
+    records[2 * i - 1] = lease.token
+    records[2 * i] = write_lease(lease)
+    scores[2 * i - 1] = int(now + lease_ms)
+    scores[2 * i] = lease.token
+  end
+  redis.call('HSET', LEASES, unpack(records))
+  redis.call('ZADD', LEASED, unpack(scores))
+  if request then
+    remember_request(request, ARGV[13] .. table.concat(tokens))
+  end
+  return held
+end
+
+-- The delivery under way counts, though it is in the lease and not yet in tries.
+local function answer(held)
+  local ids, tokens, tasks = {}, {}, {}
+  for i, lease in ipairs(held) do
+    ids[i] = lease.id
+    tokens[i] = lease.token
+  end
+  local envelopes = redis.call('HMGET', TASKS, unpack(ids))
+  local tries = redis.call('HMGET', TRIES, unpack(ids))
+  local deadlines = redis.call('ZMSCORE', LEASED, unpack(tokens))
+  for i, lease in ipairs(held) do
+    local deliveries, _, expiries = read_tries(tries[i])
+    local deadline = tonumber(deadlines[i])
+    for _, field in ipairs({
+      lease.token, lease.id, envelopes[i], deliveries + 1, expiries, math.max(0, deadline - now), deadline,
+    }) do
+      tasks[#tasks + 1] = field
+    end
+  end
+  return tasks
+end
+
+local record = request and recall_request(request)
+if record and string.sub(record, 1, 16) ~= ARGV[13] then
+  return { 2 }
+end
+local outcomes = ack(args_from(15))
+local reclaimed, more = reclaim()
+if more and ARGV[11] ~= '1' then
+  return { 0, 0, reclaimed, -1, 1, outcomes, {} }
+end
+local held = leased_before(record)
+if #held == 0 then
+  held = lease_from_head()
+end
+local ready = ready_count()
+if reclaimed > 0 and ready > 0 then
+  wake_others(ready)
+end
+if #held > 0 then
+  return { 0, ready, reclaimed, -1, 0, outcomes, answer(held) }
+end
+if ARGV[10] ~= '0' then
+  announce(tonumber(ARGV[10]))
+end
+return { 0, ready, reclaimed, due_in(), 0, outcomes, {} }

@@ -1,0 +1,3 @@
+-- What every script begins with: the time, in milliseconds since the Unix epoch, by Redis' own clock.
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)

@@ -1,0 +1,227 @@
+//! Names and random identifiers: queue names, task ids, lease tokens, attempts.
+
+use std::{fmt, sync::Arc};
+
+/// The longest queue name, in bytes.
+pub(super) const MAX_QUEUE_NAME: usize = 128;
+
+/// A queue's name, checked: 1 to 128 bytes, the first a letter or digit, the rest letters, digits, `.`, `_`, `:`, `/`, `-`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueName(Arc<str>);
+
+/// Why a name is not a queue's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QueueNameError {
+    /// It has no characters.
+    #[error("is empty; a queue name has 1 to {MAX_QUEUE_NAME} bytes")]
+    Empty,
+    /// It has this many bytes.
+    #[error("has {0} bytes; a queue name has at most {MAX_QUEUE_NAME}")]
+    TooLong(usize),
+    /// The character at this byte is not allowed there.
+    #[error(
+        "has a character at byte {0} that is not allowed there; a queue name starts with a letter or digit and goes on with letters, digits, '.', '_', ':', '/' and '-'"
+    )]
+    Character(usize),
+}
+
+impl QueueName {
+    /// Checks a name.
+    pub fn parse(name: &str) -> Result<Self, QueueNameError> {
+        if name.is_empty() {
+            return Err(QueueNameError::Empty);
+        }
+        if name.len() > MAX_QUEUE_NAME {
+            return Err(QueueNameError::TooLong(name.len()));
+        }
+        let allowed = |at: usize, b: u8| b.is_ascii_alphanumeric() || (at > 0 && b"._:/-".contains(&b));
+        match name.bytes().enumerate().find(|&(at, b)| !allowed(at, b)) {
+            Some((at, _)) => Err(QueueNameError::Character(at)),
+            None => Ok(Self(name.into())),
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// What queues have in common that are kept together: the name up to its first `::`, or all of it.
+    pub fn tag(&self) -> &str {
+        self.0.split_once("::").map_or(&self.0, |(tag, _)| tag)
+    }
+}
+
+impl fmt::Debug for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+/// The shard that every task belongs to: a queue has one so far, and ids and tokens have a byte for it.
+const SHARD: u8 = 0;
+
+/// Names a task for life: a byte for the shard, the rest random. On the wire, a UUID's text.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TaskId(pub [u8; 16]);
+
+impl TaskId {
+    /// Makes ids for a batch from one draw of the system's generator.
+    pub fn mint(count: usize) -> Result<Vec<Self>, getrandom::Error> {
+        let mut random = vec![0; count * 16];
+        getrandom::fill(&mut random)?;
+        Ok(random.as_chunks::<16>().0.iter().map(|bytes| Self::from_random(*bytes)).collect())
+    }
+
+    fn from_random(mut bytes: [u8; 16]) -> Self {
+        bytes[0] = SHARD;
+        // Version 4 and variant 1 of RFC 9562, so that databases and tools take it for the UUID that it is.
+        bytes[6] = (bytes[6] & 0x0f) | 0x40;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hex = hex(&self.0);
+        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    }
+}
+
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What the tokens of one pop have in common: a byte for the shard and 104 fresh random bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Stem(pub [u8; 14]);
+
+impl Stem {
+    /// Draws a new one.
+    pub fn mint() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 14];
+        getrandom::fill(&mut bytes[1..])?;
+        bytes[0] = SHARD;
+        Ok(Self(bytes))
+    }
+
+    /// The token at a position of the batch.
+    pub fn token(&self, position: u16) -> Token {
+        let mut bytes = [0; 16];
+        bytes[..14].copy_from_slice(&self.0);
+        bytes[14..].copy_from_slice(&position.to_be_bytes());
+        Token(bytes)
+    }
+}
+
+impl fmt::Debug for Stem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stem(..)")
+    }
+}
+
+/// The proof of one delivery: a stem and a position. Compared whole.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(pub [u8; 16]);
+
+/// A text is not 32 lower-case hex characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is not a lease token: 32 lower-case hex characters, as a pop gave them")]
+pub struct TokenError;
+
+impl Token {
+    /// Reads the text that a worker sent.
+    pub fn parse(text: &str) -> Result<Self, TokenError> {
+        let text: &[u8; 32] = text.as_bytes().try_into().map_err(|_| TokenError)?;
+        let mut bytes = [0; 16];
+        for (byte, [high, low]) in bytes.iter_mut().zip(text.as_chunks::<2>().0) {
+            *byte = nibble(*high)? << 4 | nibble(*low)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+fn nibble(character: u8) -> Result<u8, TokenError> {
+    match character {
+        b'0'..=b'9' => Ok(character - b'0'),
+        b'a'..=b'f' => Ok(character - b'a' + 10),
+        _ => Err(TokenError),
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+/// A token is a credential: it goes to its holder through `Display`, and never to a log.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+/// Names one try of a repeatable pop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt(pub [u8; 8]);
+
+impl Attempt {
+    /// Draws a new one.
+    pub fn mint() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+/// Of a request's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint(pub [u8; 16]);
+
+/// Lower-case hex.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)] as char, DIGITS[usize::from(b & 15)] as char]).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queue_names_are_checked_to_the_byte() {
+        for good in ["a", "9", "A.b_c:d/e-f", "a/../b", "a::b", &"q".repeat(128)] {
+            assert_eq!(QueueName::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", ".a", "/a", ":a", "-a", "_a", "a b", "a}b", "{x}", "a\0", "a\n", "ä", "../../etc", &"q".repeat(129)] {
+            assert!(QueueName::parse(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(QueueName::parse("a::b::c").unwrap().tag(), "a");
+        assert_eq!(QueueName::parse("a:b").unwrap().tag(), "a:b");
+    }
+
+    #[test]
+    fn tokens_come_back_from_their_text_and_hide_from_logs() {
+        let token = Stem::mint().unwrap().token(258);
+        assert_eq!(token.0[14..], [1, 2]);
+        assert_eq!(Token::parse(&token.to_string()), Ok(token));
+        assert!(!format!("{token:?}").contains(&token.to_string()));
+        for bad in ["", "0", &"0".repeat(31), &"0".repeat(33), &"A".repeat(32), &"g".repeat(32), &"ä".repeat(16)] {
+            assert_eq!(Token::parse(bad), Err(TokenError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ids_are_uuids() {
+        let ids = TaskId::mint(3).unwrap();
+        assert!(ids[0] != ids[1] && ids[1] != ids[2]);
+        let text = ids[0].to_string();
+        assert_eq!(text.len(), 36);
+        assert_eq!(&text[14..15], "4");
+    }
+}

@@ -1,0 +1,432 @@
+//! The store in memory: the specification. One struct, one lock, plain maps, no batching.
+//!
+//! The other stores are compared with this one. It keeps nothing when the process ends, and is for tests and demos.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+
+use super::{
+    Admin, Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, NewTask, OnWake, Outcome, Pop, Popped, QueueName,
+    RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, RequestKey, Sight, Store, StoreError, TaskId, Token,
+};
+
+/// Tells the time, in milliseconds since the Unix epoch.
+pub trait Clock: Send + Sync + 'static {
+    /// Now.
+    fn now(&self) -> Millis;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Millis {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The store.
+pub struct MemoryStore {
+    queues: Mutex<BTreeMap<QueueName, Queue>>,
+    clock: Arc<dyn Clock>,
+    remember: Remember,
+    capacity: u64,
+    used: Arc<AtomicU64>,
+}
+
+/// What a task is reckoned to take beside its envelope, in bytes.
+const TASK_OVERHEAD: u64 = 128;
+
+impl MemoryStore {
+    /// An empty store that refuses inserts when its tasks would take more than `capacity` bytes.
+    pub fn new(clock: Arc<dyn Clock>, remember: Remember, capacity: u64) -> Self {
+        Self { queues: Mutex::new(BTreeMap::new()), clock, remember, capacity, used: Arc::new(AtomicU64::new(0)) }
+    }
+
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<QueueName, Queue>> {
+        // Every step below checks before it changes, so a panic elsewhere leaves no step half done.
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a step on a queue; on an empty one that is thrown away if the queue is unknown.
+    fn step<T>(&self, name: &QueueName, step: impl FnOnce(&mut Queue, Millis) -> T) -> T {
+        let now = self.clock.now();
+        match self.queues().get_mut(name) {
+            Some(queue) => step(queue, now),
+            None => step(&mut Queue::new(self), now),
+        }
+    }
+}
+
+struct Queue {
+    tasks: HashMap<TaskId, Task>,
+    ready: VecDeque<TaskId>,
+    leases: HashMap<Token, Lease>,
+    deadlines: BTreeSet<(Millis, Token)>,
+    acked: Memory<Token, ()>,
+    inserts: Memory<String, ([u8; 16], Vec<TaskId>)>,
+    pops: Memory<String, ([u8; 16], Vec<Token>)>,
+    delivered: u64,
+    inserted_count: u64,
+    acked_count: u64,
+    used: Arc<AtomicU64>,
+}
+
+struct Task {
+    task: NewTask,
+    inserted_at: Millis,
+    deliveries: u32,
+    expiries: u32,
+}
+
+struct Lease {
+    id: TaskId,
+    order: u64,
+    renewed_at: Millis,
+    deadline: Millis,
+    holder: Option<Attempt>,
+}
+
+fn size_of_task(task: &NewTask) -> u64 {
+    task.envelope.len() as u64 + TASK_OVERHEAD
+}
+
+impl Queue {
+    fn new(store: &MemoryStore) -> Self {
+        let remember = store.remember;
+        Self {
+            used: Arc::clone(&store.used),
+            tasks: HashMap::new(),
+            ready: VecDeque::new(),
+            leases: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            acked: Memory::new(remember),
+            inserts: Memory::new(remember),
+            pops: Memory::new(remember),
+            delivered: 0,
+            inserted_count: 0,
+            acked_count: 0,
+        }
+    }
+
+    fn insert(&mut self, insert: Insert, capacity: u64, now: Millis) -> Result<Inserted, StoreError> {
+        if let Some(RequestKey { id, fingerprint }) = &insert.request
+            && let Some((first, ids)) = self.inserts.get(id, now)
+        {
+            if *first != fingerprint.0 {
+                return Err(StoreError::RequestIdReused);
+            }
+            return Ok(Inserted { ids: ids.clone(), replayed: true });
+        }
+        let ids: Vec<TaskId> = insert.tasks.iter().map(|task| task.id).collect();
+        if ids.first().is_some_and(|first| self.tasks.contains_key(first)) {
+            return Ok(Inserted { ids, replayed: false });
+        }
+        let size = insert.tasks.iter().map(|task| size_of_task(task)).sum::<u64>();
+        if self.used.load(Ordering::Relaxed) + size > capacity {
+            return Err(StoreError::Full(format!("the store in memory holds at most {capacity} bytes")));
+        }
+        self.used.fetch_add(size, Ordering::Relaxed);
+        for task in insert.tasks {
+            self.ready.push_back(task.id);
+            self.tasks.insert(task.id, Task { task, inserted_at: now, deliveries: 0, expiries: 0 });
+        }
+        self.inserted_count += ids.len() as u64;
+        if let Some(RequestKey { id, fingerprint }) = insert.request {
+            self.inserts.put(id, (fingerprint.0, ids.clone()), now);
+        }
+        Ok(Inserted { ids, replayed: false })
+    }
+
+    fn pop(&mut self, pop: Pop, now: Millis) -> Result<Popped, StoreError> {
+        let mut known = Vec::new();
+        if let Some(request) = &pop.request
+            && let Some((first, tokens)) = self.pops.get(&request.key.id, now)
+        {
+            if *first != request.key.fingerprint.0 {
+                return Err(StoreError::RequestIdReused);
+            }
+            known.clone_from(tokens);
+        }
+        let acks = self.ack(&pop.acks, now);
+        let reclaimed = self.reclaim(now);
+
+        let holder = pop.request.as_ref().map(|request| request.attempt);
+        let mut held: Vec<Token> = known.into_iter().filter(|token| self.leases.contains_key(token)).collect();
+        if held.is_empty() {
+            held = (0..).map(|n| pop.stem.token(n)).take_while(|token| self.leases.contains_key(token)).collect();
+        }
+        if held.is_empty() {
+            held = self.lease_from_head(&pop, now);
+            if let Some(request) = pop.request.filter(|_| !held.is_empty()) {
+                self.pops.put(request.key.id, (request.key.fingerprint.0, held.clone()), now);
+            }
+        }
+        for token in &held {
+            if let Some(lease) = self.leases.get_mut(token) {
+                lease.holder = holder;
+            }
+        }
+        let tasks: Vec<Leased> = held.iter().filter_map(|token| self.leased(*token, now)).collect();
+        let due_in = if tasks.is_empty() { self.due_in(now) } else { None };
+        Ok(Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in })
+    }
+
+    fn lease_from_head(&mut self, pop: &Pop, now: Millis) -> Vec<Token> {
+        let (mut held, mut bytes) = (Vec::new(), 0);
+        while held.len() < pop.max_tasks
+            && bytes < pop.max_bytes.max(1)
+            && let Some(id) = self.ready.pop_front()
+        {
+            let Some(task) = self.tasks.get(&id) else { continue };
+            bytes += task.task.envelope.len();
+            let token = pop.stem.token(held.len() as u16);
+            self.delivered += 1;
+            let lease = Lease { id, order: self.delivered, renewed_at: now, deadline: now + pop.lease, holder: None };
+            self.deadlines.insert((lease.deadline, token));
+            self.leases.insert(token, lease);
+            held.push(token);
+        }
+        held
+    }
+
+    /// A delivery as its holder sees it. The lease itself is the delivery that is not counted yet.
+    fn leased(&self, token: Token, now: Millis) -> Option<Leased> {
+        let lease = self.leases.get(&token)?;
+        let task = self.tasks.get(&lease.id)?;
+        Some(Leased {
+            token,
+            id: lease.id,
+            envelope: task.task.envelope.clone(),
+            inserted_at: task.inserted_at,
+            deliveries: task.deliveries + 1,
+            expiries: task.expiries,
+            left: lease.deadline.saturating_sub(now),
+            expires_at: lease.deadline,
+        })
+    }
+
+    fn ack(&mut self, tokens: &[Token], now: Millis) -> Vec<Outcome> {
+        let ack_one = |token: &Token| match self.end_lease(token) {
+            Some(lease) => {
+                if let Some(gone) = self.tasks.remove(&lease.id) {
+                    self.used.fetch_sub(size_of_task(&gone.task), Ordering::Relaxed);
+                }
+                self.acked_count += 1;
+                self.acked.put(*token, (), now);
+                Outcome::Applied
+            }
+            None => self.not_held(token, now),
+        };
+        tokens.iter().map(ack_one).collect()
+    }
+
+    fn not_held(&self, token: &Token, now: Millis) -> Outcome {
+        if self.acked.get(token, now).is_some() { Outcome::AlreadyAcked } else { Outcome::LeaseLost }
+    }
+
+    fn heartbeat(&mut self, tokens: &[Token], lease: Millis, now: Millis) -> Beaten {
+        let mut earliest: Option<Millis> = None;
+        let beat = |token: &Token| {
+            let Some(held) = self.leases.get_mut(token) else { return self.not_held(token, now) };
+            self.deadlines.remove(&(held.deadline, *token));
+            held.deadline = held.deadline.max(now + lease);
+            held.renewed_at = now;
+            self.deadlines.insert((held.deadline, *token));
+            earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
+            Outcome::Applied
+        };
+        let outcomes = tokens.iter().map(beat).collect();
+        Beaten { outcomes, earliest: earliest.map(|deadline| (deadline.saturating_sub(now), deadline)) }
+    }
+
+    fn release(&mut self, release: Release, now: Millis) -> Vec<Outcome> {
+        let (tokens, unsent) = match release {
+            Release::PutBack(tokens) => (tokens, None),
+            Release::Unsent(tokens, holder) => (tokens, Some(holder)),
+        };
+        let mut ended = Vec::new();
+        let mut outcomes = Vec::new();
+        for token in &tokens {
+            let mine = |lease: &Lease| unsent.is_none_or(|holder| holder == lease.holder);
+            outcomes.push(match self.leases.get(token) {
+                Some(lease) if mine(lease) => Outcome::Applied,
+                Some(_) => Outcome::LeaseLost,
+                None => self.not_held(token, now),
+            });
+            if outcomes.last() == Some(&Outcome::Applied) {
+                ended.extend(self.end_lease(token));
+            }
+        }
+        self.to_head(ended, u32::from(unsent.is_none()), 0);
+        outcomes
+    }
+
+    fn release_held(&mut self, held_for: Millis, now: Millis) -> u64 {
+        let old = |lease: &Lease| now.saturating_sub(lease.renewed_at) >= held_for;
+        let tokens: Vec<Token> = self.leases.iter().filter(|(_, lease)| old(lease)).map(|(token, _)| *token).collect();
+        let ended: Vec<Lease> = tokens.iter().filter_map(|token| self.end_lease(token)).collect();
+        let count = ended.len() as u64;
+        self.to_head(ended, 1, 1);
+        count
+    }
+
+    /// Takes back the leases that ran out.
+    fn reclaim(&mut self, now: Millis) -> u64 {
+        let mut count = 0;
+        loop {
+            let expired = |(deadline, _): &&(Millis, Token)| *deadline <= now;
+            let after = self.deadlines.iter().take_while(expired).count();
+            let step: Vec<Token> =
+                self.deadlines.iter().take(after).rev().take(RECLAIM_STEP).map(|(_, token)| *token).collect();
+            if step.is_empty() {
+                return count;
+            }
+            let ended: Vec<Lease> = step.iter().filter_map(|token| self.end_lease(token)).collect();
+            count += ended.len() as u64;
+            self.to_head(ended, 1, 1);
+        }
+    }
+
+    fn end_lease(&mut self, token: &Token) -> Option<Lease> {
+        let lease = self.leases.remove(token)?;
+        self.deadlines.remove(&(lease.deadline, *token));
+        Some(lease)
+    }
+
+    fn to_head(&mut self, mut ended: Vec<Lease>, deliveries: u32, expiries: u32) {
+        ended.sort_by_key(|lease| std::cmp::Reverse(lease.order));
+        for lease in ended {
+            if let Some(task) = self.tasks.get_mut(&lease.id) {
+                task.deliveries += deliveries;
+                task.expiries += expiries;
+            }
+            self.ready.push_front(lease.id);
+        }
+    }
+
+    fn due_in(&self, now: Millis) -> Option<Millis> {
+        self.deadlines.first().map(|(deadline, _)| deadline.saturating_sub(now))
+    }
+
+    fn sight(&mut self, now: Millis) -> Sight {
+        let reclaimed = self.reclaim(now);
+        Sight { ready: self.ready.len() as u64, due_in: self.due_in(now), reclaimed }
+    }
+}
+
+/// What is remembered, in two generations. A generation takes entries for the window, or until it has half of all; then
+/// the older one is dropped and a new one begins. It is seen until twice the window after its beginning: so an entry is
+/// remembered for at least the window and at most twice as long.
+struct Memory<K, V> {
+    remember: Remember,
+    current: (Millis, HashMap<K, V>),
+    older: (Millis, HashMap<K, V>),
+}
+
+impl<K: std::hash::Hash + Eq, V> Memory<K, V> {
+    fn new(remember: Remember) -> Self {
+        Self { remember, current: (0, HashMap::new()), older: (0, HashMap::new()) }
+    }
+
+    fn get<Q: std::hash::Hash + Eq + ?Sized>(&self, key: &Q, now: Millis) -> Option<&V>
+    where
+        K: std::borrow::Borrow<Q>,
+    {
+        let seen = |generation: &&(Millis, HashMap<K, V>)| now < generation.0 + 2 * self.remember.window;
+        [&self.current, &self.older].into_iter().filter(seen).find_map(|generation| generation.1.get(key))
+    }
+
+    fn put(&mut self, key: K, value: V, now: Millis) {
+        let (began, entries) = &self.current;
+        if now >= began + self.remember.window || entries.len() as u64 >= self.remember.entries / 2 {
+            self.older = std::mem::replace(&mut self.current, (now, HashMap::new()));
+        }
+        self.current.1.insert(key, value);
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+        let now = self.clock.now();
+        self.queues().entry(queue.clone()).or_insert_with(|| Queue::new(self)).insert(insert, self.capacity, now)
+    }
+
+    async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
+        self.step(queue, |queue, now| queue.pop(pop, now))
+    }
+
+    async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
+        Ok(self.step(queue, |queue, now| queue.ack(tokens, now)))
+    }
+
+    async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
+        Ok(self.step(queue, |queue, now| queue.heartbeat(tokens, lease, now)))
+    }
+
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
+        Ok(self.step(queue, |queue, now| queue.release(release, now)))
+    }
+
+    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError> {
+        Ok(self.step(queue, |queue, now| queue.release_held(held_for, now)))
+    }
+
+    async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
+        Ok(queues.iter().map(|queue| self.step(queue, |queue, now| queue.sight(now))).collect())
+    }
+
+    async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
+        let now = self.clock.now();
+        let mut reaped = Reaped::default();
+        let start = usize::try_from(cursor.position).unwrap_or(usize::MAX);
+        for (name, queue) in self.queues().iter_mut().skip(start).take(budget) {
+            reaped.visited += 1;
+            match queue.reclaim(now) {
+                0 => {}
+                count => reaped.reclaimed.push((name.clone(), count)),
+            }
+        }
+        if reaped.visited == budget {
+            reaped.next.position = cursor.position.saturating_add(budget as u64);
+        }
+        Ok(reaped)
+    }
+
+    async fn listen(&self, _: OnWake) -> Result<(), StoreError> {
+        // There are no other servers.
+        std::future::pending().await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Admin for MemoryStore {
+    async fn counts(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
+        let now = self.clock.now();
+        Ok(self.queues().get_mut(queue).map(|queue| {
+            queue.reclaim(now);
+            Counts {
+                ready: queue.ready.len() as u64,
+                leased: queue.leases.len() as u64,
+                inserted: queue.inserted_count,
+                acked: queue.acked_count,
+            }
+        }))
+    }
+}

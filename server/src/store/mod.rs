@@ -1,0 +1,279 @@
+//! What a store keeps, and the traits it is reached through. No connection and no engine type appears here.
+//!
+//! A store persists and decides nothing else: limits, waiting and defaults belong to [`crate::queue`]. Every method that
+//! changes a task's state does it in one step of the store (a script, a transaction, a locked section), so that a process
+//! that dies in between leaves either the state before or the state after. Time is the store's own.
+//!
+//! Ids and tokens are made by the caller and passed in, so that a step that runs twice finds them and changes nothing.
+
+mod ident;
+pub mod memory;
+pub mod redis;
+
+#[cfg(test)]
+mod conformance;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, Stem, TaskId, Token, TokenError};
+
+/// Milliseconds: a span, or a point in time since the Unix epoch by the store's clock.
+pub type Millis = u64;
+
+/// The most expired leases that one step takes back. More are taken back in further steps, those with the latest
+/// deadlines first: each step puts its tasks in front, so that the ones held longest end at the head.
+pub const RECLAIM_STEP: usize = 200;
+
+/// How a store remembers request ids and acked tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Remember {
+    /// How long an entry is remembered at least; it is forgotten after at most twice this.
+    pub window: Millis,
+    /// The most entries of a kind that a queue remembers; at least the newest half of them.
+    pub entries: u64,
+}
+
+/// A task to insert. The envelope is opaque here.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// Minted by the caller.
+    pub id: TaskId,
+    /// What comes back at each delivery, byte for byte.
+    pub envelope: Bytes,
+}
+
+/// A request id, with what the request was about.
+#[derive(Clone, Debug)]
+pub struct RequestKey {
+    /// The caller's text.
+    pub id: String,
+    /// Of the request's content: the same id with another fingerprint is refused.
+    pub fingerprint: Fingerprint,
+}
+
+/// An insert: all of the tasks or none, at the tail, in this order.
+#[derive(Clone, Debug)]
+pub struct Insert {
+    /// At least one.
+    pub tasks: Vec<NewTask>,
+    /// Set if the insert is to be remembered.
+    pub request: Option<RequestKey>,
+    /// How many pops of this server wait on the queue: other servers are told only about tasks beyond these. A hint.
+    pub waiting_here: usize,
+}
+
+/// What an insert did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inserted {
+    /// One for each task, in order: of the first call if this one was a repetition.
+    pub ids: Vec<TaskId>,
+    /// True if the request id was known and nothing was inserted.
+    pub replayed: bool,
+}
+
+/// What makes a pop repeatable.
+#[derive(Clone, Debug)]
+pub struct PopRequest {
+    /// The caller's request id and what it asked for.
+    pub key: RequestKey,
+    /// Names this try of the request; the last try that was answered owns the delivery.
+    pub attempt: Attempt,
+}
+
+/// A pop: acks first, then leases from the head.
+#[derive(Clone, Debug)]
+pub struct Pop {
+    /// Tokens to ack, whatever is then found.
+    pub acks: Vec<Token>,
+    /// The most tasks to lease, at least 1 and at most [`RECLAIM_STEP`].
+    pub max_tasks: usize,
+    /// The envelopes' size after which no further task is leased; the first one is, whatever its size.
+    pub max_bytes: usize,
+    /// How long the tasks are held.
+    pub lease: Millis,
+    /// The tokens are this stem and the position in the batch.
+    pub stem: Stem,
+    /// Set if the pop is to be remembered.
+    pub request: Option<PopRequest>,
+    /// True if the caller will wait when nothing is found: other servers then tell this one about inserts.
+    pub will_wait: bool,
+}
+
+/// A delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leased {
+    /// The proof of the hold.
+    pub token: Token,
+    /// The task.
+    pub id: TaskId,
+    /// As it was inserted.
+    pub envelope: Bytes,
+    /// When it was inserted.
+    pub inserted_at: Millis,
+    /// Deliveries so far, this one included.
+    pub deliveries: u32,
+    /// Leases that ran out so far.
+    pub expiries: u32,
+    /// How much of the lease is left.
+    pub left: Millis,
+    /// When the lease runs out.
+    pub expires_at: Millis,
+}
+
+/// What a pop did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Popped {
+    /// One for each token to ack, in order.
+    pub acks: Vec<Outcome>,
+    /// The deliveries, from the head on.
+    pub tasks: Vec<Leased>,
+    /// How many tasks are ready now.
+    pub ready: u64,
+    /// How many expired leases were taken back on the way.
+    pub reclaimed: u64,
+    /// When nothing was found: how long until the first lease runs out.
+    pub due_in: Option<Millis>,
+}
+
+/// What became of a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was the current one, and the step did its work.
+    Applied,
+    /// Its task was acked with it before.
+    AlreadyAcked,
+    /// It is not the current one of a task of this queue.
+    LeaseLost,
+}
+
+/// What a heartbeat did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beaten {
+    /// One for each token, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Of the lease that ends first among those extended: how much is left, and when it ends.
+    pub earliest: Option<(Millis, Millis)>,
+}
+
+/// Which leases to release, and what that counts as. In every form the tasks go to the head, in the order of their delivery.
+#[derive(Clone, Debug)]
+pub enum Release {
+    /// By their holder. The deliveries count.
+    PutBack(Vec<Token>),
+    /// Never handed over: as if they had not been delivered. Only those whose last answered try is this one.
+    Unsent(Vec<Token>, Option<Attempt>),
+}
+
+/// What is to be seen of a queue once expired leases were taken back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// Tasks that are ready.
+    pub ready: u64,
+    /// How long until the first lease runs out.
+    pub due_in: Option<Millis>,
+    /// How many expired leases were taken back.
+    pub reclaimed: u64,
+}
+
+/// Where a round of the reaper goes on. The default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReapCursor {
+    /// Which part of the registry of queues.
+    pub part: u32,
+    /// The position in it, as the store understands it.
+    pub position: u64,
+}
+
+/// What one step of the reaper saw.
+#[derive(Clone, Debug, Default)]
+pub struct Reaped {
+    /// The queues that were visited.
+    pub visited: usize,
+    /// Those in which leases were taken back, and how many.
+    pub reclaimed: Vec<(QueueName, u64)>,
+    /// Where to go on; the default when the round is complete.
+    pub next: ReapCursor,
+}
+
+/// Called with hints from other servers: this queue has got so many tasks.
+pub type OnWake = Arc<dyn Fn(&QueueName, usize) + Send + Sync>;
+
+/// The data path.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Puts tasks at the tail of a queue; the first insert makes it.
+    async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError>;
+
+    /// Acks, then takes back expired leases, then leases from the head. An unknown queue is empty and is not made.
+    async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError>;
+
+    /// Ends tasks.
+    async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Moves deadlines to now + `lease`, never to an earlier time.
+    async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError>;
+
+    /// Gives leased tasks back to the head.
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Gives back every task whose delivery or last heartbeat is at least this old; each counts as an expiry.
+    /// Atomic for a task, not for the call. Answers how many.
+    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError>;
+
+    /// Takes back expired leases and looks at queues, for those who wait on them.
+    async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError>;
+
+    /// Takes back expired leases in some of the known queues, wherever nobody pops.
+    async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError>;
+
+    /// Passes on hints from other servers, until the store is lost.
+    async fn listen(&self, on_wake: OnWake) -> Result<(), StoreError>;
+
+    /// Asks whether the store is there and fit to serve.
+    async fn check(&self) -> Result<(), StoreError>;
+}
+
+/// How many tasks of a queue are where, and what became of the others: see guarantee 14, conservation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tasks that can be popped.
+    pub ready: u64,
+    /// Tasks that are held.
+    pub leased: u64,
+    /// Tasks ever inserted.
+    pub inserted: u64,
+    /// Tasks ever acked.
+    pub acked: u64,
+}
+
+/// Administration.
+#[async_trait]
+pub trait Admin: Store {
+    /// Counts a queue's tasks in one step, after expired leases were taken back. Nothing for an unknown queue.
+    async fn counts(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError>;
+}
+
+/// Why a store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, or is not fit to serve. The step may have been done, unless `did_not_run`.
+    #[error("{message}")]
+    Unavailable {
+        /// What happened, for people.
+        message: String,
+        /// True if the step was certainly not done.
+        did_not_run: bool,
+    },
+    /// It has no room for more. Nothing was done.
+    #[error("{0}")]
+    Full(String),
+    /// The request id was used with other content. Nothing was done.
+    #[error("the request id was used before, with other content")]
+    RequestIdReused,
+    /// The store's data or answer cannot be read: a bug, or another program's data.
+    #[error("{0}")]
+    Broken(String),
+}

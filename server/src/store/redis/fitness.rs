@@ -1,0 +1,124 @@
+//! Whether a Redis is fit to serve, and what OK survives on it.
+
+use std::collections::HashMap;
+
+use bb8_redis::redis::{aio::MultiplexedConnection, cmd};
+
+use super::{keys::FORMAT, link::describe};
+
+/// The oldest Redis whose commands the scripts can use.
+const MINIMUM_VERSION: (u32, u32) = (6, 2);
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    /// As Redis says.
+    pub(super) version: String,
+    /// What is left of an answered insert or ack, at least, after which fault.
+    pub(super) survives: &'static str,
+    /// Differs when Redis was started again: what was known about its data may be wrong then.
+    pub(super) run_id: String,
+}
+
+/// Reads INFO, CONFIG where it is allowed, and the version of the layout.
+pub(super) async fn examine(connection: &mut MultiplexedConnection, format_key: &str) -> Result<Report, String> {
+    let info: String = cmd("INFO").query_async(connection).await.map_err(|error| describe(&error))?;
+    let info = fields(&info);
+    refuse_unfit(&info)?;
+    claim_format(connection, format_key).await?;
+    let appendfsync = match info.get("aof_enabled") {
+        Some(&"1") => appendfsync(connection).await,
+        _ => None,
+    };
+    Ok(Report {
+        version: info.get("redis_version").copied().unwrap_or("unknown").to_owned(),
+        survives: survives(&info, appendfsync.as_deref()),
+        run_id: info.get("run_id").copied().unwrap_or_default().to_owned(),
+    })
+}
+
+fn fields(info: &str) -> HashMap<&str, &str> {
+    info.lines().filter_map(|line| line.trim_end().split_once(':')).collect()
+}
+
+fn refuse_unfit(info: &HashMap<&str, &str>) -> Result<(), String> {
+    let field = |name| info.get(name).copied();
+    if let Some(version) = field("redis_version") {
+        let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+        let found = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+        if found < MINIMUM_VERSION {
+            let (major, minor) = MINIMUM_VERSION;
+            return Err(format!("Redis {version} is too old; {major}.{minor} or later is needed"));
+        }
+    }
+    if let Some(policy) = field("maxmemory_policy")
+        && policy != "noeviction"
+    {
+        return Err(format!("Redis may evict tasks: its maxmemory-policy is {policy}; set it to noeviction"));
+    }
+    if field("role") == Some("slave") && field("slave_read_only") != Some("0") {
+        return Err("Redis is a read-only replica; give the address of the master".to_owned());
+    }
+    if field("loading").is_some_and(|loading| loading != "0") {
+        return Err("Redis is loading its data".to_owned());
+    }
+    Ok(())
+}
+
+/// Writes the layout's version on first use, and refuses a newer one.
+async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Result<(), String> {
+    let found: Option<String> = cmd("GET").arg(key).query_async(connection).await.map_err(|error| describe(&error))?;
+    let Some(found) = found else {
+        // Redis may be full; the next check tries again.
+        let _: Result<(), _> = cmd("SET").arg(key).arg(FORMAT).arg("NX").query_async(connection).await;
+        return Ok(());
+    };
+    match found.parse::<u64>() {
+        Ok(version) if version <= FORMAT => Ok(()),
+        _ => Err(format!(
+            "the data under {key} has layout version {found:?}, and this server knows {FORMAT}; use a newer server"
+        )),
+    }
+}
+
+/// Unknown where CONFIG is refused.
+async fn appendfsync(connection: &mut MultiplexedConnection) -> Option<String> {
+    let answer: Result<Vec<String>, _> = cmd("CONFIG").arg("GET").arg("appendfsync").query_async(connection).await;
+    answer.ok()?.into_iter().nth(1)
+}
+
+/// What cannot be read is unknown and claims the weakest.
+fn survives(info: &HashMap<&str, &str>, appendfsync: Option<&str>) -> &'static str {
+    match (info.get("aof_enabled").copied(), appendfsync) {
+        (Some("1"), Some("always")) => "a power cut of Redis' host (append-only file, fsync always)",
+        (Some("1"), Some("everysec")) => {
+            "a kill of this server; if Redis' host fails, up to 2 s of it can go (append-only file, fsync every second)"
+        }
+        (Some("1"), _) => "a kill of this server; if Redis' host fails, some of it can go (append-only file, fsync unknown)",
+        _ => "a kill of this server, and nothing that ends Redis (no append-only file)",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfit_redis_is_refused_with_the_reason() {
+        let refused = |info: &str| refuse_unfit(&fields(info)).unwrap_err();
+        assert!(refused("redis_version:6.0.16\r\n").contains("too old"));
+        assert!(refused("redis_version:7.0.15\r\nmaxmemory_policy:allkeys-lru\r\n").contains("maxmemory-policy"));
+        assert!(refused("role:slave\r\nslave_read_only:1\r\n").contains("read-only"));
+        assert!(refused("loading:1\r\n").contains("loading"));
+        refuse_unfit(&fields("redis_version:6.2.0\r\nmaxmemory_policy:noeviction\r\nrole:master\r\nloading:0\r\n")).unwrap();
+        refuse_unfit(&fields("")).unwrap();
+    }
+
+    #[test]
+    fn what_is_unknown_claims_the_weakest() {
+        assert!(survives(&fields(""), Some("always")).contains("nothing that ends Redis"));
+        assert!(survives(&fields("aof_enabled:1"), None).contains("unknown"));
+        assert!(survives(&fields("aof_enabled:1"), Some("always")).contains("power cut"));
+    }
+}

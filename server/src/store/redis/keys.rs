@@ -1,0 +1,87 @@
+//! The names of all keys, born here and nowhere else. The layout cannot change without a migration.
+//!
+//! A queue's keys are `<prefix>:{<base64url of its tag>.<shard>}:<base64url of its name>:<part>`. The tag in braces makes
+//! Redis Cluster keep together what one script touches: the parts of a queue, and the queues that share a tag.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use md5::{Digest, Md5};
+
+use crate::store::QueueName;
+
+/// The version of the layout, kept in `<prefix>:format`.
+pub(super) const FORMAT: u64 = 1;
+
+/// The registry of queues is split over so many sets.
+pub(super) const REGISTRY_PARTS: u32 = 16;
+
+/// The parts of a queue that every script is given, in the order of `common.lua`. Further keys have names that depend on
+/// data; scripts build them from the first one's.
+const PARTS: [&str; 8] = ["meta", "tasks", "ready:0", "leased", "leases", "tries", "waiters", "spare"];
+
+/// Makes keys under one prefix.
+#[derive(Clone, Debug)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// The keys of a queue's script.
+    pub(super) fn of_queue(&self, queue: &QueueName) -> [String; PARTS.len()] {
+        const SHARD: u8 = 0;
+        let (tag, name) = (URL_SAFE_NO_PAD.encode(queue.tag()), URL_SAFE_NO_PAD.encode(queue.as_str()));
+        PARTS.map(|part| format!("{}:{{{tag}.{SHARD}}}:{name}:{part}", self.prefix))
+    }
+
+    pub(super) fn format(&self) -> String {
+        format!("{}:format", self.prefix)
+    }
+
+    /// The set that knows this queue.
+    pub(super) fn registry_of(&self, queue: &QueueName) -> String {
+        let hash = Md5::digest(queue.as_str());
+        self.registry(u32::from(hash[0]) % REGISTRY_PARTS)
+    }
+
+    pub(super) fn registry(&self, part: u32) -> String {
+        format!("{}:queues.{part}", self.prefix)
+    }
+
+    /// A server's channel is this and its name.
+    pub(super) fn channels(&self) -> String {
+        format!("{}:wake:", self.prefix)
+    }
+
+    #[cfg(test)]
+    pub(super) fn test_clock(&self) -> String {
+        format!("{}:now", self.prefix)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_a_queue_share_one_tag_and_no_two_queues_share_a_key() {
+        let keys = Keys::new("dq");
+        let names = ["a", "A", "a::b", "a::c", "a:b", "a/../b", "a.0", "a-", "a::b::c"];
+        let mut all = std::collections::HashSet::new();
+        for name in names {
+            let of_queue = keys.of_queue(&QueueName::parse(name).unwrap());
+            let tag = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
+            assert!(of_queue.iter().all(|key| tag(key) == tag(&of_queue[0])));
+            for key in of_queue {
+                assert!(key.bytes().filter(|b| *b == b'{').count() == 1 && all.insert(key));
+            }
+        }
+        let tag_of = |name| keys.of_queue(&QueueName::parse(name).unwrap())[0].split(':').nth(1).map(str::to_owned);
+        assert_eq!(tag_of("a::b"), tag_of("a::c"));
+        assert_eq!(tag_of("a::b"), tag_of("a"));
+        assert_ne!(tag_of("a:b"), tag_of("a"));
+    }
+}

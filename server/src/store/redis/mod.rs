@@ -1,0 +1,488 @@
+//! The store on Redis. The server holds no state of its own then: any number of servers serve the same queues.
+//!
+//! Every step is one script of `server/lua`; `common.lua` there describes the keys. This module and those below are the
+//! only ones that name the engine.
+
+mod fitness;
+mod keys;
+mod link;
+mod script;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bb8_redis::redis::{self, Client, FromRedisValue, Script, Value, cmd};
+use bytes::Bytes;
+use futures_util::{StreamExt, future};
+use tokio::sync::watch;
+
+use self::{
+    keys::{Keys, REGISTRY_PARTS},
+    link::{Link, Probe, Standing},
+    script::Call,
+};
+use super::{
+    Admin, Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, OnWake, Outcome, Pop, Popped, QueueName,
+    RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, Sight, Store, StoreError, TaskId, Token,
+};
+
+/// For how long a server's word that it waits on a queue holds. It is renewed by each look, at least every 0.9 s.
+const ANNOUNCED_FOR: Millis = 3_000;
+
+/// How many steps of taking leases back a pop waits for, before it pops though more have run out.
+const RECLAIM_ROUNDS: usize = 64;
+
+/// How many queues this process remembers to have registered.
+const REGISTERED_MAX: usize = 100_000;
+
+/// A name without keys leaves the registry when it was seen so for this long: a server that registered it may be just
+/// about to insert. Should it insert later still, its insert finds that it made the queue and registers it again.
+const FORGET_NAME_AFTER: Duration = Duration::from_secs(60);
+
+/// What the stores of all threads of a process share.
+pub struct RedisShared {
+    client: Client,
+    keys: Keys,
+    server: String,
+    remember: Remember,
+    timeout: Duration,
+    standing: Arc<watch::Sender<Standing>>,
+    probe: tokio::sync::Mutex<Probe>,
+    known: Mutex<Known>,
+}
+
+/// What this process knows about Redis' data.
+#[derive(Default)]
+struct Known {
+    report: Option<fitness::Report>,
+    registered: HashSet<QueueName>,
+    without_keys: HashMap<QueueName, Instant>,
+}
+
+/// How to reach Redis.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// `redis://[user:password@]host[:port][/db]`.
+    pub url: String,
+    /// In front of every key: letters, digits, `_` and `-`.
+    pub key_prefix: String,
+    /// Bounds a call, connecting included.
+    pub timeout: Duration,
+    /// How requests and acks are remembered.
+    pub remember: Remember,
+}
+
+impl RedisShared {
+    /// Reads the address; connects to nothing.
+    pub fn new(config: &RedisConfig) -> Result<Self, String> {
+        // redis-rs' own message says what is wrong with the address without repeating it.
+        let client = Client::open(config.url.as_str()).map_err(|error| error.to_string())?;
+        let mut name = [0; 8];
+        getrandom::fill(&mut name).map_err(|error| error.to_string())?;
+        Ok(Self {
+            keys: Keys::new(&config.key_prefix),
+            server: super::ident::hex(&name),
+            remember: config.remember,
+            timeout: config.timeout,
+            standing: Arc::new(watch::Sender::new(Standing::Unknown)),
+            probe: tokio::sync::Mutex::new(Probe::new(client.clone(), config.timeout)),
+            known: Mutex::default(),
+            client,
+        })
+    }
+
+    fn known<T>(&self, with: impl FnOnce(&mut Known) -> T) -> T {
+        with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes what a check found: logs changes, and forgets what was known about another run of Redis.
+    fn note(&self, found: Result<fitness::Report, String>) -> Result<(), StoreError> {
+        let standing = match &found {
+            Ok(_) => Standing::Fit,
+            Err(reason) => Standing::Away(reason.as_str().into()),
+        };
+        let changed = self.standing.send_if_modified(|before| link::change(before, standing));
+        match found {
+            Ok(report) => {
+                let news = self.known(|known| {
+                    let news = known.report.as_ref() != Some(&report);
+                    if news {
+                        *known = Known { report: Some(report.clone()), ..Known::default() };
+                    }
+                    news
+                });
+                if news || changed {
+                    tracing::info!(version = report.version, "Redis is there; what OK survives: {}", report.survives);
+                }
+                Ok(())
+            }
+            Err(message) => Err(StoreError::Unavailable { message, did_not_run: true }),
+        }
+    }
+}
+
+/// One thread's store.
+pub struct RedisStore {
+    shared: Arc<RedisShared>,
+    link: Link,
+}
+
+impl RedisStore {
+    /// Opens the connections of the thread whose runtime this is called in.
+    pub fn new(shared: Arc<RedisShared>) -> Self {
+        let link = Link::new(shared.client.clone(), &shared.standing, shared.timeout);
+        Self { shared, link }
+    }
+
+    fn call(&self, script: &'static Script, queue: &QueueName) -> Call {
+        let shared = &self.shared;
+        Call::new(script, &shared.keys.of_queue(queue))
+            .arg(shared.remember.window)
+            .arg((shared.remember.entries / 2).max(1))
+            .arg(&shared.server)
+            .arg(queue.as_str())
+            .arg(shared.keys.channels())
+    }
+
+    async fn run<T: FromRedisValue>(&self, call: Call) -> Result<T, StoreError> {
+        self.link.run(async |connection| call.run(connection).await).await
+    }
+
+    /// Enters the queue in the registry, so that the reapers of all servers find it.
+    async fn register(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let mut add = cmd("SADD");
+        add.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
+        self.link.run(async |connection| add.query_async::<()>(connection).await).await?;
+        self.shared.known(|known| {
+            if known.registered.len() >= REGISTERED_MAX {
+                known.registered.clear();
+            }
+            known.registered.insert(queue.clone());
+        });
+        Ok(())
+    }
+
+    async fn pop_once(&self, queue: &QueueName, pop: &Pop, acks: &[Token], anyway: bool) -> Result<PopAnswer, StoreError> {
+        let mut call = self
+            .call(&script::POP, queue)
+            .arg(pop.max_tasks.clamp(1, RECLAIM_STEP))
+            .arg(pop.max_bytes)
+            .arg(pop.lease)
+            .arg(&pop.stem.0)
+            .arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 })
+            .arg(u8::from(anyway));
+        call = match &pop.request {
+            Some(request) => call
+                .arg(&request.key.id)
+                .arg(&request.key.fingerprint.0)
+                .arg(holder(Some(request.attempt))),
+            None => call.arg("").arg("").arg(holder(None)),
+        };
+        PopAnswer::read(self.run(with_tokens(call, acks)).await?)
+    }
+
+    async fn look_once(&self, queue: &QueueName, announce: Millis) -> Result<Look, StoreError> {
+        let (ready, due_in, reclaimed, more, exists) =
+            self.run::<(u64, i64, u64, bool, bool)>(self.call(&script::LOOK, queue).arg(announce)).await?;
+        Ok(Look { sight: Sight { ready, due_in: u64::try_from(due_in).ok(), reclaimed }, more, exists })
+    }
+
+    async fn registered_in(&self, cursor: ReapCursor, budget: usize) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
+        let mut scan = cmd("SSCAN");
+        scan.arg(self.shared.keys.registry(cursor.part)).arg(cursor.position).arg("COUNT").arg(budget);
+        let (position, names): (u64, Vec<String>) =
+            self.link.run(async |connection| scan.query_async(connection).await).await?;
+        let next = match position {
+            0 => ReapCursor { part: (cursor.part + 1) % REGISTRY_PARTS, position: 0 },
+            position => ReapCursor { position, ..cursor },
+        };
+        Ok((next, names.iter().filter_map(|name| QueueName::parse(name).ok()).collect()))
+    }
+
+    /// Drops a name from the registry when it had no keys for long enough.
+    async fn forget_unless_new(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let since = self.shared.known(|known| *known.without_keys.entry(queue.clone()).or_insert_with(Instant::now));
+        if since.elapsed() < FORGET_NAME_AFTER {
+            return Ok(());
+        }
+        self.shared.known(|known| {
+            known.without_keys.remove(queue);
+            known.registered.remove(queue);
+        });
+        let mut remove = cmd("SREM");
+        remove.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
+        self.link.run(async |connection| remove.query_async::<()>(connection).await).await
+    }
+
+    async fn held_since(&self, queue: &QueueName, held_for: Millis) -> Result<(Millis, Vec<Token>), StoreError> {
+        let (mut cursor, mut since) = ("0".to_owned(), String::new());
+        let mut found: Vec<(u64, Token)> = Vec::new();
+        loop {
+            let call = self.call(&script::HELD, queue).arg(&cursor).arg(held_for).arg(&since);
+            let (next, at, part): (String, i64, Vec<Value>) = self.run(call).await?;
+            for pair in part.chunks_exact(2) {
+                found.push((from_value(&pair[1])?, Token(sixteen(&pair[0])?)));
+            }
+            (cursor, since) = (next, at.to_string());
+            if cursor == "0" {
+                break;
+            }
+        }
+        // Those delivered last first: each step puts its tasks in front of those of the step before.
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
+        let since = since.parse::<i64>().unwrap_or(0).max(0).unsigned_abs();
+        Ok((since, found.into_iter().map(|(_, token)| token).collect()))
+    }
+}
+
+struct Look {
+    sight: Sight,
+    more: bool,
+    exists: bool,
+}
+
+struct PopAnswer {
+    popped: Popped,
+    more: bool,
+}
+
+impl PopAnswer {
+    const FIELDS_PER_TASK: usize = 7;
+
+    fn read(answer: Vec<Value>) -> Result<Self, StoreError> {
+        let [status, rest @ ..] = answer.as_slice() else { return Err(unreadable()) };
+        if from_value::<u64>(status)? == 2 {
+            return Err(StoreError::RequestIdReused);
+        }
+        let [ready, reclaimed, due_in, more, acks, Value::Array(tasks)] = rest else { return Err(unreadable()) };
+        let popped = Popped {
+            acks: outcomes(from_value(acks)?)?,
+            tasks: tasks.chunks(Self::FIELDS_PER_TASK).map(read_leased).collect::<Result<_, _>>()?,
+            ready: from_value(ready)?,
+            reclaimed: from_value(reclaimed)?,
+            due_in: u64::try_from(from_value::<i64>(due_in)?).ok(),
+        };
+        Ok(Self { popped, more: from_value(more)? })
+    }
+}
+
+/// `insert.lua` puts the time of the insert behind the envelope: a protobuf tag and eight bytes, little-endian.
+const INSERTED_AT_BYTES: usize = 9;
+
+fn read_leased(fields: &[Value]) -> Result<Leased, StoreError> {
+    let [token, id, envelope, deliveries, expiries, left, expires_at] = fields else { return Err(unreadable()) };
+    let Value::BulkString(envelope) = envelope else { return Err(unreadable()) };
+    let envelope = Bytes::copy_from_slice(envelope);
+    let at = envelope.len().checked_sub(INSERTED_AT_BYTES).ok_or_else(unreadable)?;
+    let inserted_at = envelope[at + 1..].try_into().map_err(|_| unreadable())?;
+    Ok(Leased {
+        token: Token(sixteen(token)?),
+        id: TaskId(sixteen(id)?),
+        inserted_at: u64::from_le_bytes(inserted_at),
+        envelope: envelope.slice(..at),
+        deliveries: from_value(deliveries)?,
+        expiries: from_value(expiries)?,
+        left: from_value(left)?,
+        expires_at: from_value(expires_at)?,
+    })
+}
+
+fn with_tokens(call: Call, tokens: &[Token]) -> Call {
+    tokens.iter().fold(call, |call, token| call.arg(&token.0))
+}
+
+fn holder(attempt: Option<Attempt>) -> String {
+    attempt.map_or_else(|| "-".to_owned(), |attempt| super::ident::hex(&attempt.0))
+}
+
+fn outcomes(numbers: Vec<u8>) -> Result<Vec<Outcome>, StoreError> {
+    let outcome = |number| match number {
+        1 => Ok(Outcome::Applied),
+        2 => Ok(Outcome::AlreadyAcked),
+        3 => Ok(Outcome::LeaseLost),
+        _ => Err(unreadable()),
+    };
+    numbers.into_iter().map(outcome).collect()
+}
+
+fn from_value<T: FromRedisValue>(value: &Value) -> Result<T, StoreError> {
+    redis::from_redis_value_ref(value).map_err(|_| unreadable())
+}
+
+fn sixteen(value: &Value) -> Result<[u8; 16], StoreError> {
+    match value {
+        Value::BulkString(bytes) => bytes.as_slice().try_into().map_err(|_| unreadable()),
+        _ => Err(unreadable()),
+    }
+}
+
+fn unreadable() -> StoreError {
+    StoreError::Broken("a script's answer has another form than this server expects".to_owned())
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+        if !self.shared.known(|known| known.registered.contains(queue)) {
+            self.register(queue).await?;
+        }
+        let mut call = self.call(&script::INSERT, queue);
+        call = match &insert.request {
+            Some(request) => call.arg(&request.id).arg(&request.fingerprint.0),
+            None => call.arg("").arg(""),
+        };
+        call = call.arg(insert.waiting_here);
+        for task in &insert.tasks {
+            call = call.arg(&task.id.0).arg(task.envelope.as_ref());
+        }
+        let answer: Vec<Value> = self.run(call).await?;
+        let [status, made, ids @ ..] = answer.as_slice() else { return Err(unreadable()) };
+        let replayed = match from_value::<u64>(status)? {
+            0 => false,
+            1 => true,
+            _ => return Err(StoreError::RequestIdReused),
+        };
+        if from_value(made)? {
+            // The tasks are in, so this must not fail the call; whoever inserts next does it again.
+            if let Err(error) = self.register(queue).await {
+                self.shared.known(|known| known.registered.remove(queue));
+                tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
+            }
+        }
+        let ids = ids.iter().map(|id| sixteen(id).map(TaskId)).collect::<Result<_, _>>()?;
+        Ok(Inserted { ids, replayed })
+    }
+
+    async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
+        let first = self.pop_once(queue, &pop, &pop.acks, false).await?;
+        if !first.more {
+            return Ok(first.popped);
+        }
+        // Of many leases that ran out, those held longest belong at the head, and are taken back last.
+        let mut reclaimed = first.popped.reclaimed;
+        for _ in 0..RECLAIM_ROUNDS {
+            let look = self.look_once(queue, 0).await?;
+            reclaimed += look.sight.reclaimed;
+            if !look.more {
+                break;
+            }
+        }
+        let last = self.pop_once(queue, &pop, &[], true).await?;
+        Ok(Popped { acks: first.popped.acks, reclaimed: reclaimed + last.popped.reclaimed, ..last.popped })
+    }
+
+    async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
+        let mut all = Vec::with_capacity(tokens.len());
+        for step in tokens.chunks(RECLAIM_STEP) {
+            all.extend(outcomes(self.run(with_tokens(self.call(&script::ACK, queue), step)).await?)?);
+        }
+        Ok(all)
+    }
+
+    async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
+        let mut all = Beaten { outcomes: Vec::with_capacity(tokens.len()), earliest: None };
+        for step in tokens.chunks(RECLAIM_STEP) {
+            let call = with_tokens(self.call(&script::HEARTBEAT, queue).arg(lease), step);
+            let (left, deadline, numbers): (i64, u64, Vec<u8>) = self.run(call).await?;
+            all.outcomes.extend(outcomes(numbers)?);
+            if let Ok(left) = u64::try_from(left)
+                && all.earliest.is_none_or(|(_, earliest)| deadline < earliest)
+            {
+                all.earliest = Some((left, deadline));
+            }
+        }
+        Ok(all)
+    }
+
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
+        let call = self.call(&script::RELEASE, queue);
+        // In one step, however many: tasks that are put back together keep their order.
+        let call = match &release {
+            Release::PutBack(tokens) => with_tokens(call.arg("put_back").arg("").arg(call_id()?), tokens),
+            Release::Unsent(tokens, attempt) => with_tokens(call.arg("unsent").arg(holder(*attempt)).arg(""), tokens),
+        };
+        outcomes(self.run(call).await?)
+    }
+
+    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError> {
+        let (since, tokens) = self.held_since(queue, held_for).await?;
+        let mut released = 0;
+        for step in tokens.chunks(RECLAIM_STEP) {
+            let call = self.call(&script::RELEASE, queue).arg("held").arg(since).arg(call_id()?);
+            let step = outcomes(self.run(with_tokens(call, step)).await?)?;
+            released += step.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
+        }
+        Ok(released)
+    }
+
+    async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
+        let looks = queues.iter().map(|queue| async { Ok(self.look_once(queue, ANNOUNCED_FOR).await?.sight) });
+        future::join_all(looks).await.into_iter().collect()
+    }
+
+    async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
+        let (next, names) = self.registered_in(cursor, budget).await?;
+        let looks = future::join_all(names.iter().map(|queue| self.look_once(queue, 0))).await;
+        let mut reaped = Reaped { visited: names.len(), reclaimed: Vec::new(), next };
+        for (queue, look) in names.into_iter().zip(looks) {
+            let look = look?;
+            if look.exists {
+                self.shared.known(|known| known.without_keys.remove(&queue));
+            } else {
+                self.forget_unless_new(&queue).await?;
+            }
+            if look.sight.reclaimed > 0 {
+                reaped.reclaimed.push((queue, look.sight.reclaimed));
+            }
+        }
+        Ok(reaped)
+    }
+
+    async fn listen(&self, on_wake: OnWake) -> Result<(), StoreError> {
+        let lost = |error: redis::RedisError| link::store_error(&error);
+        let connecting = tokio::time::timeout(self.shared.timeout, self.shared.client.get_async_pubsub());
+        let mut pubsub = connecting.await.map_err(|_| link::timed_out(self.shared.timeout))?.map_err(lost)?;
+        pubsub.subscribe(format!("{}{}", self.shared.keys.channels(), self.shared.server)).await.map_err(lost)?;
+        let mut messages = pubsub.into_on_message();
+        while let Some(message) = messages.next().await {
+            let Ok(hint) = message.get_payload::<String>() else { continue };
+            if let Some((count, queue)) = hint.split_once(' ')
+                && let (Ok(count), Ok(queue)) = (count.parse(), QueueName::parse(queue))
+            {
+                on_wake(&queue, count);
+            }
+        }
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        let mut probe = self.shared.probe.lock().await;
+        let found = probe.ask(&self.shared.keys.format()).await;
+        self.shared.note(found)
+    }
+}
+
+/// Names a call whose second run could not be told from another call, for as long as Redis might run it again.
+fn call_id() -> Result<String, StoreError> {
+    let attempt = Attempt::mint().map_err(|error| StoreError::Broken(error.to_string()))?;
+    Ok(holder(Some(attempt)))
+}
+
+#[async_trait]
+impl Admin for RedisStore {
+    async fn counts(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
+        for round in 0..=RECLAIM_ROUNDS {
+            let (more, exists, ready, leased, inserted, acked): (bool, bool, u64, u64, u64, u64) =
+                self.run(self.call(&script::COUNTS, queue)).await?;
+            if !more || round == RECLAIM_ROUNDS {
+                return Ok(exists.then_some(Counts { ready, leased, inserted, acked }));
+            }
+        }
+        Ok(None)
+    }
+}
