@@ -1,1 +1,47 @@
-//! stub
+//! Client for DataQueue, a work queue with leases that speaks gRPC.
+//!
+//! A producer inserts tasks. A worker pops a task and holds it under a lease, heartbeats while it works and acks when it
+//! is done. What is not acked before its lease runs out goes back to its queue.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use data_queue_client::{Client, ErrorKind, NewTask, Pop};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("127.0.0.1:50051")?;
+//!
+//! let id = client.insert("mail", NewTask::json(&("to", "ada@example.org"))?.header("lang", "en")).await?;
+//! println!("inserted {id}");
+//!
+//! let next = Pop::new().lease(Duration::from_secs(30)).wait(Duration::from_secs(20));
+//! while let Some(task) = client.pop("mail", next.clone()).await?.task {
+//!     let (_, address): (String, String) = task.json()?;
+//!     println!("mail to {address}");
+//!     match client.ack(&task).await {
+//!         Err(error) if error.kind() == ErrorKind::LeaseLost => println!("{}: another worker has it", task.id()),
+//!         answer => answer?,
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every call has a deadline, which covers all its tries. A call that failed on the way is repeated by itself where that
+//! is safe, and only there; [`Client`] says for each call what is repeated.
+//!
+//! Where things are: `client` is the calls, `task` what goes in and comes out, `pop` how tasks are asked for, `retry` when
+//! a call is repeated, `address` where to, and `error` what can go wrong.
+
+mod address;
+mod client;
+mod error;
+mod pop;
+mod retry;
+mod task;
+
+pub use client::{Builder, Client, Heartbeat, Inserted, Outcome};
+pub use error::{Error, ErrorKind, Result};
+pub use pop::{Pop, PopBatch, Popped, TaskStream};
+pub use retry::Backoff;
+pub use task::{NewTask, Task};

@@ -198,7 +198,9 @@ mod tests {
         for good in ["a", "9", "A.b_c:d/e-f", "a/../b", "a::b", &"q".repeat(128)] {
             assert_eq!(QueueName::parse(good).unwrap().as_str(), good);
         }
-        for bad in ["", ".a", "/a", ":a", "-a", "_a", "a b", "a}b", "{x}", "a\0", "a\n", "ä", "../../etc", &"q".repeat(129)] {
+        for bad in
+            ["", ".a", "/a", ":a", "-a", "_a", "a b", "a}b", "{x}", "a\0", "a\n", "ä", "../../etc", &"q".repeat(129)]
+        {
             assert!(QueueName::parse(bad).is_err(), "{bad:?}");
         }
         assert_eq!(QueueName::parse("a::b::c").unwrap().tag(), "a");

@@ -94,7 +94,9 @@ fn survives(info: &HashMap<&str, &str>, appendfsync: Option<&str>) -> &'static s
         (Some("1"), Some("everysec")) => {
             "a kill of this server; if Redis' host fails, up to 2 s of it can go (append-only file, fsync every second)"
         }
-        (Some("1"), _) => "a kill of this server; if Redis' host fails, some of it can go (append-only file, fsync unknown)",
+        (Some("1"), _) => {
+            "a kill of this server; if Redis' host fails, some of it can go (append-only file, fsync unknown)"
+        }
         _ => "a kill of this server, and nothing that ends Redis (no append-only file)",
     }
 }
@@ -111,7 +113,8 @@ mod tests {
         assert!(refused("redis_version:7.0.15\r\nmaxmemory_policy:allkeys-lru\r\n").contains("maxmemory-policy"));
         assert!(refused("role:slave\r\nslave_read_only:1\r\n").contains("read-only"));
         assert!(refused("loading:1\r\n").contains("loading"));
-        refuse_unfit(&fields("redis_version:6.2.0\r\nmaxmemory_policy:noeviction\r\nrole:master\r\nloading:0\r\n")).unwrap();
+        refuse_unfit(&fields("redis_version:6.2.0\r\nmaxmemory_policy:noeviction\r\nrole:master\r\nloading:0\r\n"))
+            .unwrap();
         refuse_unfit(&fields("")).unwrap();
     }
 

@@ -159,8 +159,7 @@ impl From<bb8::RunError<ConnectError>> for StoreError {
 }
 
 async fn connect(client: &Client, timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
-    let config =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
@@ -192,9 +191,8 @@ impl Probe {
     pub(super) async fn ask(&mut self, format_key: &str) -> Result<fitness::Report, String> {
         let timeout = self.timeout;
         let asked = tokio::time::timeout(timeout, self.ask_now(format_key)).await;
-        let answer = asked.unwrap_or_else(|_| {
-            Err(format!("Redis did not answer within {}", humantime::format_duration(timeout)))
-        });
+        let answer = asked
+            .unwrap_or_else(|_| Err(format!("Redis did not answer within {}", humantime::format_duration(timeout))));
         if answer.is_err() {
             self.connection = None;
         }
@@ -232,7 +230,10 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
         return StoreError::Unavailable { message: format!("Redis refuses: {text}"), did_not_run: true };
     }
     if error.is_io_error() || error.is_unrecoverable_error() {
-        return StoreError::Unavailable { message: format!("the connection to Redis broke: {text}"), did_not_run: false };
+        return StoreError::Unavailable {
+            message: format!("the connection to Redis broke: {text}"),
+            did_not_run: false,
+        };
     }
     match error.kind() {
         redis::ErrorKind::Client => StoreError::Unavailable { message: text, did_not_run: false },

@@ -166,7 +166,13 @@ impl RedisStore {
         Ok(())
     }
 
-    async fn pop_once(&self, queue: &QueueName, pop: &Pop, acks: &[Token], anyway: bool) -> Result<PopAnswer, StoreError> {
+    async fn pop_once(
+        &self,
+        queue: &QueueName,
+        pop: &Pop,
+        acks: &[Token],
+        anyway: bool,
+    ) -> Result<PopAnswer, StoreError> {
         let mut call = self
             .call(&script::POP, queue)
             .arg(pop.max_tasks.clamp(1, RECLAIM_STEP))
@@ -176,10 +182,9 @@ impl RedisStore {
             .arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 })
             .arg(u8::from(anyway));
         call = match &pop.request {
-            Some(request) => call
-                .arg(&request.key.id)
-                .arg(&request.key.fingerprint.0)
-                .arg(holder(Some(request.attempt))),
+            Some(request) => {
+                call.arg(&request.key.id).arg(&request.key.fingerprint.0).arg(holder(Some(request.attempt)))
+            }
             None => call.arg("").arg("").arg(holder(None)),
         };
         PopAnswer::read(self.run(with_tokens(call, acks)).await?)
@@ -191,7 +196,11 @@ impl RedisStore {
         Ok(Look { sight: Sight { ready, due_in: u64::try_from(due_in).ok(), reclaimed }, more, exists })
     }
 
-    async fn registered_in(&self, cursor: ReapCursor, budget: usize) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
+    async fn registered_in(
+        &self,
+        cursor: ReapCursor,
+        budget: usize,
+    ) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
         let mut scan = cmd("SSCAN");
         scan.arg(self.shared.keys.registry(cursor.part)).arg(cursor.position).arg("COUNT").arg(budget);
         let (position, names): (u64, Vec<String>) =

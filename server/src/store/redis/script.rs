@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use bb8_redis::redis::{Cmd, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, cmd, aio::MultiplexedConnection};
+use bb8_redis::redis::{
+    Cmd, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, aio::MultiplexedConnection, cmd,
+};
 
 const COMMON: &str = include_str!("../../../lua/common.lua");
 
