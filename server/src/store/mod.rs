@@ -15,6 +15,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(crate) use ident::hex;
 pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, Stem, TaskId, Token, TokenError};
 
 /// Milliseconds: a span, or a point in time since the Unix epoch by the store's clock.
@@ -273,4 +274,34 @@ pub enum StoreError {
     /// The store's data or answer cannot be read: a bug, or another program's data.
     #[error("{0}")]
     Broken(String),
+}
+
+/// A store that was chosen, and how each thread gets at it.
+#[derive(Clone)]
+pub struct Backend(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Memory(Arc<memory::MemoryStore>),
+    Redis(Arc<redis::RedisShared>),
+}
+
+impl Backend {
+    /// One store for all threads.
+    pub fn memory(store: memory::MemoryStore) -> Self {
+        Self(Kind::Memory(Arc::new(store)))
+    }
+
+    /// Connections of its own for each thread.
+    pub fn redis(shared: redis::RedisShared) -> Self {
+        Self(Kind::Redis(Arc::new(shared)))
+    }
+
+    /// The store as the thread reaches it whose runtime this is called in.
+    pub fn for_this_thread(&self) -> Arc<dyn Store> {
+        match &self.0 {
+            Kind::Memory(store) => Arc::clone(store) as Arc<dyn Store>,
+            Kind::Redis(shared) => Arc::new(redis::RedisStore::new(Arc::clone(shared))),
+        }
+    }
 }

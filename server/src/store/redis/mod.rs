@@ -85,7 +85,7 @@ impl RedisShared {
         getrandom::fill(&mut name).map_err(|error| error.to_string())?;
         Ok(Self {
             keys: Keys::new(&config.key_prefix),
-            server: super::ident::hex(&name),
+            server: super::hex(&name),
             remember: config.remember,
             timeout: config.timeout,
             standing: Arc::new(watch::Sender::new(Standing::Unknown)),
@@ -306,7 +306,7 @@ fn with_tokens(call: Call, tokens: &[Token]) -> Call {
 }
 
 fn holder(attempt: Option<Attempt>) -> String {
-    attempt.map_or_else(|| "-".to_owned(), |attempt| super::ident::hex(&attempt.0))
+    attempt.map_or_else(|| "-".to_owned(), |attempt| super::hex(&attempt.0))
 }
 
 fn outcomes(numbers: Vec<u8>) -> Result<Vec<Outcome>, StoreError> {

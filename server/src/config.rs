@@ -1,0 +1,206 @@
+//! The settings: every flag, its default and its range. `--help` prints this as the reference.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+use crate::{
+    queue::{Limits, MAX_LEASE, MIN_LEASE},
+    store::{Backend, Remember, memory, redis},
+};
+
+/// What an envelope and a message add to a value at the most, in bytes: headers, the queue's name, framing.
+const MESSAGE_OVERHEAD: usize = 160 * 1024;
+
+/// A work queue with leases behind gRPC.
+///
+/// Each option can also be set in the environment by the name in brackets; the command line wins. Durations are written
+/// like 500ms, 10s, 5m, 12h.
+#[derive(Clone, Parser)]
+#[command(name = "data-queue-server", version, about, max_term_width = 120)]
+pub struct Config {
+    /// The address to listen on. Port 0 takes a free one; the line `listening on ADDR` on standard output tells which.
+    /// There is no encryption and no authentication: keep it on loopback or a network of your own.
+    #[arg(long, env = "DATA_QUEUE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+
+    /// Where the tasks are kept. redis://[user:password@]host[:port][/db]: in Redis 6.2 or later, which must be set to
+    /// maxmemory-policy noeviction; any number of servers may share it. memory: in this process, gone when it ends.
+    #[arg(long, env = "DATA_QUEUE_STORE", value_name = "URL", hide_env_values = true)]
+    pub store: String,
+
+    /// The first part of every key in Redis: 1 to 32 letters, digits, '_' and '-'. Servers that are to share queues have
+    /// the same.
+    #[arg(long, env = "DATA_QUEUE_KEY_PREFIX", value_name = "NAME", default_value = "dq", value_parser = key_prefix)]
+    pub key_prefix: String,
+
+    /// How long a call waits for the store, connecting included, before it answers UNAVAILABLE. 100ms to 60s. Redis can
+    /// stand still for a second or two while it syncs its file; a call that was given up may still have been done.
+    #[arg(long, env = "DATA_QUEUE_STORE_TIMEOUT", value_name = "TIME", default_value = "5s", value_parser = store_timeout)]
+    pub store_timeout: Duration,
+
+    /// The most bytes that tasks may take with --store memory; beyond it inserts are refused with STORE_FULL. A task counts
+    /// with its value, its headers and 128 bytes.
+    #[arg(long, env = "DATA_QUEUE_MEMORY_CAPACITY", value_name = "BYTES", default_value_t = 1 << 30)]
+    pub memory_capacity: u64,
+
+    /// The lease of pops and heartbeats that do not say. 100ms to 12h.
+    #[arg(long, env = "DATA_QUEUE_DEFAULT_LEASE", value_name = "TIME", default_value = "30s", value_parser = lease)]
+    pub default_lease: Duration,
+
+    /// The largest value of a task, in bytes. At most --max-message less 160 KiB. A worker's gRPC library must accept
+    /// messages of twice this; most accept 4 MiB unless told otherwise.
+    #[arg(long, env = "DATA_QUEUE_MAX_VALUE", value_name = "BYTES", default_value_t = 1 << 20)]
+    pub max_value: usize,
+
+    /// The largest request, in bytes; beyond it the answer is MESSAGE_TOO_LARGE.
+    #[arg(long, env = "DATA_QUEUE_MAX_MESSAGE", value_name = "BYTES", default_value_t = 4 << 20)]
+    pub max_message: usize,
+
+    /// How long request ids and acked tokens are remembered at least; at most twice as long. 1s to 24h.
+    #[arg(long, env = "DATA_QUEUE_MEMORY_WINDOW", value_name = "TIME", default_value = "5m", value_parser = memory_window)]
+    pub memory_window: Duration,
+
+    /// The most request ids, and the most acked tokens, that a queue remembers; the newest half at least. 2 or more. In
+    /// Redis an acked token takes about 80 bytes, a request id about 100 and 16 for each of its tasks.
+    #[arg(long, env = "DATA_QUEUE_MEMORY_ENTRIES", value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2..))]
+    pub memory_entries: u64,
+
+    /// Threads that serve calls, each with connections of its own to Redis. 1 to 256. Default: one for each core.
+    #[arg(long, env = "DATA_QUEUE_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+
+    /// How long the server may take to stop after SIGTERM or SIGINT: running calls are answered, tasks that were not
+    /// handed over are put back.
+    #[arg(long, env = "DATA_QUEUE_GRACE", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub grace: Duration,
+
+    /// The most connections; more wait to be accepted. 1 or more.
+    #[arg(long, env = "DATA_QUEUE_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+
+    /// The most calls at once on one connection, waiting pops included; more wait in the client. 1 or more.
+    #[arg(long, env = "DATA_QUEUE_MAX_STREAMS", value_name = "N", default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_streams: u32,
+
+    /// A connection on which nothing came for this long is pinged. 1s or more.
+    #[arg(long, env = "DATA_QUEUE_KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "20s", value_parser = at_least_a_second)]
+    pub keepalive_interval: Duration,
+
+    /// A connection that does not answer a ping for this long is closed. 1s or more.
+    #[arg(long, env = "DATA_QUEUE_KEEPALIVE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = at_least_a_second)]
+    pub keepalive_timeout: Duration,
+
+    /// Do not offer gRPC reflection, by which tools like grpcurl learn the calls.
+    #[arg(long, env = "DATA_QUEUE_NO_REFLECTION")]
+    pub no_reflection: bool,
+
+    /// How the log on standard error is written.
+    #[arg(long, env = "DATA_QUEUE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
+    pub log_format: LogFormat,
+
+    /// What is logged. Values, tokens and credentials never are.
+    #[arg(long, env = "DATA_QUEUE_LOG_LEVEL", value_enum, default_value_t = LogLevel::Info)]
+    pub log_level: LogLevel,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people, coloured on a terminal.
+    Human,
+    /// An object a line.
+    Json,
+}
+
+/// What is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Config {
+    /// Checks what one flag alone cannot tell, and opens the store. Says what is wrong, without repeating credentials.
+    pub fn backend(&self) -> Result<Backend, String> {
+        if self.max_value == 0 || self.max_value.saturating_add(MESSAGE_OVERHEAD) > self.max_message {
+            return Err(format!(
+                "--max-value {} must be from 1 to --max-message less {MESSAGE_OVERHEAD}, which is {}",
+                self.max_value,
+                self.max_message.saturating_sub(MESSAGE_OVERHEAD)
+            ));
+        }
+        let remember = Remember { window: millis(self.memory_window), entries: self.memory_entries };
+        if self.store == "memory" {
+            return Ok(Backend::memory(memory::MemoryStore::new(
+                std::sync::Arc::new(memory::SystemClock),
+                remember,
+                self.memory_capacity,
+            )));
+        }
+        let expected = "expected redis://[user:password@]host[:port][/db] or memory";
+        if !self.store.starts_with("redis://") {
+            return Err(format!("--store: no store of this kind; {expected}"));
+        }
+        let config = redis::RedisConfig {
+            url: self.store.clone(),
+            key_prefix: self.key_prefix.clone(),
+            timeout: self.store_timeout,
+            remember,
+        };
+        let shared = redis::RedisShared::new(&config).map_err(|error| format!("--store: {error}; {expected}"))?;
+        Ok(Backend::redis(shared))
+    }
+
+    /// The limits that are settings.
+    pub fn limits(&self) -> Limits {
+        Limits { max_value: self.max_value, default_lease: self.default_lease }
+    }
+
+    /// How many threads serve calls.
+    pub fn serving_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(cores, usize::from)
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn key_prefix(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+    match (1..=32).contains(&text.len()) && text.bytes().all(allowed) {
+        true => Ok(text.to_owned()),
+        false => Err("must have 1 to 32 letters, digits, '_' and '-'".to_owned()),
+    }
+}
+
+fn within(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time < min || time > max {
+        let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
+        return Err(format!("must be from {min} to {max}"));
+    }
+    Ok(time)
+}
+
+fn store_timeout(text: &str) -> Result<Duration, String> {
+    within(text, Duration::from_millis(100), Duration::from_secs(60))
+}
+
+fn lease(text: &str) -> Result<Duration, String> {
+    within(text, MIN_LEASE, MAX_LEASE)
+}
+
+fn memory_window(text: &str) -> Result<Duration, String> {
+    within(text, Duration::from_secs(1), Duration::from_hours(24))
+}
+
+fn at_least_a_second(text: &str) -> Result<Duration, String> {
+    within(text, Duration::from_secs(1), Duration::from_hours(24))
+}

@@ -1,0 +1,11 @@
+//! The gRPC edge. It translates and decides nothing: decode, ask the queue, encode.
+
+mod edge;
+mod handover;
+mod service;
+mod status;
+
+pub use self::{
+    edge::{Calls, EdgeLayer},
+    service::DataQueueService,
+};

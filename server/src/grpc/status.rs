@@ -1,0 +1,88 @@
+//! The one table from errors to statuses.
+
+use std::{collections::HashMap, time::Duration};
+
+use data_queue_proto::{ERROR_DOMAIN, reason};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{queue::Error, store::StoreError};
+
+/// When to try again after the store was away or full.
+const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
+/// When to try again, with another server or this one, after a server stopped.
+const RETRY_STOPPED_AFTER: Duration = Duration::from_millis(200);
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Invalid(invalid) => {
+                let mut details = info(invalid.reason, invalid.metadata.clone().into_iter().collect());
+                details.add_bad_request_violation(&invalid.field, &invalid.message);
+                refuse(Code::InvalidArgument, invalid.to_string(), details)
+            }
+            Error::Store(StoreError::Unavailable { message, .. }) => {
+                let details = retry(info(reason::STORE_UNAVAILABLE, HashMap::new()), RETRY_STORE_AFTER);
+                refuse(Code::Unavailable, format!("the store is not available: {message}"), details)
+            }
+            Error::Store(StoreError::Full(message)) => {
+                let details = retry(info(reason::STORE_FULL, HashMap::new()), RETRY_STORE_AFTER);
+                let message = format!("the store is full: {message}; tasks in it can be popped and acked");
+                refuse(Code::ResourceExhausted, message, details)
+            }
+            Error::Store(StoreError::RequestIdReused) => {
+                let mut details = info(reason::REQUEST_ID_REUSED, HashMap::new());
+                let message = "was used before, with other content";
+                details.add_bad_request_violation("request_id", message);
+                refuse(Code::AlreadyExists, format!("request_id: {message}"), details)
+            }
+            Error::Store(StoreError::Broken(cause)) | Error::Bug(cause) => bug(&cause),
+        }
+    }
+}
+
+/// A bug of ours: logged here, with its cause, and only here.
+pub(super) fn bug(cause: &str) -> Status {
+    tracing::error!(cause, "a call failed for a bug in the server");
+    let message = "a bug in the server; its log has the cause";
+    refuse(Code::Internal, message.to_owned(), info(reason::INTERNAL, HashMap::new()))
+}
+
+/// The server is stopping.
+pub(super) fn shutting_down() -> Status {
+    let details = retry(info(reason::SHUTTING_DOWN, HashMap::new()), RETRY_STOPPED_AFTER);
+    refuse(Code::Unavailable, "the server is stopping".to_owned(), details)
+}
+
+/// The request is longer than the server reads.
+pub(super) fn message_too_large(limit: usize) -> Status {
+    let details = info(reason::MESSAGE_TOO_LARGE, HashMap::from([("limit".to_owned(), limit.to_string())]));
+    refuse(Code::ResourceExhausted, format!("the request has more than {limit} bytes"), details)
+}
+
+/// The caller's deadline passed.
+pub(super) fn deadline_exceeded() -> Status {
+    let details = info(reason::DEADLINE_EXCEEDED, HashMap::new());
+    refuse(Code::DeadlineExceeded, "the call's deadline passed".to_owned(), details)
+}
+
+/// The `grpc-timeout` header is no timeout.
+pub(super) fn timeout_invalid() -> Status {
+    let mut details = info(reason::TIMEOUT_INVALID, HashMap::new());
+    let message = "must be 1 to 8 digits and one of the units H, M, S, m, u, n";
+    details.add_bad_request_violation("grpc-timeout", message);
+    refuse(Code::InvalidArgument, format!("grpc-timeout: {message}"), details)
+}
+
+fn info(reason: &str, metadata: HashMap<String, String>) -> ErrorDetails {
+    ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata)
+}
+
+fn retry(mut details: ErrorDetails, after: Duration) -> ErrorDetails {
+    details.set_retry_info(Some(after));
+    details
+}
+
+fn refuse(code: Code, message: String, details: ErrorDetails) -> Status {
+    Status::with_error_details(code, message, details)
+}

@@ -1,0 +1,88 @@
+//! Deliveries that may not reach anybody.
+//!
+//! From the moment the store leases a task until its answer is handed to HTTP/2, the task hangs on an [`Unsent`]. Whatever
+//! ends the call in between, a cancelled call, a passed deadline, a broken connection, a panic, drops it, and dropping it
+//! gives the task back to the head of its queue, uncounted.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Queues, task::Task};
+use crate::store::{Attempt, QueueName, Release, StoreError, Token};
+
+/// The first pause between tries to give tasks back to a store that is away, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Tasks on their way to a worker.
+pub struct Delivery {
+    /// At least one.
+    pub tasks: Vec<Task>,
+    /// Gives them back unless it is told that they were handed over.
+    pub unsent: Unsent,
+}
+
+/// Leased tasks that were not handed over so far.
+#[must_use = "dropping it gives the tasks back"]
+pub struct Unsent {
+    leases: Option<Leases>,
+}
+
+struct Leases {
+    queues: Queues,
+    queue: QueueName,
+    tokens: Vec<Token>,
+    attempt: Option<Attempt>,
+    run_out: Instant,
+}
+
+impl Unsent {
+    pub(super) fn new(
+        queues: &Queues,
+        queue: &QueueName,
+        tokens: Vec<Token>,
+        attempt: Option<Attempt>,
+        lease: Duration,
+    ) -> Self {
+        let run_out = Instant::now() + lease;
+        Self { leases: Some(Leases { queues: queues.clone(), queue: queue.clone(), tokens, attempt, run_out }) }
+    }
+
+    /// The answer left for good: from here on the leases run.
+    pub fn handed_over(mut self) {
+        self.leases = None;
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if let Some(leases) = self.leases.take() {
+            let queues = leases.queues.clone();
+            queues.spawn(leases.give_back());
+        }
+    }
+}
+
+impl Leases {
+    /// Tries until the store did it, or the leases ran out, which puts the tasks back as well.
+    async fn give_back(self) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let release = Release::Unsent(self.tokens.clone(), self.attempt);
+            match self.queues.release(&self.queue, release).await {
+                Ok(_) => return,
+                Err(StoreError::Unavailable { .. }) if Instant::now() + pause < self.run_out => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                Err(error) => {
+                    return tracing::warn!(
+                        %error, queue = ?self.queue, tasks = self.tokens.len(),
+                        "could not give back tasks that were not handed over; their leases will run out"
+                    );
+                }
+            }
+        }
+    }
+}

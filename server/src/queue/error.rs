@@ -1,0 +1,50 @@
+//! Why a call was not done.
+
+use std::collections::BTreeMap;
+
+use crate::store::StoreError;
+
+/// Why a call was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of the request is not right. Nothing was done.
+    #[error(transparent)]
+    Invalid(#[from] Box<Invalid>),
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A bug, or the system's random generator failed.
+    #[error("{0}")]
+    Bug(String),
+}
+
+impl From<getrandom::Error> for Error {
+    fn from(error: getrandom::Error) -> Self {
+        Self::Bug(format!("no random numbers: {error}"))
+    }
+}
+
+/// What is wrong with which field.
+#[derive(Debug, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct Invalid {
+    /// As in the proto, with the position in lists: `tasks[3].json`.
+    pub field: String,
+    /// A constant of `data_queue_proto::reason`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+    /// For programs: limits.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Invalid {
+    pub(crate) fn new(field: impl Into<String>, reason: &'static str, message: impl Into<String>) -> Box<Self> {
+        Box::new(Self { field: field.into(), reason, message: message.into(), metadata: BTreeMap::new() })
+    }
+
+    pub(crate) fn with_limit(mut self: Box<Self>, limit: impl ToString) -> Box<Self> {
+        self.metadata.insert("limit".to_owned(), limit.to_string());
+        self
+    }
+}

@@ -1,0 +1,243 @@
+//! What a request may ask for. Every limit has a name, a unit and one place where it is checked.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use data_queue_proto::reason;
+use serde::de::IgnoredAny;
+
+use super::{error::Invalid, task::Value};
+use crate::store::{Millis, QueueName, Token};
+
+/// The most tasks of an insert, and the most tokens of a call.
+pub const MAX_BATCH: usize = 1_000;
+/// The most tasks of a PopBatch.
+pub const MAX_POP_BATCH: u32 = 10_000;
+/// The shortest lease.
+pub const MIN_LEASE: Duration = Duration::from_millis(100);
+/// The longest lease.
+pub const MAX_LEASE: Duration = Duration::from_hours(12);
+/// The longest wait of a pop.
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
+/// The longest request id, in bytes.
+pub(super) const MAX_REQUEST_ID: usize = 128;
+/// The most headers of a task.
+pub(super) const MAX_HEADERS: usize = 64;
+/// The longest key and the longest value of a header, in bytes.
+pub(super) const MAX_HEADER_BYTES: usize = 1_024;
+/// How deep JSON may be nested.
+pub(super) const MAX_JSON_DEPTH: usize = 128;
+
+/// The limits that are settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest value, in bytes.
+    pub max_value: usize,
+    /// The lease where a request does not say.
+    pub default_lease: Duration,
+}
+
+type Checked<T> = Result<T, Box<Invalid>>;
+
+/// A span as a request gives it: nanoseconds of any sign, or nothing if its parts contradict each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Option<i128>);
+
+impl Span {
+    /// Milliseconds within bounds; parts of one count as a whole one.
+    fn millis(self, min: Duration, max: Option<Duration>) -> Option<Millis> {
+        let nanos = u128::try_from(self.0?).ok()?;
+        if nanos < min.as_nanos() || max.is_some_and(|max| nanos > max.as_nanos()) {
+            return None;
+        }
+        // The largest span that a request can write is 2^63 seconds; more than a century is as good as a century.
+        Some(nanos.div_ceil(1_000_000).min(100 * 366 * 86_400_000) as Millis)
+    }
+}
+
+pub(super) fn queue(name: &str) -> Checked<QueueName> {
+    QueueName::parse(name).map_err(|error| Invalid::new("queue", reason::QUEUE_NAME_INVALID, error.to_string()))
+}
+
+pub(super) fn request_id(id: &str) -> Checked<()> {
+    if id.len() <= MAX_REQUEST_ID {
+        return Ok(());
+    }
+    let message = format!("has {} bytes; at most {MAX_REQUEST_ID} are allowed", id.len());
+    Err(Invalid::new("request_id", reason::REQUEST_ID_INVALID, message).with_limit(MAX_REQUEST_ID))
+}
+
+/// A batch's length: `what` are tasks or tokens.
+pub(super) fn batch(field: &str, length: usize, max: usize, what: &str) -> Checked<()> {
+    if length == 0 {
+        return Err(Invalid::new(
+            field,
+            reason::BATCH_EMPTY,
+            format!("is empty; at least one of the {what} is needed"),
+        ));
+    }
+    at_most(field, length, max, what)
+}
+
+pub(super) fn at_most(field: &str, length: usize, max: usize, what: &str) -> Checked<()> {
+    if length > max {
+        let message = format!("has {length} {what}; at most {max} are allowed");
+        return Err(Invalid::new(field, reason::BATCH_TOO_LARGE, message).with_limit(max));
+    }
+    Ok(())
+}
+
+pub(super) fn tokens(field: &str, texts: &[String]) -> Checked<Vec<Token>> {
+    let parse = |(at, text): (usize, &String)| {
+        let refuse = |error: crate::store::TokenError| {
+            Invalid::new(format!("{field}[{at}]"), reason::LEASE_TOKEN_INVALID, error.to_string())
+        };
+        Token::parse(text).map_err(refuse)
+    };
+    texts.iter().enumerate().map(parse).collect()
+}
+
+pub(super) fn wait(span: Option<Span>) -> Checked<Duration> {
+    let Some(span) = span else { return Ok(Duration::ZERO) };
+    let millis = span.millis(Duration::ZERO, Some(MAX_WAIT)).ok_or_else(|| {
+        let message = format!("must be from 0 to {}", humantime::format_duration(MAX_WAIT));
+        Invalid::new("wait", reason::WAIT_OUT_OF_RANGE, message)
+    })?;
+    Ok(Duration::from_millis(millis))
+}
+
+pub(super) fn held_for(span: Span) -> Checked<Millis> {
+    span.millis(Duration::ZERO, None)
+        .ok_or_else(|| Invalid::new("held_for", reason::HELD_FOR_OUT_OF_RANGE, "must be 0 or more"))
+}
+
+impl Limits {
+    pub(super) fn lease(&self, span: Option<Span>) -> Checked<Millis> {
+        let Some(span) = span else { return Ok(self.default_lease.as_millis() as Millis) };
+        span.millis(MIN_LEASE, Some(MAX_LEASE)).ok_or_else(|| {
+            let (min, max) = (humantime::format_duration(MIN_LEASE), humantime::format_duration(MAX_LEASE));
+            Invalid::new("lease", reason::LEASE_OUT_OF_RANGE, format!("must be from {min} to {max}"))
+        })
+    }
+
+    /// Checks the value of the task at a position.
+    pub(super) fn value(&self, at: usize, value: Option<&Value>) -> Checked<()> {
+        let Some(value) = value else {
+            return Err(Invalid::new(
+                format!("tasks[{at}].value"),
+                reason::VALUE_MISSING,
+                "neither json nor data is set",
+            ));
+        };
+        let (kind, bytes) = match value {
+            Value::Json(text) => ("json", text.as_bytes()),
+            Value::Data(data) => ("data", data.as_ref()),
+        };
+        if bytes.len() > self.max_value {
+            let message = format!("has {} bytes; at most {} are allowed", bytes.len(), self.max_value);
+            let field = format!("tasks[{at}].{kind}");
+            return Err(Invalid::new(field, reason::VALUE_TOO_LARGE, message).with_limit(self.max_value));
+        }
+        match value {
+            Value::Json(text) => check_json(text)
+                .map_err(|message| Invalid::new(format!("tasks[{at}].json"), reason::JSON_INVALID, message)),
+            Value::Data(_) => Ok(()),
+        }
+    }
+}
+
+/// Checks the headers of the task at a position.
+pub(super) fn headers(at: usize, headers: &BTreeMap<String, String>) -> Checked<()> {
+    let invalid = |message| Err(Invalid::new(format!("tasks[{at}].headers"), reason::HEADERS_INVALID, message));
+    if headers.len() > MAX_HEADERS {
+        return invalid(format!("has {} entries; at most {MAX_HEADERS} are allowed", headers.len()));
+    }
+    if headers.contains_key("") {
+        return invalid("has an empty key".to_owned());
+    }
+    if headers.iter().any(|(key, value)| key.len().max(value.len()) > MAX_HEADER_BYTES) {
+        return invalid(format!("has a key or value of more than {MAX_HEADER_BYTES} bytes"));
+    }
+    Ok(())
+}
+
+/// Well-formed, and not nested too deep. The text itself is kept, so nothing is parsed into values that could lose some
+/// of it: 1e400, repeated keys and lone surrogates pass.
+fn check_json(text: &str) -> Result<(), String> {
+    // serde_json skips over values without recursion, so the depth is no danger to the stack; it is counted here.
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| error.to_string())?;
+    let opens = |b: &&u8| matches!(b, b'[' | b'{');
+    if text.as_bytes().iter().filter(opens).count() <= MAX_JSON_DEPTH {
+        return Ok(());
+    }
+    match too_deep_at(text.as_bytes()) {
+        Some((line, column)) => Err(format!("nested more than {MAX_JSON_DEPTH} deep at line {line} column {column}")),
+        None => Ok(()),
+    }
+}
+
+/// Where well-formed JSON is nested too deep.
+fn too_deep_at(text: &[u8]) -> Option<(usize, usize)> {
+    let (mut depth, mut line, mut line_start) = (0_usize, 1, 0);
+    let (mut in_string, mut escaped) = (false, false);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'\n' => (line, line_start) = (line + 1, at + 1),
+            b'[' | b'{' if depth == MAX_JSON_DEPTH => return Some((line, at - line_start + 1)),
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_checked_but_never_changed_or_narrowed() {
+        for good in
+            ["null", "0", "\"\"", "[]", "{\"a\":1,\"a\":2}", "1e400", "9223372036854775808", "\"\\ud800\"", " \n1\t"]
+        {
+            check_json(good).unwrap();
+        }
+        for bad in ["", "{\"a\":", "nul", "{\"a\":1} x", "NaN", "'a'", "[1,]", "\"\u{1}\"", "01", "\u{feff}1"] {
+            let message = check_json(bad).unwrap_err();
+            assert!(message.contains("line 1 column"), "{bad:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn json_may_be_nested_128_deep_and_no_deeper() {
+        let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
+        check_json(&nested(128)).unwrap();
+        assert_eq!(check_json(&nested(129)).unwrap_err(), "nested more than 128 deep at line 1 column 129");
+        assert!(check_json(&nested(100_000)).is_err());
+        check_json(&format!("[{}1]", "[],".repeat(1_000))).unwrap();
+        check_json(&format!("\"{}\"", "[".repeat(1_000))).unwrap();
+        check_json(&format!("[\"\\\"{}\", \"\\\\\"]", "{".repeat(1_000))).unwrap();
+    }
+
+    #[test]
+    fn spans_have_bounds_and_never_overflow() {
+        let span = |nanos: i128| Span(Some(nanos));
+        let limits = Limits { max_value: 1, default_lease: Duration::from_secs(30) };
+        assert_eq!(limits.lease(None).unwrap(), 30_000);
+        assert_eq!(limits.lease(Some(span(100_000_000))).unwrap(), 100);
+        assert_eq!(limits.lease(Some(span(100_000_001))).unwrap(), 101);
+        assert_eq!(limits.lease(Some(span(43_200_000_000_000))).unwrap(), 43_200_000);
+        for bad in [span(99_999_999), span(43_200_000_000_001), span(-1), span(i128::MAX), Span(None)] {
+            limits.lease(Some(bad)).unwrap_err();
+        }
+        assert_eq!(wait(None).unwrap(), Duration::ZERO);
+        wait(Some(span(60_000_000_001))).unwrap_err();
+        held_for(span(-1)).unwrap_err();
+        assert_eq!(held_for(span(i128::MAX)).unwrap(), 100 * 366 * 86_400_000);
+    }
+}

@@ -1,0 +1,344 @@
+//! The core: what a call may ask, what it means, who waits for what.
+//!
+//! Handlers translate, this module decides, the store persists. Nothing here knows gRPC.
+
+mod delivery;
+mod error;
+mod limits;
+mod task;
+mod waits;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use data_queue_proto::reason;
+
+pub use self::{
+    delivery::{Delivery, Unsent},
+    error::{Error, Invalid},
+    limits::{Limits, MAX_BATCH, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
+    task::{NewTask, Task, Value},
+    waits::{Seat, Waits},
+};
+use crate::store::{
+    Attempt, Beaten, Fingerprint, Insert, Inserted, NewTask as StoredTask, Outcome, Pop, PopRequest, QueueName,
+    RECLAIM_STEP, Release, RequestKey, Stem, Store, StoreError, TaskId, Token,
+};
+
+/// The envelopes in one message of a PopBatch have about this size at most, in bytes, unless a single one has more.
+const MESSAGE_BYTES: usize = 1 << 20;
+
+/// How long before its caller's deadline a waiting pop answers, at most; at least a quarter of what it has.
+const ANSWER_BEFORE_DEADLINE: Duration = Duration::from_millis(50);
+
+/// Inserts tasks.
+#[derive(Debug)]
+pub struct InsertCall {
+    /// The queue's name, unchecked like the rest.
+    pub queue: String,
+    /// What to insert.
+    pub tasks: Vec<NewTask>,
+    /// Empty: do not remember.
+    pub request_id: String,
+    /// Of the whole request but its id; looked at if there is one.
+    pub fingerprint: Fingerprint,
+}
+
+/// Pops one task.
+#[derive(Debug)]
+pub struct PopCall {
+    /// The queue's name, unchecked like the rest.
+    pub queue: String,
+    /// How long to hold it.
+    pub lease: Option<Span>,
+    /// How long to wait for it.
+    pub wait: Option<Span>,
+    /// Empty: do not remember.
+    pub request_id: String,
+    /// Of the lease and the acks; looked at if there is a request id.
+    pub fingerprint: Fingerprint,
+    /// Tokens to ack first.
+    pub acks: Vec<String>,
+    /// When the caller stops listening.
+    pub deadline: Option<Instant>,
+}
+
+/// Pops many tasks.
+#[derive(Debug)]
+pub struct PopBatchCall {
+    /// The queue's name, unchecked like the rest.
+    pub queue: String,
+    /// How many at most.
+    pub max_tasks: u32,
+    /// How long to hold each.
+    pub lease: Option<Span>,
+    /// The stream ends when nothing came for this long.
+    pub wait: Option<Span>,
+    /// When the caller stops listening.
+    pub deadline: Option<Instant>,
+}
+
+/// All queues, as one thread reaches them.
+#[derive(Clone)]
+pub struct Queues {
+    store: Arc<dyn Store>,
+    waits: Arc<Waits>,
+    limits: Limits,
+    stopping: CancellationToken,
+    background: TaskTracker,
+}
+
+impl Queues {
+    /// `waits` is the process' own; `stopping` ends all waiting; `background` is what must end before the process does.
+    pub fn new(
+        store: Arc<dyn Store>,
+        waits: Arc<Waits>,
+        limits: Limits,
+        stopping: CancellationToken,
+        background: TaskTracker,
+    ) -> Self {
+        Self { store, waits, limits, stopping, background }
+    }
+
+    /// Inserts all tasks or none, and wakes those who wait for them.
+    pub async fn insert(&self, call: InsertCall) -> Result<Inserted, Error> {
+        let queue = limits::queue(&call.queue)?;
+        limits::batch("tasks", call.tasks.len(), MAX_BATCH, "tasks")?;
+        limits::request_id(&call.request_id)?;
+        for (at, task) in call.tasks.iter().enumerate() {
+            self.limits.value(at, task.value.as_ref())?;
+            limits::headers(at, &task.headers)?;
+        }
+        let ids = TaskId::mint(call.tasks.len())?;
+        let stored =
+            |(id, task): (TaskId, NewTask)| Some(StoredTask { id, envelope: task::pack(task.value?, task.headers) });
+        let tasks: Vec<StoredTask> = ids.into_iter().zip(call.tasks).filter_map(stored).collect();
+        let request = request_key(call.request_id, call.fingerprint);
+        let insert = Insert { tasks, request, waiting_here: self.waits.waiting(&queue) };
+
+        // In a task of its own, so that a caller who leaves does not keep the waiters from being woken.
+        let this = self.clone();
+        self.uncancelled(async move {
+            let inserted = this.store.insert(&queue, insert).await?;
+            if !inserted.replayed {
+                this.waits.wake(&queue, inserted.ids.len());
+            }
+            Ok(inserted)
+        })
+        .await
+    }
+
+    /// Acks, then pops a task, waiting for one if asked to.
+    pub async fn pop(&self, call: PopCall) -> Result<(Option<Delivery>, Vec<Outcome>), Error> {
+        let queue = limits::queue(&call.queue)?;
+        let lease = self.limits.lease(call.lease)?;
+        let wait = limits::wait(call.wait)?;
+        limits::request_id(&call.request_id)?;
+        limits::at_most("ack_lease_tokens", call.acks.len(), MAX_BATCH, "tokens")?;
+        let acks = limits::tokens("ack_lease_tokens", &call.acks)?;
+        let request = match request_key(call.request_id, call.fingerprint) {
+            Some(key) => Some(PopRequest { key, attempt: Attempt::mint()? }),
+            None => None,
+        };
+        let pop = PopPlan { queue, lease, max_tasks: 1, request };
+        self.pop_or_wait(&pop, acks, wait_until(wait, call.deadline)).await.map(|found| (found.delivery, found.acks))
+    }
+
+    /// Pops tasks as the stream is read: each item is one message, and nothing is popped before it is asked for.
+    pub fn pop_batch(
+        &self,
+        call: PopBatchCall,
+    ) -> Result<impl Stream<Item = Result<Delivery, Error>> + Send + use<>, Error> {
+        let queue = limits::queue(&call.queue)?;
+        limits::batch("max_tasks", call.max_tasks as usize, MAX_POP_BATCH as usize, "tasks")?;
+        let lease = self.limits.lease(call.lease)?;
+        let wait = limits::wait(call.wait)?;
+        let plan = PopPlan { queue, lease, max_tasks: 0, request: None };
+        let this = self.clone();
+        let first = Some((plan, call.max_tasks as usize));
+        Ok(stream::try_unfold(first, move |state| {
+            let this = this.clone();
+            async move {
+                let Some((mut plan, left)) = state.filter(|(_, left)| *left > 0 && !this.stopping.is_cancelled())
+                else {
+                    return Ok(None);
+                };
+                plan.max_tasks = left.min(RECLAIM_STEP);
+                let found = this.pop_or_wait(&plan, Vec::new(), wait_until(wait, call.deadline)).await?;
+                let Some(delivery) = found.delivery else { return Ok(None) };
+                let left = left.saturating_sub(delivery.tasks.len());
+                let more = !(wait.is_zero() && found.ready == 0);
+                Ok(Some((delivery, more.then_some((plan, left)))))
+            }
+        }))
+    }
+
+    /// Acks.
+    pub async fn ack(&self, queue: &str, tokens: &[String]) -> Result<Vec<Outcome>, Error> {
+        let queue = limits::queue(queue)?;
+        limits::batch("lease_tokens", tokens.len(), MAX_BATCH, "tokens")?;
+        let tokens = limits::tokens("lease_tokens", tokens)?;
+        Ok(self.store.ack(&queue, &tokens).await?)
+    }
+
+    /// Extends leases.
+    pub async fn heartbeat(&self, queue: &str, tokens: &[String], lease: Option<Span>) -> Result<Beaten, Error> {
+        let queue = limits::queue(queue)?;
+        limits::batch("lease_tokens", tokens.len(), MAX_BATCH, "tokens")?;
+        let tokens = limits::tokens("lease_tokens", tokens)?;
+        let lease = self.limits.lease(lease)?;
+        Ok(self.store.heartbeat(&queue, &tokens, lease).await?)
+    }
+
+    /// Gives back what the caller holds.
+    pub async fn put_back(&self, queue: &str, tokens: &[String]) -> Result<Vec<Outcome>, Error> {
+        let queue = limits::queue(queue)?;
+        limits::batch("tokens.lease_tokens", tokens.len(), MAX_BATCH, "tokens")?;
+        let tokens = limits::tokens("tokens.lease_tokens", tokens)?;
+        let this = self.clone();
+        self.uncancelled(async move { Ok(this.release(&queue, Release::PutBack(tokens)).await?) }).await
+    }
+
+    /// Gives back what anybody has held for so long.
+    pub async fn put_back_held(&self, queue: &str, held_for: Span) -> Result<u64, Error> {
+        let queue = limits::queue(queue)?;
+        let held_for = limits::held_for(held_for)?;
+        let this = self.clone();
+        self.uncancelled(async move {
+            let released = this.store.release_held(&queue, held_for).await?;
+            this.waits.wake(&queue, usize::try_from(released).unwrap_or(usize::MAX));
+            Ok(released)
+        })
+        .await
+    }
+
+    /// Refuses a Putback that names neither tokens nor an age.
+    pub fn nothing_selected(queue: &str) -> Error {
+        if let Err(invalid) = limits::queue(queue) {
+            return invalid.into();
+        }
+        let message = "neither tokens nor held_for is set";
+        Error::Invalid(Invalid::new("selection", reason::PUTBACK_SELECTION_MISSING, message))
+    }
+
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
+        let outcomes = self.store.release(queue, release).await?;
+        self.waits.wake(queue, outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count());
+        Ok(outcomes)
+    }
+
+    async fn pop_or_wait(&self, plan: &PopPlan, acks: Vec<Token>, until: Option<Instant>) -> Result<Found, Error> {
+        let seat = until.map(|_| Seat::take(&self.waits, &plan.queue));
+        let mut found = self.pop_once(plan, acks, seat.is_some()).await?;
+        let (Some(until), Some(seat)) = (until, seat) else { return Ok(found) };
+        while found.delivery.is_none() {
+            if let Some(due) = found.due {
+                self.waits.look_at(&plan.queue, due);
+            }
+            tokio::select! {
+                () = seat.woken() => {}
+                () = sleep_until(until) => break,
+                () = self.stopping.cancelled() => break,
+            }
+            let acks = found.acks;
+            found = Found { acks, ..self.pop_once(plan, Vec::new(), true).await? };
+        }
+        Ok(found)
+    }
+
+    /// One step of the store, in a task of its own: a caller who leaves meanwhile drops what the task leased, and that
+    /// gives it back.
+    async fn pop_once(&self, plan: &PopPlan, acks: Vec<Token>, will_wait: bool) -> Result<Found, Error> {
+        let (this, queue, lease) = (self.clone(), plan.queue.clone(), Duration::from_millis(plan.lease));
+        let attempt = plan.request.as_ref().map(|request| request.attempt);
+        let (stem, max_tasks) = (Stem::mint()?, plan.max_tasks);
+        let pop = Pop {
+            acks,
+            max_tasks,
+            max_bytes: MESSAGE_BYTES,
+            lease: plan.lease,
+            stem,
+            request: plan.request.clone(),
+            will_wait,
+        };
+        self.uncancelled(async move {
+            let popped = match this.store.pop(&queue, pop).await {
+                Ok(popped) => popped,
+                Err(error) => {
+                    if matches!(error, StoreError::Unavailable { did_not_run: false, .. }) {
+                        // Perhaps it did lease something, and then under these tokens.
+                        let tokens = (0..max_tasks).map(|position| stem.token(position as u16)).collect();
+                        drop(Unsent::new(&this, &queue, tokens, attempt, lease));
+                    }
+                    return Err(error.into());
+                }
+            };
+            if popped.reclaimed > 0 && popped.ready > 0 {
+                this.waits.wake(&queue, usize::try_from(popped.ready).unwrap_or(usize::MAX));
+            }
+            let tokens: Vec<Token> = popped.tasks.iter().map(|leased| leased.token).collect();
+            let unsent = (!tokens.is_empty()).then(|| Unsent::new(&this, &queue, tokens, attempt, lease));
+            let tasks = popped.tasks.into_iter().map(task::unpack).collect::<Result<Vec<_>, _>>()?;
+            Ok(Found {
+                delivery: unsent.map(|unsent| Delivery { tasks, unsent }),
+                acks: popped.acks,
+                ready: popped.ready,
+                due: popped.due_in.map(|due_in| Instant::now() + Duration::from_millis(due_in)),
+            })
+        })
+        .await
+    }
+
+    async fn uncancelled<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.background
+            .spawn(work)
+            .await
+            .unwrap_or_else(|error| Err(Error::Bug(format!("a call's task ended: {error}"))))
+    }
+
+    /// Runs work that must end before the process does. A runtime that is being torn down drops it.
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = Handle::try_current() {
+            self.background.spawn_on(work, &runtime);
+        }
+    }
+}
+
+/// A pop whose fields were checked.
+struct PopPlan {
+    queue: QueueName,
+    lease: u64,
+    max_tasks: usize,
+    request: Option<PopRequest>,
+}
+
+struct Found {
+    delivery: Option<Delivery>,
+    acks: Vec<Outcome>,
+    ready: u64,
+    due: Option<Instant>,
+}
+
+fn request_key(id: String, fingerprint: Fingerprint) -> Option<RequestKey> {
+    (!id.is_empty()).then_some(RequestKey { id, fingerprint })
+}
+
+/// Until when to wait: nothing if not at all, and not so long that the caller's deadline passes.
+fn wait_until(wait: Duration, deadline: Option<Instant>) -> Option<Instant> {
+    let now = Instant::now();
+    let until = now + wait;
+    let answer_by = deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(now);
+        deadline - ANSWER_BEFORE_DEADLINE.min(left / 4)
+    });
+    (!wait.is_zero()).then(|| answer_by.map_or(until, |answer_by| until.min(answer_by)))
+}
