@@ -33,7 +33,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -203,8 +203,10 @@ impl Process {
             let stream = TcpStream::from_std(socket)?;
             Ok::<_, io::Error>(Socket::new(stream, cut_off.clone().cancelled_owned(), permit))
         });
-        let served = router.serve_with_incoming_shutdown(incoming, self.closing.cancelled());
-        served.await.map_err(|error| error.to_string())
+        let served = router.serve_with_incoming_shutdown(incoming, self.closing.cancelled()).await;
+        // This runtime carries tasks that put back what was not handed over; it must not end before them.
+        self.background.wait().await;
+        served.map_err(|error| error.to_string())
     }
 
     /// Keeps health true to the store.
@@ -260,27 +262,23 @@ impl Process {
 
         self.calls.under_way.close();
         let calls_ended = timeout_at(cut_off_at, self.calls.under_way.wait()).await.is_ok();
+        self.background.close();
         self.calls.drained.cancel();
         self.closing.cancel();
-        let closed = async { thread_ends(threads).await };
-        let mut closed = std::pin::pin!(closed);
-        let all_closed = calls_ended && timeout_at(cut_off_at, &mut closed).await.is_ok();
-        if !all_closed {
+        let mut ended = std::pin::pin!(threads_end(threads));
+        if !calls_ended || timeout_at(cut_off_at, &mut ended).await.is_err() {
             tracing::warn!("calls or connections did not end within the grace; they are cut off");
             self.cut_off.cancel();
-        }
-        self.background.close();
-        if timeout_at(end, self.background.wait()).await.is_err() {
-            tracing::warn!("tasks that were not handed over could not be put back in time; their leases will run out");
-        }
-        if !all_closed && timeout(end.saturating_duration_since(Instant::now()), closed).await.is_err() {
-            tracing::warn!("threads did not end within the grace");
+            if timeout_at(end, ended).await.is_err() {
+                let tasks = self.background.len();
+                tracing::warn!(tasks, "not all tasks that were not handed over could be put back; their leases will run out");
+            }
         }
         tracing::info!("stopped");
     }
 }
 
-async fn thread_ends(threads: Vec<thread::JoinHandle<Result<(), String>>>) {
+async fn threads_end(threads: Vec<thread::JoinHandle<Result<(), String>>>) {
     let joined = tokio::task::spawn_blocking(move || {
         for thread in threads {
             match thread.join() {

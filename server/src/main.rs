@@ -43,7 +43,8 @@ fn main() -> ExitCode {
     };
     let ended = runtime.block_on(async {
         let listen = config.listen;
-        let cannot_listen = |error| format!("cannot listen on {listen}: {error}");
+        let cannot_listen =
+            |error| format!("cannot listen on {listen}: {error}; give a free address of this machine with --listen");
         let listener = TcpListener::bind(listen).await.map_err(cannot_listen)?;
         let address = listener.local_addr().map_err(cannot_listen)?;
         if !address.ip().is_loopback() {

@@ -1,0 +1,442 @@
+//! The calls.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use data_queue_proto::v1::{self, data_queue_client::DataQueueClient, putback_request::Selection};
+use tokio::time::Instant;
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    Error, ErrorKind, NewTask, Pop, PopBatch, Popped, Result, Task, TaskStream, address,
+    retry::{Budget, Repeat},
+    task::hex,
+};
+
+/// How long a call may take in all, unless set.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The longest that a deadline or a wait is taken for.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long opening a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a connection with running calls is probed, and how long an answer may take.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// How many repeats all clones together may make before answers have to earn new ones, unless set.
+const RETRY_BUDGET: u32 = 500;
+/// The largest answer that is read: 64 MiB.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+/// The random bytes of a request id.
+const REQUEST_ID_BYTES: usize = 16;
+
+/// What became of one lease token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The token was the task's current one, and the call did what it says.
+    Applied,
+    /// The task was acked with this token before.
+    AlreadyAcked,
+    /// The token is not a task's current one in this queue. Nothing was changed.
+    LeaseLost,
+}
+
+/// What an insert did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inserted {
+    /// The ids of the tasks, in order.
+    pub ids: Vec<String>,
+    /// Whether the request id was known: these are the ids of the first call, and nothing was inserted now.
+    pub replayed: bool,
+}
+
+/// What a heartbeat of many did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Heartbeat {
+    /// What became of the tokens, in order.
+    pub outcomes: Vec<Outcome>,
+    /// How much time is left of the shortest of the leases that were extended, if any was.
+    pub lease: Option<Duration>,
+}
+
+/// How a client is set up.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    deadline: Duration,
+    connect_timeout: Duration,
+    retry_budget: u32,
+}
+
+impl Builder {
+    /// How long a call may take in all, with its repeats; a pop may also take its wait. Default: 30 s.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline.min(LONGEST);
+        self
+    }
+
+    /// How long opening a connection may take. Default: 5 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout.min(LONGEST);
+        self
+    }
+
+    /// How many repeats the client and its clones may make together before they have to be earned, one by ten answers.
+    /// 0: calls are never repeated. Default: 500.
+    pub fn retry_budget(mut self, repeats: u32) -> Self {
+        self.retry_budget = repeats;
+        self
+    }
+
+    /// Makes the client, within a tokio runtime. It connects with the first call, and anew whenever a connection broke.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if the address is not `host:port` or `http://host:port`; [`ErrorKind::Internal`]
+    /// outside a tokio runtime.
+    pub fn connect(self, address: &str) -> Result<Client> {
+        let uri = address::uri(address)?;
+        tokio::runtime::Handle::try_current()
+            .map_err(|cause| Error::internal("a client needs a tokio runtime").caused(cause))?;
+        let endpoint = Endpoint::from_shared(uri)
+            .map_err(|_| Error::invalid_argument("the host of the address is malformed", "address"))?
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1);
+        let grpc = DataQueueClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_ANSWER_BYTES);
+        Ok(Client { grpc, budget: Arc::new(Budget::new(self.retry_budget)), deadline: self.deadline })
+    }
+}
+
+/// A client of one server. Clones are cheap; they share the connection and the retry budget.
+///
+/// Every call has a deadline (see [`Builder::deadline`]), sent to the server, which covers all its tries. A call that
+/// failed on its way is repeated with growing pauses while the deadline and the budget allow, where that is safe:
+/// inserts and pops carry a random request id, acks and heartbeats do the same thing twice as once.
+#[derive(Clone, Debug)]
+pub struct Client {
+    grpc: DataQueueClient<Channel>,
+    budget: Arc<Budget>,
+    deadline: Duration,
+}
+
+impl Client {
+    /// A client with the defaults. It connects with the first call, so it may start before its server.
+    ///
+    /// # Errors
+    /// As [`Builder::connect`].
+    pub fn connect(address: &str) -> Result<Self> {
+        Self::builder().connect(address)
+    }
+
+    /// Sets up a client.
+    pub fn builder() -> Builder {
+        Builder { deadline: DEADLINE, connect_timeout: CONNECT_TIMEOUT, retry_budget: RETRY_BUDGET }
+    }
+
+    /// Inserts one task at the tail of a queue; answers its id. Repeated where needed, without inserting twice.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`], [`ErrorKind::StoreFull`], [`ErrorKind::QueueFull`] and the kinds of any call.
+    pub async fn insert(&self, queue: &str, task: NewTask) -> Result<String> {
+        let mut ids = self.insert_many(queue, [task]).await?.ids;
+        ids.pop().ok_or_else(|| Error::internal("the server answered no id"))
+    }
+
+    /// Inserts tasks in this order, all or none; at most 1,000. Repeated where needed, without inserting twice.
+    ///
+    /// # Errors
+    /// As [`Client::insert`].
+    pub async fn insert_many(&self, queue: &str, tasks: impl IntoIterator<Item = NewTask>) -> Result<Inserted> {
+        self.insert_as(queue, tasks, fresh_id()?).await
+    }
+
+    /// Inserts tasks under a request id of the caller's: the same call made again, even by another process, gives the
+    /// first answer again and inserts nothing. The server remembers request ids for at least 5 minutes.
+    ///
+    /// # Errors
+    /// As [`Client::insert`]; [`ErrorKind::RequestIdReused`] if the id was used with other tasks.
+    pub async fn insert_as(
+        &self,
+        queue: &str,
+        tasks: impl IntoIterator<Item = NewTask>,
+        request_id: impl Into<String>,
+    ) -> Result<Inserted> {
+        let tasks: Vec<_> = tasks.into_iter().map(NewTask::into_message).collect();
+        let count = tasks.len();
+        let message = v1::InsertRequest { queue: queue.to_owned(), tasks, request_id: request_id.into() };
+        let answer = self
+            .call(Repeat::Always, Duration::ZERO, |mut grpc, left| {
+                let request = timed(message.clone(), left);
+                async move { grpc.insert(request).await }
+            })
+            .await?;
+        if answer.results.len() != count {
+            return Err(Error::internal("the server answered another number of results than there were tasks"));
+        }
+        let ids = answer.results.into_iter().map(|result| result.id).collect();
+        Ok(Inserted { ids, replayed: answer.replayed })
+    }
+
+    /// Leases the task at the head of a queue, after acking what the caller has finished. An empty queue is no error.
+    ///
+    /// Repeated where needed with the same request id, lease and tokens: a repeat gets the task of the first try.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] if the task arrived damaged; the acks were applied then. And the kinds of any call.
+    pub async fn pop(&self, queue: &str, pop: Pop) -> Result<Popped> {
+        let start = Instant::now();
+        let wait = pop.wait;
+        let tokens = pop.ack_lease_tokens.len();
+        let message = v1::PopRequest {
+            queue: queue.to_owned(),
+            lease: pop.lease.map(duration),
+            wait: None,
+            request_id: pop.request_id.map_or_else(fresh_id, Ok)?,
+            ack_lease_tokens: pop.ack_lease_tokens,
+        };
+        let answer = self
+            .call(Repeat::Always, wait, |mut grpc, left| {
+                // Only the wait may differ between tries: it shrinks by what has passed.
+                let wait = Some(duration(wait.saturating_sub(start.elapsed())));
+                let request = timed(v1::PopRequest { wait, ..message.clone() }, left);
+                async move { grpc.pop(request).await }
+            })
+            .await?;
+        let ack_outcomes = outcomes(&answer.ack_outcomes, tokens)?;
+        let task = answer.task.map(Task::receive).transpose()?;
+        Ok(Popped { task, ack_outcomes })
+    }
+
+    /// Leases many tasks, as a stream. The deadline holds for each message of the stream, while the reader waits for it.
+    ///
+    /// Not repeated once it was sent: after an error, open another one; what was on its way comes back by its lease.
+    ///
+    /// # Errors
+    /// The kinds of any call.
+    pub async fn pop_batch(&self, queue: &str, pop: PopBatch) -> Result<TaskStream> {
+        let message = v1::PopBatchRequest {
+            queue: queue.to_owned(),
+            max_tasks: pop.max_tasks,
+            lease: pop.lease.map(duration),
+            wait: Some(duration(pop.wait)),
+        };
+        let answer = self
+            .call(Repeat::IfUnsent, pop.wait, |mut grpc, _| {
+                // No grpc-timeout: it would end the whole stream, however long its reader works on each task.
+                let request = Request::new(message.clone());
+                async move { grpc.pop_batch(request).await }
+            })
+            .await?;
+        Ok(TaskStream::new(answer, self.patience(pop.wait)))
+    }
+
+    /// Ends a task: it is done and gone for good. Repeated where needed; a task that was acked by an earlier try is done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`] if the lease ran out and was taken back: the task is delivered again. And the kinds of
+    /// any call.
+    pub async fn ack(&self, task: &Task) -> Result<()> {
+        let outcomes = self.ack_tokens(task.queue(), [task.lease_token()]).await?;
+        match first(&outcomes)? {
+            Outcome::Applied | Outcome::AlreadyAcked => Ok(()),
+            Outcome::LeaseLost => Err(Error::about_task(ErrorKind::LeaseLost, task.id())),
+        }
+    }
+
+    /// Ends the tasks with these lease tokens, at most 1,000; answers one outcome for each, in order.
+    ///
+    /// # Errors
+    /// The kinds of any call. A lost lease is an outcome.
+    pub async fn ack_tokens(
+        &self,
+        queue: &str,
+        tokens: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<Vec<Outcome>> {
+        let message = v1::AckRequest { queue: queue.to_owned(), lease_tokens: collect(tokens) };
+        let answer = self
+            .call(Repeat::Always, Duration::ZERO, |mut grpc, left| {
+                let request = timed(message.clone(), left);
+                async move { grpc.ack(request).await }
+            })
+            .await?;
+        outcomes(&answer.outcomes, message.lease_tokens.len())
+    }
+
+    /// Moves the deadline of a lease to now + `lease`, never to an earlier time; `None` is the server's default lease.
+    /// Answers how much time is left. Repeated where needed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`] if another may hold the task now, [`ErrorKind::AlreadyAcked`] if it is done, and the
+    /// kinds of any call.
+    pub async fn heartbeat(&self, task: &Task, lease: impl Into<Option<Duration>>) -> Result<Duration> {
+        let answer = self.heartbeat_tokens(task.queue(), [task.lease_token()], lease).await?;
+        applied(first(&answer.outcomes)?, task)?;
+        Ok(answer.lease.unwrap_or_default())
+    }
+
+    /// Moves the deadlines of the leases with these tokens, at most 1,000.
+    ///
+    /// # Errors
+    /// The kinds of any call. A lost lease is an outcome.
+    pub async fn heartbeat_tokens(
+        &self,
+        queue: &str,
+        tokens: impl IntoIterator<Item = impl Into<String>>,
+        lease: impl Into<Option<Duration>>,
+    ) -> Result<Heartbeat> {
+        let message = v1::HeartbeatRequest {
+            queue: queue.to_owned(),
+            lease_tokens: collect(tokens),
+            lease: lease.into().map(duration),
+        };
+        let answer = self
+            .call(Repeat::Always, Duration::ZERO, |mut grpc, left| {
+                let request = timed(message.clone(), left);
+                async move { grpc.heartbeat(request).await }
+            })
+            .await?;
+        let outcomes = outcomes(&answer.outcomes, message.lease_tokens.len())?;
+        Ok(Heartbeat { outcomes, lease: answer.lease.and_then(|lease| Duration::try_from(lease).ok()) })
+    }
+
+    /// Gives a task back to the head of its queue. Repeated where needed: [`ErrorKind::LeaseLost`] may then also mean
+    /// that an earlier try, whose answer was lost, gave it back.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`], [`ErrorKind::AlreadyAcked`] if the task is done, and the kinds of any call.
+    pub async fn putback(&self, task: &Task) -> Result<()> {
+        let outcomes = self.putback_tokens(task.queue(), [task.lease_token()]).await?;
+        applied(first(&outcomes)?, task)
+    }
+
+    /// Gives back the tasks with these lease tokens, at most 1,000. Repeated where needed: a repeat answers
+    /// [`Outcome::LeaseLost`] for what an earlier try, whose answer was lost, gave back.
+    ///
+    /// # Errors
+    /// The kinds of any call. A lost lease is an outcome.
+    pub async fn putback_tokens(
+        &self,
+        queue: &str,
+        tokens: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Result<Vec<Outcome>> {
+        let lease_tokens = collect(tokens);
+        let count = lease_tokens.len();
+        let selection = Selection::Tokens(v1::PutbackTokens { lease_tokens });
+        outcomes(&self.put_back(queue, selection, Repeat::Always).await?.outcomes, count)
+    }
+
+    /// Gives back every task of the queue, whoever holds it, whose delivery or last heartbeat is at least this old; zero
+    /// is every leased task. Answers how many. Not repeated once it was sent: a repeat would take back later deliveries.
+    ///
+    /// # Errors
+    /// The kinds of any call.
+    pub async fn putback_held_for(&self, queue: &str, held_for: Duration) -> Result<u64> {
+        let selection = Selection::HeldFor(duration(held_for));
+        Ok(self.put_back(queue, selection, Repeat::IfUnsent).await?.put_back)
+    }
+
+    async fn put_back(&self, queue: &str, selection: Selection, repeat: Repeat) -> Result<v1::PutbackResponse> {
+        let message = v1::PutbackRequest { queue: queue.to_owned(), selection: Some(selection) };
+        self.call(repeat, Duration::ZERO, |mut grpc, left| {
+            let request = timed(message.clone(), left);
+            async move { grpc.putback(request).await }
+        })
+        .await
+    }
+
+    async fn call<T, F, Fut>(&self, repeat: Repeat, wait: Duration, mut attempt: F) -> Result<T>
+    where
+        F: FnMut(DataQueueClient<Channel>, Duration) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + self.patience(wait);
+        self.budget.run(deadline, repeat, |left| attempt(self.grpc.clone(), left)).await
+    }
+
+    /// How long a call that waits so long may take.
+    fn patience(&self, wait: Duration) -> Duration {
+        self.deadline + wait.min(LONGEST)
+    }
+}
+
+/// 128 random bits in hex: a name for one call.
+fn fresh_id() -> Result<String> {
+    let mut bytes = [0; REQUEST_ID_BYTES];
+    getrandom::fill(&mut bytes).map_err(|cause| Error::internal("the system gives no randomness").caused(cause))?;
+    Ok(hex(&bytes))
+}
+
+fn timed<M>(message: M, left: Duration) -> Request<M> {
+    let mut request = Request::new(message);
+    request.set_timeout(left);
+    request
+}
+
+/// What is too long for the wire is far out of the server's range too, which refuses it with the field's name.
+fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
+}
+
+fn collect(tokens: impl IntoIterator<Item = impl Into<String>>) -> Vec<String> {
+    tokens.into_iter().map(Into::into).collect()
+}
+
+fn outcomes(answered: &[i32], asked: usize) -> Result<Vec<Outcome>> {
+    if answered.len() != asked {
+        return Err(Error::internal("the server answered another number of outcomes than there were tokens"));
+    }
+    let outcome = |code: &i32| match v1::Outcome::try_from(*code) {
+        Ok(v1::Outcome::Applied) => Ok(Outcome::Applied),
+        Ok(v1::Outcome::AlreadyAcked) => Ok(Outcome::AlreadyAcked),
+        Ok(v1::Outcome::LeaseLost) => Ok(Outcome::LeaseLost),
+        Ok(v1::Outcome::Unspecified) | Err(_) => Err(Error::internal("the server answered an unknown outcome")),
+    };
+    answered.iter().map(outcome).collect()
+}
+
+fn first(outcomes: &[Outcome]) -> Result<Outcome> {
+    outcomes.first().copied().ok_or_else(|| Error::internal("the server answered no outcome"))
+}
+
+fn applied(outcome: Outcome, task: &Task) -> Result<()> {
+    match outcome {
+        Outcome::Applied => Ok(()),
+        Outcome::AlreadyAcked => Err(Error::about_task(ErrorKind::AlreadyAcked, task.id())),
+        Outcome::LeaseLost => Err(Error::about_task(ErrorKind::LeaseLost, task.id())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn request_ids_are_fresh_and_128_bits_of_hex() {
+        let (one, other) = (fresh_id().unwrap(), fresh_id().unwrap());
+        assert_ne!(one, other);
+        assert!(one.len() == 32 && one.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+    }
+
+    #[test]
+    fn outcomes_are_one_for_each_token_and_known() {
+        let all = [Outcome::Applied, Outcome::AlreadyAcked, Outcome::LeaseLost];
+        assert_eq!(outcomes(&[1, 2, 3], 3).unwrap(), all);
+        for (answered, asked) in [(vec![1], 2), (vec![0], 1), (vec![9], 1)] {
+            assert_eq!(outcomes(&answered, asked).unwrap_err().kind(), ErrorKind::Internal);
+        }
+    }
+
+    #[test]
+    fn a_client_outside_a_runtime_is_an_error_not_a_panic() {
+        assert_eq!(Client::connect("127.0.0.1:1").unwrap_err().kind(), ErrorKind::Internal);
+    }
+
+    #[test]
+    fn the_longest_duration_is_sent_as_out_of_range() {
+        assert_eq!(duration(Duration::MAX).seconds, i64::MAX);
+    }
+}
