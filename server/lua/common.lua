@@ -3,7 +3,7 @@
 -- KEYS  1 meta HASH      counters, and where the memories stand
 --       2 tasks HASH     id -> envelope
 --       3 ready LIST     of ids, the head first
---       4 leased ZSET    token -> deadline
+--       4 leased ZSET    order as 8 bytes, then token -> deadline; so of equal deadlines the first delivered is first
 --       5 leases HASH    token -> id (16 bytes), then 'order lease renewed holder'
 --       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0
 --       7 waiters ZSET   server -> until when it waits
@@ -47,6 +47,12 @@ local function write_lease(lease)
   return table.concat({
     lease.id, int(lease.order), ' ', int(lease.lease), ' ', int(lease.renewed), ' ', lease.holder, lease.rest,
   })
+end
+
+-- A lease's member in LEASED.
+local function member(lease)
+  lease.member = lease.member or struct.pack('>I8', lease.order) .. lease.token
+  return lease.member
 end
 
 -- deliveries, failures, expiries, and what a later version wrote behind them
@@ -137,12 +143,13 @@ local function outcomes_of_others(tokens, outcomes)
 end
 
 local function ack(tokens)
-  local outcomes, gone, ids, twice = {}, {}, {}, {}
+  local outcomes, gone, members, ids, twice = {}, {}, {}, {}, {}
   for i, lease in ipairs(leases_of(tokens)) do
     if lease and not twice[lease.token] then
       twice[lease.token] = true
       outcomes[i] = APPLIED
       gone[#gone + 1] = lease.token
+      members[#members + 1] = member(lease)
       ids[#ids + 1] = lease.id
     elseif lease then
       outcomes[i] = ALREADY_ACKED
@@ -150,7 +157,7 @@ local function ack(tokens)
   end
   outcomes_of_others(tokens, outcomes)
   if #gone > 0 then
-    redis.call('ZREM', LEASED, unpack(gone))
+    redis.call('ZREM', LEASED, unpack(members))
     redis.call('HDEL', LEASES, unpack(gone))
     redis.call('HDEL', TASKS, unpack(ids))
     redis.call('HDEL', TRIES, unpack(ids))
@@ -167,9 +174,10 @@ local function to_head(leases, deliveries, expiries)
     return
   end
   table.sort(leases, function(a, b) return a.order > b.order end)
-  local tokens, ids = {}, {}
+  local tokens, members, ids = {}, {}, {}
   for i, lease in ipairs(leases) do
     tokens[i] = lease.token
+    members[i] = member(lease)
     ids[i] = lease.id
   end
   local tries
@@ -180,7 +188,7 @@ local function to_head(leases, deliveries, expiries)
       tries[i] = table.concat({ int(d + deliveries), ' ', int(f), ' ', int(e + expiries), rest })
     end
   end
-  redis.call('ZREM', LEASED, unpack(tokens))
+  redis.call('ZREM', LEASED, unpack(members))
   redis.call('HDEL', LEASES, unpack(tokens))
   redis.call('LPUSH', READY, unpack(ids))
   redis.call('HINCRBY', META, 'ready', #ids)
@@ -194,9 +202,13 @@ local function to_head(leases, deliveries, expiries)
   end
 end
 
--- Takes back leases that ran out, the latest deadlines first. Returns how many, and whether there are more.
+-- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many, and
+-- whether there are more.
 local function reclaim()
   local tokens = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
+  for i, member_of_lease in ipairs(tokens) do
+    tokens[i] = string.sub(member_of_lease, 9)
+  end
   to_head(leases_of(tokens), 1, 1)
   return #tokens, #tokens == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0
 end

@@ -10,7 +10,7 @@ local held = {}
 for i, lease in ipairs(leases) do
   if lease then
     outcomes[i] = APPLIED
-    held[#held + 1] = lease.token
+    held[#held + 1] = member(lease)
     lease.lease = lease_ms
     lease.renewed = now
     records[#records + 1] = lease.token

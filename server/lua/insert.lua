@@ -26,9 +26,11 @@ for at = 9, #ARGV, 2 do
   tasks[#tasks + 1] = ARGV[at]
   tasks[#tasks + 1] = ARGV[at + 1] .. inserted_at
 end
--- A second run of the same call changes nothing.
-if redis.call('HEXISTS', TASKS, ids[1]) == 1 then
-  return { 0, 0, unpack(ids) }
+-- A second run of the same call changes nothing, even if some of its tasks are gone by now.
+for _, envelope in ipairs(redis.call('HMGET', TASKS, unpack(ids))) do
+  if envelope then
+    return { 0, 0, unpack(ids) }
+  end
 end
 redis.call('HSET', TASKS, unpack(tasks))
 redis.call('RPUSH', READY, unpack(ids))

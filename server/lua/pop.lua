@@ -7,29 +7,33 @@
 -- Returns  {0, ready, reclaimed, due in or -1, 1 if more leases ran out and nothing was popped for that, {outcomes},
 --          {token, id, envelope, deliveries, expiries, left, deadline, … for each task}}, or {2}: request id reused
 local max, max_bytes, lease_ms, stem = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+-- What insert.lua put behind each envelope.
+local INSERTED_AT_BYTES = 9
 local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
 
-local function token_at(position)
-  return stem .. string.char(math.floor(position / 256), position % 256)
+-- What this call leases under.
+local own_tokens = {}
+for position = 0, max - 1 do
+  own_tokens[position + 1] = stem .. string.char(math.floor(position / 256), position % 256)
+end
+
+local function held_of(tokens)
+  local held = {}
+  for _, lease in ipairs(leases_of(tokens)) do
+    held[#held + 1] = lease or nil
+  end
+  return held
 end
 
 -- What the first call was given and still holds, or what an earlier run of this very call leased.
 local function leased_before(record)
-  local tokens, held = {}, {}
+  local tokens = {}
   for at = 17, record and #record or 0, 16 do
     tokens[#tokens + 1] = string.sub(record, at, at + 15)
   end
-  for _, lease in ipairs(leases_of(tokens)) do
-    held[#held + 1] = lease or nil
-  end
+  local held = held_of(tokens)
   if #held == 0 then
-    for position = 0, max - 1 do
-      local lease = leases_of({ token_at(position) })[1]
-      if not lease then
-        break
-      end
-      held[#held + 1] = lease
-    end
+    held = held_of(own_tokens)
   end
   if #held > 0 and request then
     local records = {}
@@ -55,7 +59,7 @@ local function head()
       end
       if envelope then
         tasks[#tasks + 1] = ids[from + i - 1]
-        bytes = bytes + #envelope
+        bytes = bytes + #envelope - INSERTED_AT_BYTES
       end
     end
   end
@@ -75,14 +79,14 @@ local function lease_from_head()
   local order = redis.call('HINCRBY', META, 'delivered', #ids) - #ids
   for i, id in ipairs(ids) do
     local lease = {
-      token = token_at(i - 1), id = id, order = order + i, lease = lease_ms, renewed = now, holder = holder, rest = '',
+      token = own_tokens[i], id = id, order = order + i, lease = lease_ms, renewed = now, holder = holder, rest = '',
     }
     held[i] = lease
     tokens[i] = lease.token
     records[2 * i - 1] = lease.token
     records[2 * i] = write_lease(lease)
     scores[2 * i - 1] = int(now + lease_ms)
-    scores[2 * i] = lease.token
+    scores[2 * i] = member(lease)
   end
   redis.call('HSET', LEASES, unpack(records))
   redis.call('ZADD', LEASED, unpack(scores))
@@ -94,14 +98,14 @@ end
 
 -- The delivery under way counts, though it is in the lease and not yet in tries.
 local function answer(held)
-  local ids, tokens, tasks = {}, {}, {}
+  local ids, members, tasks = {}, {}, {}
   for i, lease in ipairs(held) do
     ids[i] = lease.id
-    tokens[i] = lease.token
+    members[i] = member(lease)
   end
   local envelopes = redis.call('HMGET', TASKS, unpack(ids))
   local tries = redis.call('HMGET', TRIES, unpack(ids))
-  local deadlines = redis.call('ZMSCORE', LEASED, unpack(tokens))
+  local deadlines = redis.call('ZMSCORE', LEASED, unpack(members))
   for i, lease in ipairs(held) do
     local deliveries, _, expiries = read_tries(tries[i])
     local deadline = tonumber(deadlines[i])

@@ -12,6 +12,9 @@ use crate::{
 /// What an envelope and a message add to a value at the most, in bytes: headers, the queue's name, framing.
 const MESSAGE_OVERHEAD: usize = 160 * 1024;
 
+/// The longest of some times.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A work queue with leases behind gRPC.
 ///
 /// Each option can also be set in the environment by the name in brackets; the command line wins. Durations are written
@@ -198,9 +201,9 @@ fn lease(text: &str) -> Result<Duration, String> {
 }
 
 fn memory_window(text: &str) -> Result<Duration, String> {
-    within(text, Duration::from_secs(1), Duration::from_hours(24))
+    within(text, Duration::from_secs(1), DAY)
 }
 
 fn at_least_a_second(text: &str) -> Result<Duration, String> {
-    within(text, Duration::from_secs(1), Duration::from_hours(24))
+    within(text, Duration::from_secs(1), DAY)
 }

@@ -271,7 +271,10 @@ impl Process {
             self.cut_off.cancel();
             if timeout_at(end, ended).await.is_err() {
                 let tasks = self.background.len();
-                tracing::warn!(tasks, "not all tasks that were not handed over could be put back; their leases will run out");
+                tracing::warn!(
+                    tasks,
+                    "not all tasks that were not handed over could be put back; their leases will run out"
+                );
             }
         }
         tracing::info!("stopped");

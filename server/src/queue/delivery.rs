@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{Queues, task::Task};
 use crate::store::{Attempt, QueueName, Release, StoreError, Token};
@@ -35,6 +36,8 @@ struct Leases {
     tokens: Vec<Token>,
     attempt: Option<Attempt>,
     run_out: Instant,
+    /// The server does not stop before this is decided.
+    _undecided: TaskTrackerToken,
 }
 
 impl Unsent {
@@ -45,8 +48,15 @@ impl Unsent {
         attempt: Option<Attempt>,
         lease: Duration,
     ) -> Self {
-        let run_out = Instant::now() + lease;
-        Self { leases: Some(Leases { queues: queues.clone(), queue: queue.clone(), tokens, attempt, run_out }) }
+        let leases = Leases {
+            queues: queues.clone(),
+            queue: queue.clone(),
+            tokens,
+            attempt,
+            run_out: Instant::now() + lease,
+            _undecided: queues.background.token(),
+        };
+        Self { leases: Some(leases) }
     }
 
     /// The answer left for good: from here on the leases run.

@@ -15,7 +15,7 @@ pub const MAX_POP_BATCH: u32 = 10_000;
 /// The shortest lease.
 pub const MIN_LEASE: Duration = Duration::from_millis(100);
 /// The longest lease.
-pub const MAX_LEASE: Duration = Duration::from_hours(12);
+pub const MAX_LEASE: Duration = Duration::from_secs(12 * 60 * 60);
 /// The longest wait of a pop.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The longest request id, in bytes.

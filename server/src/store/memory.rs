@@ -14,8 +14,9 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Admin, Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, NewTask, OnWake, Outcome, Pop, Popped, QueueName,
-    RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, RequestKey, Sight, Store, StoreError, TaskId, Token,
+    Admin, Attempt, Beaten, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, OnWake, Outcome, Pop,
+    Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, RequestKey, Sight, Store, StoreError,
+    TaskId, Token,
 };
 
 /// Tells the time, in milliseconds since the Unix epoch.
@@ -73,14 +74,27 @@ struct Queue {
     tasks: HashMap<TaskId, Task>,
     ready: VecDeque<TaskId>,
     leases: HashMap<Token, Lease>,
-    deadlines: BTreeSet<(Millis, Token)>,
+    /// Of equal deadlines, the first delivered is first.
+    deadlines: BTreeSet<(Millis, u64, Token)>,
     acked: Memory<Token, ()>,
-    inserts: Memory<String, ([u8; 16], Vec<TaskId>)>,
-    pops: Memory<String, ([u8; 16], Vec<Token>)>,
+    requests: Memory<(Call, String), Request>,
     delivered: u64,
     inserted_count: u64,
     acked_count: u64,
     used: Arc<AtomicU64>,
+}
+
+/// Whose request ids: those of inserts and of pops are apart, and count as one kind.
+#[derive(PartialEq, Eq, Hash)]
+enum Call {
+    Insert,
+    Pop,
+}
+
+struct Request {
+    fingerprint: Fingerprint,
+    /// Ids or tokens.
+    answered: Vec<[u8; 16]>,
 }
 
 struct Task {
@@ -112,8 +126,7 @@ impl Queue {
             leases: HashMap::new(),
             deadlines: BTreeSet::new(),
             acked: Memory::new(remember),
-            inserts: Memory::new(remember),
-            pops: Memory::new(remember),
+            requests: Memory::new(remember),
             delivered: 0,
             inserted_count: 0,
             acked_count: 0,
@@ -122,18 +135,19 @@ impl Queue {
 
     fn insert(&mut self, insert: Insert, capacity: u64, now: Millis) -> Result<Inserted, StoreError> {
         if let Some(RequestKey { id, fingerprint }) = &insert.request
-            && let Some((first, ids)) = self.inserts.get(id, now)
+            && let Some(first) = self.requests.get(&(Call::Insert, id.clone()), now)
         {
-            if *first != fingerprint.0 {
+            if first.fingerprint != *fingerprint {
                 return Err(StoreError::RequestIdReused);
             }
-            return Ok(Inserted { ids: ids.clone(), replayed: true });
+            return Ok(Inserted { ids: first.answered.iter().copied().map(TaskId).collect(), replayed: true });
         }
         let ids: Vec<TaskId> = insert.tasks.iter().map(|task| task.id).collect();
-        if ids.first().is_some_and(|first| self.tasks.contains_key(first)) {
+        // A second run of the same call, even if some of its tasks are gone by now.
+        if ids.iter().any(|id| self.tasks.contains_key(id)) {
             return Ok(Inserted { ids, replayed: false });
         }
-        let size = insert.tasks.iter().map(|task| size_of_task(task)).sum::<u64>();
+        let size = insert.tasks.iter().map(size_of_task).sum::<u64>();
         if self.used.load(Ordering::Relaxed) + size > capacity {
             return Err(StoreError::Full(format!("the store in memory holds at most {capacity} bytes")));
         }
@@ -144,7 +158,8 @@ impl Queue {
         }
         self.inserted_count += ids.len() as u64;
         if let Some(RequestKey { id, fingerprint }) = insert.request {
-            self.inserts.put(id, (fingerprint.0, ids.clone()), now);
+            let answered = ids.iter().map(|id| id.0).collect();
+            self.requests.put((Call::Insert, id), Request { fingerprint, answered }, now);
         }
         Ok(Inserted { ids, replayed: false })
     }
@@ -152,25 +167,28 @@ impl Queue {
     fn pop(&mut self, pop: Pop, now: Millis) -> Result<Popped, StoreError> {
         let mut known = Vec::new();
         if let Some(request) = &pop.request
-            && let Some((first, tokens)) = self.pops.get(&request.key.id, now)
+            && let Some(first) = self.requests.get(&(Call::Pop, request.key.id.clone()), now)
         {
-            if *first != request.key.fingerprint.0 {
+            if first.fingerprint != request.key.fingerprint {
                 return Err(StoreError::RequestIdReused);
             }
-            known.clone_from(tokens);
+            known.clone_from(&first.answered);
         }
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
 
         let holder = pop.request.as_ref().map(|request| request.attempt);
-        let mut held: Vec<Token> = known.into_iter().filter(|token| self.leases.contains_key(token)).collect();
+        let is_held = |token: &Token| self.leases.contains_key(token);
+        let mut held: Vec<Token> = known.into_iter().map(Token).filter(is_held).collect();
         if held.is_empty() {
-            held = (0..).map(|n| pop.stem.token(n)).take_while(|token| self.leases.contains_key(token)).collect();
+            held = (0..pop.max_tasks).map(|position| pop.stem.token(position as u16)).filter(is_held).collect();
         }
         if held.is_empty() {
             held = self.lease_from_head(&pop, now);
             if let Some(request) = pop.request.filter(|_| !held.is_empty()) {
-                self.pops.put(request.key.id, (request.key.fingerprint.0, held.clone()), now);
+                let RequestKey { id, fingerprint } = request.key;
+                let answered = held.iter().map(|token| token.0).collect();
+                self.requests.put((Call::Pop, id), Request { fingerprint, answered }, now);
             }
         }
         for token in &held {
@@ -194,7 +212,7 @@ impl Queue {
             let token = pop.stem.token(held.len() as u16);
             self.delivered += 1;
             let lease = Lease { id, order: self.delivered, renewed_at: now, deadline: now + pop.lease, holder: None };
-            self.deadlines.insert((lease.deadline, token));
+            self.deadlines.insert((lease.deadline, lease.order, token));
             self.leases.insert(token, lease);
             held.push(token);
         }
@@ -240,10 +258,10 @@ impl Queue {
         let mut earliest: Option<Millis> = None;
         let beat = |token: &Token| {
             let Some(held) = self.leases.get_mut(token) else { return self.not_held(token, now) };
-            self.deadlines.remove(&(held.deadline, *token));
+            self.deadlines.remove(&(held.deadline, held.order, *token));
             held.deadline = held.deadline.max(now + lease);
             held.renewed_at = now;
-            self.deadlines.insert((held.deadline, *token));
+            self.deadlines.insert((held.deadline, held.order, *token));
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
             Outcome::Applied
         };
@@ -269,7 +287,7 @@ impl Queue {
                 ended.extend(self.end_lease(token));
             }
         }
-        self.to_head(ended, u32::from(unsent.is_none()), 0);
+        self.give_to_head(ended, u32::from(unsent.is_none()), 0);
         outcomes
     }
 
@@ -278,7 +296,7 @@ impl Queue {
         let tokens: Vec<Token> = self.leases.iter().filter(|(_, lease)| old(lease)).map(|(token, _)| *token).collect();
         let ended: Vec<Lease> = tokens.iter().filter_map(|token| self.end_lease(token)).collect();
         let count = ended.len() as u64;
-        self.to_head(ended, 1, 1);
+        self.give_to_head(ended, 1, 1);
         count
     }
 
@@ -286,26 +304,26 @@ impl Queue {
     fn reclaim(&mut self, now: Millis) -> u64 {
         let mut count = 0;
         loop {
-            let expired = |(deadline, _): &&(Millis, Token)| *deadline <= now;
+            let expired = |(deadline, ..): &&(Millis, u64, Token)| *deadline <= now;
             let after = self.deadlines.iter().take_while(expired).count();
             let step: Vec<Token> =
-                self.deadlines.iter().take(after).rev().take(RECLAIM_STEP).map(|(_, token)| *token).collect();
+                self.deadlines.iter().take(after).rev().take(RECLAIM_STEP).map(|(.., token)| *token).collect();
             if step.is_empty() {
                 return count;
             }
             let ended: Vec<Lease> = step.iter().filter_map(|token| self.end_lease(token)).collect();
             count += ended.len() as u64;
-            self.to_head(ended, 1, 1);
+            self.give_to_head(ended, 1, 1);
         }
     }
 
     fn end_lease(&mut self, token: &Token) -> Option<Lease> {
         let lease = self.leases.remove(token)?;
-        self.deadlines.remove(&(lease.deadline, *token));
+        self.deadlines.remove(&(lease.deadline, lease.order, *token));
         Some(lease)
     }
 
-    fn to_head(&mut self, mut ended: Vec<Lease>, deliveries: u32, expiries: u32) {
+    fn give_to_head(&mut self, mut ended: Vec<Lease>, deliveries: u32, expiries: u32) {
         ended.sort_by_key(|lease| std::cmp::Reverse(lease.order));
         for lease in ended {
             if let Some(task) = self.tasks.get_mut(&lease.id) {
@@ -317,7 +335,7 @@ impl Queue {
     }
 
     fn due_in(&self, now: Millis) -> Option<Millis> {
-        self.deadlines.first().map(|(deadline, _)| deadline.saturating_sub(now))
+        self.deadlines.first().map(|(deadline, ..)| deadline.saturating_sub(now))
     }
 
     fn sight(&mut self, now: Millis) -> Sight {
@@ -340,10 +358,7 @@ impl<K: std::hash::Hash + Eq, V> Memory<K, V> {
         Self { remember, current: (0, HashMap::new()), older: (0, HashMap::new()) }
     }
 
-    fn get<Q: std::hash::Hash + Eq + ?Sized>(&self, key: &Q, now: Millis) -> Option<&V>
-    where
-        K: std::borrow::Borrow<Q>,
-    {
+    fn get(&self, key: &K, now: Millis) -> Option<&V> {
         let seen = |generation: &&(Millis, HashMap<K, V>)| now < generation.0 + 2 * self.remember.window;
         [&self.current, &self.older].into_iter().filter(seen).find_map(|generation| generation.1.get(key))
     }
@@ -361,7 +376,14 @@ impl<K: std::hash::Hash + Eq, V> Memory<K, V> {
 impl Store for MemoryStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
         let now = self.clock.now();
-        self.queues().entry(queue.clone()).or_insert_with(|| Queue::new(self)).insert(insert, self.capacity, now)
+        let mut queues = self.queues();
+        if let Some(known) = queues.get_mut(queue) {
+            return known.insert(insert, self.capacity, now);
+        }
+        let mut made = Queue::new(self);
+        let inserted = made.insert(insert, self.capacity, now)?;
+        queues.insert(queue.clone(), made);
+        Ok(inserted)
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {

@@ -10,6 +10,9 @@ mod ident;
 pub mod memory;
 pub mod redis;
 
+#[cfg(test)]
+mod conformance;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;

@@ -95,6 +95,18 @@ impl RedisShared {
         })
     }
 
+    /// The key that holds the time of the tests.
+    #[cfg(test)]
+    pub(super) fn test_clock(&self) -> String {
+        self.keys.test_clock()
+    }
+
+    /// A key of a queue, by the name of its part.
+    #[cfg(test)]
+    pub(super) fn key_of(&self, queue: &QueueName, part: &str) -> Option<String> {
+        self.keys.of_queue(queue).into_iter().find(|key| key.rsplit(':').next() == Some(part))
+    }
+
     fn known<T>(&self, with: impl FnOnce(&mut Known) -> T) -> T {
         with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,0 +1,402 @@
+//! What every store promises, as one suite on the traits. A behaviour that is not here is not a promise.
+//!
+//! The cases are grouped by noun, and each names the guarantee (G1 to G16) of the contract that it proves. Every store runs
+//! every case: a further store is one line in [`conformance!`] and one function that opens it. Time stands still unless a
+//! case steps it.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod ack;
+mod full;
+mod heartbeat;
+mod history;
+mod insert;
+mod isolation;
+mod pop;
+mod reap;
+mod reclaim;
+mod redis_only;
+#[path = "../../../tests/support/redis.rs"]
+mod redis_server;
+mod release;
+mod retry;
+
+use std::{
+    ops::{Deref, Range},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use self::redis_server::Redis;
+use super::{
+    Admin, Attempt, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, Outcome, Pop, PopRequest,
+    QueueName, Release, Remember, RequestKey, Stem, Store, StoreError, TaskId, Token,
+    memory::{Clock, MemoryStore},
+    redis::{RedisConfig, RedisShared, RedisStore},
+};
+
+/// Runs every case on every store that is named here.
+macro_rules! conformance {
+    ($($store:ident => $open:ident),+ $(,)?) => { $(
+        mod $store {
+            cases! {
+                $open,
+                insert {
+                    what_was_inserted_is_delivered_byte_for_byte,
+                    tasks_come_out_in_the_order_they_went_in,
+                    a_thousand_tasks_go_in_at_once,
+                    equal_envelopes_are_separate_tasks,
+                    a_repeated_request_gets_the_first_answer,
+                    a_reused_request_id_is_refused,
+                    request_ids_are_per_queue_and_per_operation,
+                    without_a_request_nothing_is_remembered,
+                    a_second_run_changes_nothing,
+                    a_second_run_that_comes_late_changes_nothing,
+                    a_request_is_remembered_for_the_window_and_forgotten_after_two,
+                    the_newest_half_of_the_requests_is_remembered,
+                }
+                pop {
+                    an_unknown_queue_is_empty_and_is_not_made,
+                    a_batch_has_at_most_max_tasks,
+                    a_batch_ends_at_max_bytes_but_has_one_task,
+                    tokens_are_the_stem_and_the_position,
+                    a_delivery_tells_its_lease,
+                    counters_tell_what_happened_to_a_task,
+                    counters_survive_many_put_backs,
+                    acks_are_applied_even_if_nothing_is_found,
+                    acks_come_before_everything_else,
+                }
+                retry {
+                    a_repeated_pop_gets_the_same_delivery,
+                    a_repeated_pop_leaves_out_what_ended,
+                    a_repeated_pop_pops_anew_when_nothing_is_left,
+                    a_pop_that_found_nothing_pops_anew,
+                    a_reused_request_id_is_refused_and_acks_nothing,
+                    a_pop_request_is_remembered_for_the_window_and_forgotten_after_two,
+                    a_second_run_changes_nothing,
+                    a_second_run_that_comes_late_takes_nothing_away,
+                    an_earlier_attempt_takes_nothing_back,
+                    the_last_attempt_takes_back,
+                    without_a_request_the_unsent_goes_back,
+                }
+                ack {
+                    an_ack_is_final_and_can_be_repeated,
+                    a_token_twice_in_one_call_is_acked_once,
+                    a_token_that_is_not_held_changes_nothing,
+                    after_the_deadline_a_token_is_good_until_its_task_is_taken_back,
+                    acks_are_remembered_for_the_window_and_forgotten_after_two,
+                    the_newest_half_of_the_acks_is_remembered,
+                    hundreds_are_acked_in_one_call,
+                }
+                heartbeat {
+                    a_heartbeat_extends_and_never_shortens,
+                    an_expired_lease_can_be_extended_until_it_is_taken_back,
+                    a_heartbeat_needs_the_current_token,
+                    the_answer_tells_the_lease_that_ends_first,
+                    a_token_twice_in_one_call_is_extended_once,
+                    hundreds_are_extended_in_one_call,
+                }
+                release {
+                    what_is_put_back_is_at_the_head_in_the_order_of_delivery,
+                    a_thousand_are_put_back_in_order,
+                    a_task_is_put_back_once,
+                    only_the_holder_puts_back,
+                    a_put_back_counts_a_delivery_and_no_expiry,
+                    held_for_zero_takes_all,
+                    held_for_looks_at_the_delivery_or_the_last_heartbeat,
+                    what_was_held_comes_back_in_the_order_of_delivery,
+                    nothing_is_held_in_an_unknown_queue,
+                }
+                reclaim {
+                    nothing_is_taken_back_before_its_deadline,
+                    a_heartbeat_puts_the_taking_back_off,
+                    what_ran_out_is_at_the_head_in_the_order_of_delivery,
+                    hundreds_that_ran_out_come_back_in_order,
+                    hundreds_that_run_out_in_the_same_instant_come_back_in_order,
+                    of_many_that_ran_out_the_latest_deadlines_go_back_first,
+                    a_look_takes_back_and_tells,
+                    counting_takes_back,
+                }
+                reap {
+                    the_reaper_finds_queues_that_nobody_pops,
+                    a_round_visits_all_queues_and_ends,
+                }
+                isolation {
+                    queues_do_not_touch_each_other,
+                }
+                full {
+                    a_full_store_refuses_inserts_and_drains,
+                }
+                history {
+                    every_task_is_in_exactly_one_place,
+                }
+            }
+        }
+    )+ };
+}
+
+macro_rules! cases {
+    ($open:ident, $($noun:ident { $($case:ident),+ $(,)? })+) => { $(
+        mod $noun { $(
+            #[tokio::test]
+            async fn $case() {
+                crate::store::conformance::$noun::$case(crate::store::conformance::$open).await;
+            }
+        )+ }
+    )+ };
+}
+
+conformance! {
+    memory => memory,
+    redis => redis,
+}
+
+/// Opens an empty store.
+type Open = fn(Remember) -> Rig;
+
+/// When the clock of a store begins to stand still.
+const START: Millis = 1_700_000_000_000;
+
+/// For how long [`pop`] leases.
+const LEASE: Millis = 30_000;
+
+/// What most cases need to be remembered.
+const REMEMBER: Remember = Remember { window: 300_000, entries: 1_000_000 };
+
+/// A store under test, reached through its traits, and its clock.
+struct Rig {
+    engine: Box<dyn Engine>,
+    now: AtomicU64,
+}
+
+/// What a store adds to be tested.
+#[async_trait]
+trait Engine: Send + Sync {
+    fn store(&self) -> &dyn Admin;
+
+    fn set_clock(&self, now: Millis);
+
+    /// Until an insert of whatever size is refused.
+    async fn fill(&self);
+}
+
+impl Deref for Rig {
+    type Target = dyn Admin;
+
+    fn deref(&self) -> &Self::Target {
+        self.engine.store()
+    }
+}
+
+impl Rig {
+    fn new(engine: impl Engine + 'static) -> Self {
+        let rig = Self { engine: Box::new(engine), now: AtomicU64::new(START) };
+        rig.set_now(START);
+        rig
+    }
+
+    fn now(&self) -> Millis {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    fn set_now(&self, now: Millis) {
+        self.now.store(now, Ordering::Relaxed);
+        self.engine.set_clock(now);
+    }
+
+    fn pass(&self, span: Millis) {
+        self.set_now(self.now() + span);
+    }
+
+    /// Inserts tasks whose envelopes are numbers.
+    async fn insert_numbers(&self, queue: &QueueName, numbers: Range<usize>) -> Inserted {
+        self.insert(queue, insert(tasks(numbers))).await.unwrap()
+    }
+
+    async fn insert_repeatably(&self, queue: &QueueName, numbers: Range<usize>, request: &str) -> Inserted {
+        let insert = Insert { request: Some(key(request, 1)), ..insert(tasks(numbers)) };
+        self.insert(queue, insert).await.unwrap()
+    }
+
+    async fn take(&self, queue: &QueueName, max_tasks: usize) -> Vec<Leased> {
+        self.pop(queue, pop(max_tasks)).await.unwrap().tasks
+    }
+
+    async fn take_one(&self, queue: &QueueName) -> Leased {
+        self.take(queue, 1).await.pop().expect("a task is ready")
+    }
+
+    /// Pops until nothing comes, and answers the numbers.
+    async fn drain(&self, queue: &QueueName) -> Vec<usize> {
+        let mut all = Vec::new();
+        loop {
+            match self.take(queue, 100).await {
+                some if some.is_empty() => return all,
+                some => all.extend(numbers(&some)),
+            }
+        }
+    }
+
+    async fn ack_one(&self, queue: &QueueName, token: Token) -> Outcome {
+        self.ack(queue, &[token]).await.unwrap()[0]
+    }
+
+    async fn beat_one(&self, queue: &QueueName, token: Token, lease: Millis) -> Outcome {
+        self.heartbeat(queue, &[token], lease).await.unwrap().outcomes[0]
+    }
+
+    async fn put_back(&self, queue: &QueueName, tokens: &[Token]) -> Vec<Outcome> {
+        self.release(queue, Release::PutBack(tokens.to_vec())).await.unwrap()
+    }
+
+    async fn unsent(&self, queue: &QueueName, tokens: &[Token], attempt: Option<Attempt>) -> Vec<Outcome> {
+        self.release(queue, Release::Unsent(tokens.to_vec(), attempt)).await.unwrap()
+    }
+
+    /// Of a queue that must be there, and in which no task is nowhere or twice.
+    async fn counted(&self, queue: &QueueName) -> Counts {
+        let counts = self.counts(queue).await.unwrap().expect("the queue is known");
+        assert_eq!(counts.inserted, counts.ready + counts.leased + counts.acked, "{counts:?}");
+        counts
+    }
+}
+
+fn queue(name: &str) -> QueueName {
+    QueueName::parse(name).unwrap()
+}
+
+fn task(envelope: impl Into<Bytes>) -> NewTask {
+    NewTask { id: TaskId::mint(1).unwrap()[0], envelope: envelope.into() }
+}
+
+fn tasks(numbers: Range<usize>) -> Vec<NewTask> {
+    numbers.map(|number| task(number.to_string())).collect()
+}
+
+fn insert(tasks: Vec<NewTask>) -> Insert {
+    Insert { tasks, request: None, waiting_here: 0 }
+}
+
+/// A pop with fresh tokens.
+fn pop(max_tasks: usize) -> Pop {
+    Pop {
+        acks: Vec::new(),
+        max_tasks,
+        max_bytes: usize::MAX >> 12,
+        lease: LEASE,
+        stem: Stem::mint().unwrap(),
+        request: None,
+        will_wait: false,
+    }
+}
+
+fn key(id: &str, fingerprint: u8) -> RequestKey {
+    RequestKey { id: id.to_owned(), fingerprint: Fingerprint([fingerprint; 16]) }
+}
+
+/// A try of a repeatable pop, with fresh tokens.
+fn attempt(max_tasks: usize, request: &str, number: u8) -> Pop {
+    Pop { request: Some(PopRequest { key: key(request, 1), attempt: name_of_attempt(number) }), ..pop(max_tasks) }
+}
+
+fn name_of_attempt(number: u8) -> Attempt {
+    Attempt([number; 8])
+}
+
+fn numbers(tasks: &[Leased]) -> Vec<usize> {
+    tasks.iter().map(|task| std::str::from_utf8(&task.envelope).unwrap().parse().unwrap()).collect()
+}
+
+fn tokens(tasks: &[Leased]) -> Vec<Token> {
+    tasks.iter().map(|task| task.token).collect()
+}
+
+fn ids(tasks: &[Leased]) -> Vec<TaskId> {
+    tasks.iter().map(|task| task.id).collect()
+}
+
+#[derive(Default)]
+struct TestClock(AtomicU64);
+
+impl Clock for TestClock {
+    fn now(&self) -> Millis {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Memory {
+    store: MemoryStore,
+    clock: Arc<TestClock>,
+}
+
+const MEMORY_CAPACITY: u64 = 16 << 20;
+
+fn memory(remember: Remember) -> Rig {
+    let clock = Arc::new(TestClock::default());
+    Rig::new(Memory { store: MemoryStore::new(Arc::clone(&clock) as _, remember, MEMORY_CAPACITY), clock })
+}
+
+#[async_trait]
+impl Engine for Memory {
+    fn store(&self) -> &dyn Admin {
+        &self.store
+    }
+
+    fn set_clock(&self, now: Millis) {
+        self.clock.0.store(now, Ordering::Relaxed);
+    }
+
+    async fn fill(&self) {
+        let mut size = MEMORY_CAPACITY as usize;
+        while size > 0 {
+            match self.store.insert(&queue("filler"), insert(vec![task(vec![0; size])])).await {
+                Ok(_) => {}
+                Err(StoreError::Full(_)) => size /= 2,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// One server's store on a Redis of the test's own, which ends with it.
+struct OnRedis {
+    store: RedisStore,
+    shared: Arc<RedisShared>,
+    redis: Arc<Redis>,
+}
+
+const REDIS_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn redis(remember: Remember) -> Rig {
+    Rig::new(OnRedis::connect(&Arc::new(Redis::start()), remember))
+}
+
+impl OnRedis {
+    fn connect(redis: &Arc<Redis>, remember: Remember) -> Self {
+        let config = RedisConfig { url: redis.url(), key_prefix: "test".to_owned(), timeout: REDIS_TIMEOUT, remember };
+        let shared = Arc::new(RedisShared::new(&config).unwrap());
+        Self { store: RedisStore::new(Arc::clone(&shared)), shared, redis: Arc::clone(redis) }
+    }
+}
+
+#[async_trait]
+impl Engine for OnRedis {
+    fn store(&self) -> &dyn Admin {
+        &self.store
+    }
+
+    fn set_clock(&self, now: Millis) {
+        // A script, and DEL first, because a full Redis refuses a bare SET.
+        let set = "redis.call('DEL', KEYS[2]) redis.call('SET', KEYS[1], ARGV[1])";
+        self.redis.command(&["EVAL", set, "2", &self.shared.test_clock(), "test:none", &now.to_string()]);
+    }
+
+    async fn fill(&self) {
+        self.redis.config_set("maxmemory", "1");
+    }
+}
