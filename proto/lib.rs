@@ -49,8 +49,6 @@ pub mod reason {
     pub const STORE_FULL: &str = "STORE_FULL";
     /// `UNAVAILABLE`: the store cannot be reached or is not fit to serve; the message says why.
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
-    /// `DEADLINE_EXCEEDED`: the caller's deadline passed.
-    pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
     /// `INVALID_ARGUMENT`: the `grpc-timeout` header cannot be read.
     pub const TIMEOUT_INVALID: &str = "TIMEOUT_INVALID";
     /// `INVALID_ARGUMENT`: a task without a value.

@@ -5,5 +5,7 @@
 
 mod bad_inputs;
 mod faults;
+mod guarantees;
+mod histories;
 mod house;
 mod support;

@@ -317,7 +317,7 @@ mod tests {
             (Code::ResourceExhausted, Some("OVERLOADED"), ErrorKind::Overloaded, false),
             (Code::ResourceExhausted, Some(reason::MESSAGE_TOO_LARGE), ErrorKind::MessageTooLarge, false),
             (Code::AlreadyExists, Some(reason::REQUEST_ID_REUSED), ErrorKind::RequestIdReused, false),
-            (Code::DeadlineExceeded, Some(reason::DEADLINE_EXCEEDED), ErrorKind::DeadlineExceeded, false),
+            (Code::DeadlineExceeded, None, ErrorKind::DeadlineExceeded, false),
             (Code::InvalidArgument, None, ErrorKind::InvalidArgument, false),
             (Code::PermissionDenied, None, ErrorKind::Refused, false),
         ] {

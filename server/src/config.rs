@@ -27,8 +27,8 @@ pub struct Config {
     #[arg(long, env = "DATA_QUEUE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
 
-    /// Where the tasks are kept. redis://[user:password@]host[:port][/db]: in Redis 6.2 or later, which must be set to
-    /// maxmemory-policy noeviction; any number of servers may share it. memory: in this process, gone when it ends.
+    /// Where the tasks are kept. `redis://[user:password@]host[:port][/db]`: in Redis 6.2 or later, which must be set to
+    /// maxmemory-policy noeviction; any number of servers may share it. `memory`: in this process, gone when it ends.
     #[arg(long, env = "DATA_QUEUE_STORE", value_name = "URL", hide_env_values = true)]
     pub store: String,
 

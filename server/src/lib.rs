@@ -23,7 +23,6 @@ pub mod config;
 pub mod grpc;
 pub mod queue;
 pub mod reaper;
-mod socket;
 pub mod store;
 
 use std::{io, sync::Arc, thread, time::Duration};
@@ -46,10 +45,9 @@ use tonic_health::{
 
 use crate::{
     config::Config,
-    grpc::{Calls, DataQueueService, EdgeLayer},
+    grpc::{Calls, DataQueueService, EdgeLayer, Socket},
     queue::{Queues, Waits},
     reaper::Reaper,
-    socket::Socket,
     store::{Backend, Store},
 };
 

@@ -29,6 +29,9 @@ use super::{handover::Handover, status};
 /// hear it from us: at the deadline itself it stops listening, and tonic would answer CANCELLED.
 const BEFORE_DEADLINE: Duration = Duration::from_millis(10);
 
+/// A deadline as close as this has passed: the call is not begun.
+const PASSED: Duration = Duration::from_micros(100);
+
 /// Paths of the service whose calls are refused when the server stops. Health and reflection go on until the end.
 const OWN_PATHS: &str = "/dataqueue.v1.";
 
@@ -109,6 +112,9 @@ where
             Err(status) => return refuse(*status),
         };
         if let Some(deadline) = deadline {
+            if deadline.saturating_duration_since(Instant::now()) < PASSED {
+                return refuse(status::deadline_exceeded());
+            }
             request.extensions_mut().insert(Deadline(deadline));
         }
         let edge = Arc::clone(&self.edge);
@@ -130,7 +136,7 @@ where
                 response = status::message_too_large(edge.max_message).into_http();
             }
             let handover = response.extensions_mut().remove::<Handover>();
-            Ok(response.map(|inner| EdgeBody { inner, handover, until, _under_way: under_way }))
+            Ok(response.map(|inner| EdgeBody { inner, handover, frame_out: false, until, _under_way: under_way }))
         })
     }
 }
@@ -140,6 +146,7 @@ fn refuse(status: Status) -> Pin<Box<dyn Future<Output = Result<Response<EdgeBod
     Box::pin(std::future::ready(Ok(response.map(|inner| EdgeBody {
         inner,
         handover: None,
+        frame_out: false,
         until: None,
         _under_way: None,
     }))))
@@ -192,6 +199,8 @@ fn parse_timeout(text: &[u8]) -> Option<Duration> {
 pub struct EdgeBody {
     inner: Body,
     handover: Option<Handover>,
+    /// A frame was given out, and hyper may still hold it.
+    frame_out: bool,
     /// Set for streams that are ended when the server has drained.
     until: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// Held until the body is done.
@@ -203,6 +212,12 @@ impl HttpBody for EdgeBody {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        // hyper takes a frame before HTTP/2 has room for it, and asks for the next one when it was passed on.
+        if std::mem::take(&mut self.frame_out)
+            && let Some(handover) = &self.handover
+        {
+            handover.taken();
+        }
         let polled = Pin::new(&mut self.inner).poll_frame(context);
         if polled.is_pending()
             && let Some(until) = &mut self.until
@@ -216,9 +231,7 @@ impl HttpBody for EdgeBody {
             });
         }
         let frame = ready!(polled);
-        if let (Some(Ok(_)), Some(handover)) = (&frame, &self.handover) {
-            handover.taken();
-        }
+        self.frame_out = frame.is_some();
         Poll::Ready(frame)
     }
 

@@ -1,7 +1,7 @@
 //! Ties leased tasks to the body that carries them.
 //!
 //! A [`Handover`] travels in the response's extensions; the edge takes it out and keeps it with the body. Tonic's encoder
-//! hands out everything it was given so far with each frame, so once HTTP/2 has taken a frame, all deliveries put in
+//! hands out everything it was given so far with each frame, so once a frame was passed on to HTTP/2, all deliveries put in
 //! before it are handed over. What is left when the body is dropped goes back to its queue.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ impl Handover {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(unsent);
     }
 
-    /// HTTP/2 has taken a frame.
+    /// All frames so far were passed on to HTTP/2.
     pub(super) fn taken(&self) {
         let taken = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         taken.into_iter().for_each(Unsent::handed_over);

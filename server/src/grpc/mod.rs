@@ -3,9 +3,11 @@
 mod edge;
 mod handover;
 mod service;
+mod socket;
 mod status;
 
 pub use self::{
     edge::{Calls, EdgeLayer},
     service::DataQueueService,
+    socket::Socket,
 };

@@ -15,7 +15,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// A connection.
-pub(crate) struct Socket {
+pub struct Socket {
     stream: TcpStream,
     cut_off: Pin<Box<WaitForCancellationFutureOwned>>,
     _permit: OwnedSemaphorePermit,
@@ -23,11 +23,7 @@ pub(crate) struct Socket {
 
 impl Socket {
     /// `cut_off` ends it from this side, and with it all calls on it.
-    pub(crate) fn new(
-        stream: TcpStream,
-        cut_off: WaitForCancellationFutureOwned,
-        permit: OwnedSemaphorePermit,
-    ) -> Self {
+    pub fn new(stream: TcpStream, cut_off: WaitForCancellationFutureOwned, permit: OwnedSemaphorePermit) -> Self {
         Self { stream, cut_off: Box::pin(cut_off), _permit: permit }
     }
 }

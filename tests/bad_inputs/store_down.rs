@@ -1,0 +1,114 @@
+//! A store that is down, or hangs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use data_queue_proto::reason;
+use data_queue_proto::v1::InsertRequest;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::support::{
+    PATIENCE,
+    call::{Call, insert_json, insert_request, json, pop, text},
+    poll_until,
+    redis::{Options, Persistence, Redis},
+    server::{Client, Server},
+    status::{Details, Refusal},
+    unique_queue, wire_tests,
+};
+
+/// The store timeout of these tests is 1 s; a call may meet it more than once (connect, then run), on a slow machine.
+const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+
+async fn start(persistence: Persistence) -> Server {
+    let redis = Arc::new(Redis::with(Options { persistence, ..Options::default() }));
+    let server = Server::on(redis, &["--store-timeout", "1s"]);
+    server.ready().await;
+    server
+}
+
+fn unavailable(case: &str, start: Instant, answer: Result<(), Status>) {
+    let status = Refusal::of(Code::Unavailable, reason::STORE_UNAVAILABLE).check(case, answer);
+    assert!(status.retry_delay().is_some(), "{case}: no RetryInfo in {status:?}");
+    assert!(start.elapsed() < ANSWER_LIMIT, "{case}: answered after {:?}", start.elapsed());
+}
+
+async fn every_call_is_unavailable(client: &mut Client, state: &str) {
+    for call in Call::every(&unique_queue("down")) {
+        let case = format!("Redis {state}: {call:?}");
+        let start = Instant::now();
+        unavailable(&case, start, call.send(client).await);
+    }
+}
+
+/// The server comes back by itself.
+async fn serves_again(client: &mut Client) {
+    let queue = unique_queue("back");
+    let insert = insert_request(&queue, vec![json("1")]);
+    poll_until("the server to serve again", PATIENCE, async || client.insert(insert.clone()).await.ok()).await;
+    assert!(pop(client, &queue).await.is_some());
+}
+
+wire_tests! {
+    /// Row 36: Redis hangs; each call is answered within the store timeout, and all is well when Redis goes on.
+    async fn row_36_redis_hangs() {
+        let server = start(Persistence::None).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("kept");
+        insert_json(&mut client, &queue, &["\"kept\""]).await;
+        server.redis().stop();
+        every_call_is_unavailable(&mut client, "hangs").await;
+        server.redis().cont();
+        serves_again(&mut client).await;
+        let task = pop(&mut client, &queue).await.expect("what was there before");
+        assert_eq!((text(&task), task.deliveries), ("\"kept\"", 1));
+    }
+
+    /// Row 36, G3: an insert that timed out may have happened; repeated under its request id it happened once.
+    async fn row_36_insert_while_redis_hangs() {
+        let server = start(Persistence::None).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("once");
+        let request = InsertRequest { request_id: "once".to_owned(), ..insert_request(&queue, vec![json("1")]) };
+        // Once before, so that what a first insert makes is there.
+        insert_json(&mut client, &queue, &["0"]).await;
+        server.redis().stop();
+        let start = Instant::now();
+        unavailable("Redis hangs", start, client.insert(request.clone()).await.map(drop));
+        server.redis().cont();
+        let insert = async || client.clone().insert(request.clone()).await.ok();
+        poll_until("the insert to succeed", PATIENCE, insert).await;
+        for expected in ["0", "1"] {
+            assert_eq!(text(&pop(&mut client, &queue).await.expect("a task")), expected);
+        }
+        assert_eq!(pop(&mut client, &queue).await, None, "inserted twice");
+    }
+
+    /// Row 36, G1: Redis is down; calls are refused, and all is well when it is back.
+    async fn row_36_redis_down() {
+        let server = start(Persistence::Always).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("kept");
+        insert_json(&mut client, &queue, &["\"kept\""]).await;
+        server.redis().kill();
+        every_call_is_unavailable(&mut client, "is down").await;
+        server.redis().restart();
+        serves_again(&mut client).await;
+        let task = pop(&mut client, &queue).await.expect("what was there before");
+        assert_eq!((text(&task), task.deliveries), ("\"kept\"", 1));
+    }
+
+    /// Row 36: Redis is not there when the server starts; the server waits for it and says so.
+    async fn row_36_redis_down_at_the_start() {
+        let redis = Arc::new(Redis::start());
+        redis.kill();
+        let server = Server::on(Arc::clone(&redis), &["--store-timeout", "1s"]);
+        let mut client = server.client().await;
+        every_call_is_unavailable(&mut client, "is not there yet").await;
+        assert_eq!(server.health("").await, tonic_health::pb::health_check_response::ServingStatus::NotServing);
+        redis.restart();
+        server.ready().await;
+        serves_again(&mut client).await;
+    }
+}

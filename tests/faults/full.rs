@@ -1,0 +1,71 @@
+//! A store without room.
+
+use data_queue_proto::reason;
+use data_queue_proto::v1::Outcome;
+use tonic::Code;
+
+use crate::support::{
+    call::{ack, data, heartbeat, insert_json, insert_request, pop, putback},
+    redis::Options,
+    server::Server,
+    status::{Details, Refusal},
+    unique_queue, wire_tests,
+};
+
+const VALUE: usize = 64 << 10;
+/// Far more than fits.
+const MOST: usize = 10_000;
+
+wire_tests! {
+    /// Row 35, G13: Redis is out of memory; inserts are refused, all else goes on, and then inserts do.
+    async fn row_35_redis_out_of_memory() {
+        let options = Options {
+            maxmemory: Some("24mb".to_owned()),
+            maxmemory_policy: Some("noeviction".to_owned()),
+            ..Options::default()
+        };
+        let server = Server::on_redis_with(options, &[]);
+        server.ready().await;
+        let mut client = server.client().await;
+        let queue = unique_queue("full");
+        let mut ids = Vec::new();
+        let refused = loop {
+            assert!(ids.len() < MOST, "never full");
+            match client.insert(insert_request(&queue, vec![data(vec![b'x'; VALUE])])).await {
+                Ok(answer) => ids.push(answer.into_inner().results[0].id.clone()),
+                Err(status) => break status,
+            }
+        };
+        let refusal = Refusal::of(Code::ResourceExhausted, reason::STORE_FULL);
+        let status = refusal.check("a full Redis", Err::<(), _>(refused));
+        assert!(status.retry_delay().is_some(), "no RetryInfo in {status:?}");
+        assert!(ids.len() > 10, "full after {}", ids.len());
+        // Small values take what little room is left.
+        let mut small = Vec::new();
+        while let Ok(answer) = client.insert(insert_request(&queue, vec![data(vec![b'y'; 100])])).await {
+            assert!(small.len() < 100 * MOST, "never full");
+            small.push(answer.into_inner().results[0].id.clone());
+        }
+        ids.extend(small);
+
+        // Under its own pressure too: a second later Redis may count another megabyte of buffers.
+        server.redis().config_set("maxmemory", "1mb");
+        let answer = client.insert(insert_request(&queue, vec![data("z")])).await;
+        refusal.check("a Redis far over its limit", answer);
+
+        let mut held = pop(&mut client, &queue).await.expect("a pop from a full Redis");
+        assert_eq!(heartbeat(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
+        assert_eq!(putback(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
+        for (position, id) in ids.iter().enumerate() {
+            held = pop(&mut client, &queue).await.expect("a pop from a full Redis");
+            assert_eq!((&held.id, held.deliveries), (id, if position == 0 { 2 } else { 1 }));
+            assert_eq!(ack(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
+        }
+        assert_eq!(pop(&mut client, &queue).await, None, "a refused insert inserted");
+        assert_eq!(ack(&mut client, &queue, &held.lease_token).await, Outcome::AlreadyAcked);
+
+        server.redis().config_set("maxmemory", "24mb");
+        insert_json(&mut client, &queue, &["1"]).await;
+        assert!(pop(&mut client, &queue).await.is_some());
+    }
+}

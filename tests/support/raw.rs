@@ -1,0 +1,137 @@
+//! HTTP/2 below the generated client, for requests that it will not send and answers that it will not refuse.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::{
+    Reason, RecvStream, SendStream,
+    client::{Builder, ResponseFuture, SendRequest},
+};
+use http::{HeaderMap, Request, Response};
+use prost::Message;
+use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+use tonic::{Code, Status};
+
+use super::PATIENCE;
+
+const SERVICE: &str = "dataqueue.v1.DataQueue";
+
+/// One HTTP/2 connection.
+pub struct Connection {
+    address: SocketAddr,
+    requests: SendRequest<Bytes>,
+    driver: JoinHandle<Result<(), h2::Error>>,
+}
+
+/// A call that was sent.
+pub struct Sent {
+    response: ResponseFuture,
+    body: SendStream<Bytes>,
+}
+
+/// A call of which the answer's headers came.
+pub struct Answering {
+    response: Response<RecvStream>,
+    body: SendStream<Bytes>,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr) -> Self {
+        Self::with(address, &Builder::new()).await
+    }
+
+    /// A connection on which the server may send headers, and not a byte of a body.
+    pub async fn without_window(address: SocketAddr) -> Self {
+        Self::with(address, Builder::new().initial_window_size(0)).await
+    }
+
+    async fn with(address: SocketAddr, builder: &Builder) -> Self {
+        let socket = TcpStream::connect(address).await.expect("a connection");
+        let (requests, connection) = builder.handshake(socket).await.expect("an HTTP/2 handshake");
+        let driver = tokio::spawn(connection);
+        Self { address, requests, driver }
+    }
+
+    /// Sends one message to a path, before whatever is sent on this connection later.
+    pub async fn send(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Sent {
+        let uri = format!("http://{}{path}", self.address);
+        let mut request = Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a request");
+        let mut requests = self.requests.clone().ready().await.expect("room for a request");
+        let (response, mut body) = requests.send_request(request, false).expect("a request");
+        // A server that refuses by the headers alone may have ended the stream already.
+        let _ = body.send_data(frame(message), true);
+        Sent { response, body }
+    }
+
+    /// Sends one message to a path and waits for the answer's headers.
+    pub async fn call(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Answering {
+        let Sent { response, body } = self.send(path, headers, message).await;
+        let response = timeout(PATIENCE, response).await.expect("an answer in time").expect("an answer");
+        Answering { response, body }
+    }
+
+    /// Closes the socket without a word, and with it every call on it.
+    pub async fn vanish(self) {
+        self.driver.abort();
+        let _ = self.driver.await;
+    }
+
+    /// The status of a call of this method.
+    pub async fn status(&self, method: &str, headers: &[(&str, &str)], message: &impl Message) -> Status {
+        self.call(&format!("/{SERVICE}/{method}"), headers, message).await.status().await
+    }
+}
+
+impl Sent {
+    /// Resets the stream, before whatever is sent on this connection later.
+    pub fn cancel(mut self) {
+        self.body.send_reset(Reason::CANCEL);
+    }
+}
+
+impl Answering {
+    /// Reads the answer to its end.
+    pub async fn status(self) -> Status {
+        let (head, mut body) = self.response.into_parts();
+        assert_eq!(head.status, 200, "{head:?}");
+        if let Some(status) = Status::from_header_map(&head.headers) {
+            return status;
+        }
+        let trailers = timeout(PATIENCE, async {
+            while let Some(data) = body.data().await {
+                let data = data.expect("a body");
+                body.flow_control().release_capacity(data.len()).expect("a window");
+            }
+            body.trailers().await.expect("trailers")
+        });
+        let trailers: HeaderMap = trailers.await.expect("trailers in time").unwrap_or_default();
+        Status::from_header_map(&trailers).unwrap_or_else(|| Status::new(Code::Unknown, "no grpc-status"))
+    }
+
+    /// Resets the stream, of which nothing but headers was received.
+    pub fn cancel(mut self) {
+        self.body.send_reset(Reason::CANCEL);
+    }
+}
+
+/// `grpc-timeout` in nanoseconds or milliseconds.
+pub fn grpc_timeout(timeout: Duration) -> String {
+    if timeout < Duration::from_millis(1) {
+        format!("{}n", timeout.as_nanos())
+    } else {
+        format!("{}m", timeout.as_millis())
+    }
+}
+
+fn frame(message: &impl Message) -> Bytes {
+    let message = message.encode_to_vec();
+    let mut frame = BytesMut::with_capacity(5 + message.len());
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.len()).unwrap());
+    frame.put_slice(&message);
+    frame.freeze()
+}

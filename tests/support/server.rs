@@ -1,0 +1,293 @@
+//! The real `data-queue-server` binary, one process a test.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use data_queue_proto::v1::data_queue_client::DataQueueClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient as RawHealthClient,
+};
+
+use super::{
+    PATIENCE, poll_until,
+    redis::{Options, Redis},
+};
+
+/// The generated client over one connection.
+pub type Client = DataQueueClient<Channel>;
+/// The health service's client over one connection.
+pub type HealthClient = RawHealthClient<Channel>;
+
+const BINARY: &str = "data-queue-server";
+const POLL: Duration = Duration::from_millis(5);
+
+/// Where a test's server keeps its tasks. A new store is a variant, its line in `start` and its line in `on_every_store`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    Memory,
+    Redis,
+}
+
+impl Backend {
+    /// A server on a fresh store that is ready to serve.
+    pub async fn start(self, flags: &[&str]) -> Server {
+        let server = match self {
+            Self::Memory => Server::launch("memory", flags, None),
+            Self::Redis => Server::on(Arc::new(Redis::start()), flags),
+        };
+        server.ready().await;
+        server
+    }
+}
+
+/// One running server, and the Redis it uses, if any.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    arguments: Vec<String>,
+    process: Mutex<Option<Child>>,
+    log: Log,
+    redis: Option<Arc<Redis>>,
+}
+
+impl Server {
+    /// A server on this Redis, listening, perhaps not ready.
+    pub fn on(redis: Arc<Redis>, flags: &[&str]) -> Self {
+        let url = redis.url();
+        Self::launch(&url, flags, Some(redis))
+    }
+
+    /// A server on a Redis started with these options, listening, perhaps not ready.
+    pub fn on_redis_with(options: Options, flags: &[&str]) -> Self {
+        Self::on(Arc::new(Redis::with(options)), flags)
+    }
+
+    /// A server with this `--store`, listening, perhaps not ready.
+    pub fn launch(store: &str, flags: &[&str], redis: Option<Arc<Redis>>) -> Self {
+        let mut arguments = vec!["--store".to_owned(), store.to_owned()];
+        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let log = Log::default();
+        let (child, address) = match spawn(&arguments, "127.0.0.1:0", &log) {
+            Ok(started) => started,
+            Err(status) => panic!("{BINARY} {arguments:?} did not start: {status}\n{log}"),
+        };
+        Self { address, arguments, process: Mutex::new(Some(child)), log, redis }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The Redis under this server; panics on another store.
+    pub fn redis(&self) -> &Redis {
+        self.redis.as_ref().expect("a server on Redis")
+    }
+
+    /// Everything the server wrote to stderr so far.
+    pub fn log(&self) -> String {
+        self.log.to_string()
+    }
+
+    /// The generated client on a connection of its own.
+    pub async fn client(&self) -> Client {
+        DataQueueClient::new(self.channel().await)
+    }
+
+    /// Health checks on a connection of their own.
+    pub async fn health_client(&self) -> HealthClient {
+        RawHealthClient::new(self.channel().await)
+    }
+
+    /// The health of a service; `""` is the whole server.
+    pub async fn health(&self, service: &str) -> ServingStatus {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = self.health_client().await.check(request).await.expect("a health check");
+        answer.into_inner().status()
+    }
+
+    /// Waits until the server says that it can serve.
+    pub async fn ready(&self) {
+        poll_until("the server to be ready", PATIENCE, async || {
+            (self.health("").await == ServingStatus::Serving).then_some(())
+        })
+        .await;
+    }
+
+    /// SIGKILL.
+    pub fn kill(&self) {
+        if let Some(mut child) = self.process().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let process = self.process();
+        let pid = process.as_ref().expect("the server runs").id().to_string();
+        let status = Command::new("kill").args(["-TERM", &pid]).status().expect("the kill command");
+        assert!(status.success(), "kill -TERM {pid}: {status}");
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait_exit(&self, limit: Duration) -> ExitStatus {
+        let mut process = self.process();
+        let child = process.as_mut().expect("the server ran");
+        let status = wait_exit(child, limit).unwrap_or_else(|| panic!("the server still runs after {limit:?}"));
+        *process = None;
+        status
+    }
+
+    /// Starts the server again on the same port and store.
+    pub async fn restart(&self) {
+        self.kill();
+        let deadline = Instant::now() + PATIENCE;
+        // The system may have lent the port to an outgoing connection for a moment.
+        let child = loop {
+            match spawn(&self.arguments, &self.address.to_string(), &self.log) {
+                Ok((child, _)) => break child,
+                Err(status) => assert!(Instant::now() < deadline, "no restart: {status}\n{}", self.log),
+            }
+        };
+        *self.process() = Some(child);
+        self.ready().await;
+    }
+
+    async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an endpoint");
+        endpoint.connect().await.unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.address))
+    }
+
+    fn process(&self) -> MutexGuard<'_, Option<Child>> {
+        self.process.lock().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        if thread::panicking() {
+            eprintln!("the server's stderr:\n{}", self.log);
+        }
+    }
+}
+
+/// How a server that must not start ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs the binary with exactly these flags until it ends by itself.
+pub fn run_to_end(flags: &[&str]) -> Ended {
+    let mut child = command().args(flags).spawn().expect("the server's binary");
+    let read = |stream: Option<Box<dyn Read + Send>>| {
+        let mut stream = stream.expect("a pipe");
+        thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = stream.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        })
+    };
+    let stdout = read(child.stdout.take().map(|stream| Box::new(stream) as _));
+    let stderr = read(child.stderr.take().map(|stream| Box::new(stream) as _));
+    let status = wait_exit(&mut child, PATIENCE);
+    if status.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let ended = Ended {
+        code: status.and_then(|status| status.code()),
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+    };
+    assert!(status.is_some(), "{BINARY} {flags:?} did not end: {ended:?}");
+    ended
+}
+
+fn spawn(arguments: &[String], listen: &str, log: &Log) -> Result<(Child, SocketAddr), String> {
+    let mut child = command().args(["--listen", listen]).args(arguments).spawn().expect("the server's binary");
+    log.drain(child.stderr.take().expect("a pipe"));
+    let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+    let (send, lines) = mpsc::channel();
+    // Read to the end even when nobody listens any more: a full pipe would stop the server.
+    thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
+    let deadline = Instant::now() + PATIENCE;
+    while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        if let Some((_, address)) = line.split_once("listening on ") {
+            let address = address.trim().parse().unwrap_or_else(|error| panic!("{line:?}: {error}"));
+            return Ok((child, address));
+        }
+    }
+    let _ = child.kill();
+    Err(child.wait().map_or_else(|error| error.to_string(), |status| status.to_string()))
+}
+
+fn command() -> Command {
+    let mut command = Command::new(binary());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Every flag has a variable; those of whoever runs the tests must not count.
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("DATA_QUEUE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The test runs from `target/<profile>/deps`, the server's binary is in `target/<profile>`.
+fn binary() -> PathBuf {
+    let test = env::current_exe().expect("the test's own path");
+    let profile = test.parent().and_then(|deps| deps.parent()).expect("the target directory");
+    let binary = profile.join(format!("{BINARY}{}", env::consts::EXE_SUFFIX));
+    assert!(binary.is_file(), "{} is missing: cargo build --workspace --bins", binary.display());
+    binary
+}
+
+fn wait_exit(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().expect("the server's exit status") {
+            return Some(status);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        thread::park_timeout(POLL);
+    }
+}
+
+/// What the server says on stderr, read as it comes.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<String>>);
+
+impl Log {
+    fn drain(&self, stream: impl Read + Send + 'static) {
+        let log = self.clone();
+        thread::spawn(move || {
+            let mut stream = BufReader::new(stream);
+            let mut line = Vec::new();
+            while stream.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+                log.0.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                line.clear();
+            }
+        });
+    }
+}
+
+impl std::fmt::Display for Log {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0.lock().unwrap())
+    }
+}
