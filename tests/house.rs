@@ -103,7 +103,7 @@ fn only_the_edge_names_tonic() {
 /// Nothing but its store names Redis' client. Elsewhere `redis::` is that store's module, brought in by name.
 #[test]
 fn only_its_store_names_redis() {
-    let own = ["store/redis/", "store/redis.rs"];
+    let own = ["store/redis/", "store/conformance"];
     assert_eq!(who_names(&["bb8", "use redis", "::redis::cmd", "RedisError"], &own), [""; 0]);
     let source = root().join("server/src");
     for hit in who_names(&["redis::"], &own) {

@@ -4,7 +4,8 @@
 --       2 tasks HASH     id -> envelope
 --       3 ready LIST     of ids, the head first
 --       4 leased ZSET    order as 8 bytes, then token -> deadline; so of equal deadlines the first delivered is first
---       5 leases HASH    token -> id (16 bytes), then 'order lease renewed holder'
+--       5 leases HASH    token -> id (16 bytes), then 'order lease renewed holders': the tries of a repeatable pop that
+--                        were answered with it, with commas between, or '-'
 --       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0
 --       7 waiters ZSET   server -> until when it waits
 --       8 spare          never written, see `first_free`

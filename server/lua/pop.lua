@@ -9,6 +9,7 @@
 local max, max_bytes, lease_ms, stem = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 -- What insert.lua put behind each envelope.
 local INSERTED_AT_BYTES = 9
+local MAX_HOLDERS = 8
 local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
 
 -- What this call leases under.
@@ -25,6 +26,19 @@ local function held_of(tokens)
   return held
 end
 
+-- Adds a try to those that were answered with a lease. They may be answered in another order than they were made, so
+-- each of them counts. So many tries at once are not kept apart: the lease is then given back by nobody, and runs out.
+local function with_holder(holders, one)
+  local count = 0
+  for other in string.gmatch(holders, '[^,]+') do
+    if other == one or other == '*' then
+      return holders
+    end
+    count = count + 1
+  end
+  return holders .. ',' .. (count < MAX_HOLDERS and one or '*')
+end
+
 -- What the first call was given and still holds, or what an earlier run of this very call leased.
 local function leased_before(record)
   local tokens = {}
@@ -38,7 +52,7 @@ local function leased_before(record)
   if #held > 0 and request then
     local records = {}
     for i, lease in ipairs(held) do
-      lease.holder = holder
+      lease.holder = with_holder(lease.holder, holder)
       records[2 * i - 1] = lease.token
       records[2 * i] = write_lease(lease)
     end

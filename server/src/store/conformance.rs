@@ -81,7 +81,9 @@ macro_rules! conformance {
                     a_second_run_changes_nothing,
                     a_second_run_that_comes_late_takes_nothing_away,
                     an_earlier_attempt_takes_nothing_back,
-                    the_last_attempt_takes_back,
+                    a_later_attempt_takes_nothing_back_either,
+                    too_many_attempts_take_nothing_back,
+                    when_every_attempt_gave_up_it_goes_back,
                     without_a_request_the_unsent_goes_back,
                 }
                 ack {

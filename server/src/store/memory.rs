@@ -109,7 +109,33 @@ struct Lease {
     order: u64,
     renewed_at: Millis,
     deadline: Millis,
-    holder: Option<Attempt>,
+    /// The tries of a repeatable pop that were answered with this lease. They may be answered in another order than they
+    /// were made, so each of them counts.
+    holders: Vec<Attempt>,
+}
+
+/// So many tries of a pop are kept apart. With more of them, a lease is given back by nobody, and runs out.
+const MAX_HOLDERS: usize = 8;
+
+impl Lease {
+    fn answered_to(&mut self, attempt: Option<Attempt>) {
+        if let Some(attempt) = attempt
+            && self.holders.len() <= MAX_HOLDERS
+            && !self.holders.contains(&attempt)
+        {
+            self.holders.push(attempt);
+        }
+    }
+
+    /// True if nobody else was answered with it.
+    fn disowned_by(&mut self, attempt: Option<Attempt>) -> bool {
+        let Some(attempt) = attempt else { return self.holders.is_empty() };
+        let Some(at) = self.holders.iter().position(|holder| *holder == attempt) else { return false };
+        if self.holders.len() <= MAX_HOLDERS {
+            self.holders.remove(at);
+        }
+        self.holders.is_empty()
+    }
 }
 
 fn size_of_task(task: &NewTask) -> u64 {
@@ -193,7 +219,7 @@ impl Queue {
         }
         for token in &held {
             if let Some(lease) = self.leases.get_mut(token) {
-                lease.holder = holder;
+                lease.answered_to(holder);
             }
         }
         let tasks: Vec<Leased> = held.iter().filter_map(|token| self.leased(*token, now)).collect();
@@ -211,7 +237,8 @@ impl Queue {
             bytes += task.task.envelope.len();
             let token = pop.stem.token(held.len() as u16);
             self.delivered += 1;
-            let lease = Lease { id, order: self.delivered, renewed_at: now, deadline: now + pop.lease, holder: None };
+            let lease =
+                Lease { id, order: self.delivered, renewed_at: now, deadline: now + pop.lease, holders: Vec::new() };
             self.deadlines.insert((lease.deadline, lease.order, token));
             self.leases.insert(token, lease);
             held.push(token);
@@ -277,10 +304,10 @@ impl Queue {
         let mut ended = Vec::new();
         let mut outcomes = Vec::new();
         for token in &tokens {
-            let mine = |lease: &Lease| unsent.is_none_or(|holder| holder == lease.holder);
-            outcomes.push(match self.leases.get(token) {
-                Some(lease) if mine(lease) => Outcome::Applied,
-                Some(_) => Outcome::LeaseLost,
+            let mine = |lease: &mut Lease| unsent.is_none_or(|attempt| lease.disowned_by(attempt));
+            outcomes.push(match self.leases.get_mut(token).map(mine) {
+                Some(true) => Outcome::Applied,
+                Some(false) => Outcome::LeaseLost,
                 None => self.not_held(token, now),
             });
             if outcomes.last() == Some(&Outcome::Applied) {

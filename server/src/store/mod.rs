@@ -80,7 +80,7 @@ pub struct Inserted {
 pub struct PopRequest {
     /// The caller's request id and what it asked for.
     pub key: RequestKey,
-    /// Names this try of the request; the last try that was answered owns the delivery.
+    /// Names this try of the request; every try that was answered with a delivery has to disown it before it is unsent.
     pub attempt: Attempt,
 }
 
@@ -164,7 +164,7 @@ pub struct Beaten {
 pub enum Release {
     /// By their holder. The deliveries count.
     PutBack(Vec<Token>),
-    /// Never handed over: as if they had not been delivered. Only those whose last answered try is this one.
+    /// Never handed over: as if they had not been delivered. Only those that no other try was answered with.
     Unsent(Vec<Token>, Option<Attempt>),
 }
 

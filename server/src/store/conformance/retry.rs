@@ -65,7 +65,9 @@ pub(super) async fn a_repeated_pop_pops_anew_when_nothing_is_left(open: Open) {
     rig.pass(LEASE);
     let (number, deliveries, fourth) = next(7).await;
     assert_eq!((number, deliveries), (1, 3), "after the deadline");
-    rig.unsent(&q, &[fourth], Some(name_of_attempt(8))).await;
+    for number in [7, 8] {
+        rig.unsent(&q, &[fourth], Some(name_of_attempt(number))).await;
+    }
     let (number, deliveries, fifth) = next(9).await;
     assert_eq!((number, deliveries), (1, 3), "after it was not sent");
     let all = [first, second, third, fourth, fifth];
@@ -164,13 +166,14 @@ pub(super) async fn an_earlier_attempt_takes_nothing_back(open: Open) {
     assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(2))).await, [Outcome::AlreadyAcked; 2]);
 }
 
-/// G8, G11: what the last try was given and did not send is at the head again, in order and as if never delivered.
-pub(super) async fn the_last_attempt_takes_back(open: Open) {
+/// G8, G11: what every try was given and none sent is at the head again, in order and as if never delivered.
+pub(super) async fn when_every_attempt_gave_up_it_goes_back(open: Open) {
     let (rig, q) = (open(REMEMBER), queue("q"));
     rig.insert_numbers(&q, 0..4).await;
     rig.pop(&q, attempt(3, "r", 1)).await.unwrap();
     let held = tokens(&rig.pop(&q, attempt(3, "r", 2)).await.unwrap().tasks);
     rig.heartbeat(&q, &held, 2 * LEASE).await.unwrap();
+    assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(1))).await, [Outcome::LeaseLost; 3]);
     let back = [held[2], held[0], held[2]];
     let outcomes = rig.unsent(&q, &back, Some(name_of_attempt(2))).await;
     assert_eq!(outcomes, [Outcome::Applied, Outcome::Applied, Outcome::LeaseLost]);
@@ -179,6 +182,36 @@ pub(super) async fn the_last_attempt_takes_back(open: Open) {
     let again = rig.take(&q, 4).await;
     assert_eq!(numbers(&again), [1, 0, 2, 3]);
     assert!(again.iter().all(|task| (task.deliveries, task.expiries) == (1, 0)));
+}
+
+/// G4, G5: tries may reach the store in another order than they were made, so none of them takes back from another.
+pub(super) async fn a_later_attempt_takes_nothing_back_either(open: Open) {
+    let (rig, q) = (open(REMEMBER), queue("q"));
+    rig.insert_numbers(&q, 0..1).await;
+    let held = tokens(&rig.pop(&q, attempt(1, "r", 1)).await.unwrap().tasks);
+    for later in 2..=20 {
+        assert_eq!(tokens(&rig.pop(&q, attempt(1, "r", later)).await.unwrap().tasks), held);
+        assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(later))).await, [Outcome::LeaseLost]);
+    }
+    assert_eq!(rig.heartbeat(&q, &held, LEASE).await.unwrap().outcomes, [Outcome::Applied]);
+    assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(1))).await, [Outcome::Applied]);
+    assert_eq!(rig.counted(&q).await, Counts { ready: 1, inserted: 1, ..Counts::default() });
+}
+
+/// G4: of more tries at once than are kept apart, none takes anything back; the lease runs out.
+pub(super) async fn too_many_attempts_take_nothing_back(open: Open) {
+    let (rig, q) = (open(REMEMBER), queue("q"));
+    rig.insert_numbers(&q, 0..1).await;
+    let mut held = Vec::new();
+    for one in 1..=12 {
+        held = tokens(&rig.pop(&q, attempt(1, "r", one)).await.unwrap().tasks);
+    }
+    for one in 1..=12 {
+        assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(one))).await, [Outcome::LeaseLost]);
+    }
+    assert_eq!(rig.counted(&q).await, Counts { leased: 1, inserted: 1, ..Counts::default() });
+    rig.pass(LEASE);
+    assert_eq!(rig.counted(&q).await, Counts { ready: 1, inserted: 1, ..Counts::default() });
 }
 
 /// G8: a pop without a request has one try, and what it did not send goes back, once.
