@@ -9,8 +9,9 @@ use tokio::task::JoinSet;
 use crate::support::{
     PATIENCE,
     call::{
-        ack, ack_request, duration, heartbeat_request, held_for_request, insert_json, insert_request, json, outcomes,
-        pop, pop_batch, pop_batch_request, pop_for, pop_request, pop_waiting, proto, putback, putback_answer, text,
+        ack, ack_request, duration, heartbeat, heartbeat_request, held_for_request, insert_json, insert_request, json,
+        outcomes, pop, pop_batch, pop_batch_request, pop_for, pop_request, pop_waiting, proto, putback, putback_answer,
+        text,
     },
     on_every_store, poll_until, rounds, unique_queue,
 };
@@ -243,6 +244,50 @@ on_every_store! {
         assert_eq!(outcomes(&answer.ack_outcomes), [Outcome::Applied]);
         assert_eq!(text(&answer.task.expect("the next task")), "2");
         assert_eq!(ack(&mut client, &queue, &first.lease_token).await, Outcome::AlreadyAcked);
+    }
+
+    /// A thousand equal values are a thousand tasks, each popped and acked for itself.
+    async fn equal_values_are_separate_tasks(backend) {
+        const TASKS: usize = 1_000;
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("equal");
+        let ids = insert_json(&mut client, &queue, &["1"; TASKS]).await;
+        let mut held = Vec::new();
+        for id in &ids {
+            let task = pop(&mut client, &queue).await.expect("a task for each value");
+            assert_eq!((&task.id, text(&task)), (id, "1"));
+            held.push(task.lease_token);
+        }
+        assert_eq!(pop(&mut client, &queue).await, None);
+        // Half of them one by one; the others are still held then, each for itself.
+        let (some, others) = held.split_at(TASKS / 2);
+        for token in some {
+            assert_eq!(ack(&mut client, &queue, token).await, Outcome::Applied);
+        }
+        let answer = client.ack(ack_request(&queue, others)).await.unwrap().into_inner();
+        assert!(outcomes(&answer.outcomes).iter().all(|outcome| *outcome == Outcome::Applied));
+        client.putback(held_for_request(&queue, proto(Duration::ZERO))).await.unwrap();
+        assert_eq!(pop(&mut client, &queue).await, None);
+    }
+
+    /// G5: who lost a lease can do nothing to who holds the task now, by any call.
+    async fn a_late_worker_is_fenced_off(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("late");
+        insert_json(&mut client, &queue, &["1"]).await;
+        let late = pop_for(&mut client, &queue, Duration::from_millis(100)).await;
+        let holder = pop_waiting(&mut client, &queue).await;
+        assert_eq!((&holder.id, holder.deliveries, holder.expiries), (&late.id, 2, 1));
+        for _ in 0..2 {
+            assert_eq!(ack(&mut client, &queue, &late.lease_token).await, Outcome::LeaseLost);
+            assert_eq!(heartbeat(&mut client, &queue, &late.lease_token).await, Outcome::LeaseLost);
+            assert_eq!(putback(&mut client, &queue, &late.lease_token).await, Outcome::LeaseLost);
+        }
+        assert_eq!(pop(&mut client, &queue).await, None, "the late worker gave it back");
+        assert_eq!(heartbeat(&mut client, &queue, &holder.lease_token).await, Outcome::Applied);
+        assert_eq!(ack(&mut client, &queue, &holder.lease_token).await, Outcome::Applied);
     }
 
     /// G12: two equal values are two tasks, and what is done to one queue changes no other.

@@ -68,4 +68,32 @@ wire_tests! {
         insert_json(&mut client, &queue, &["1"]).await;
         assert!(pop(&mut client, &queue).await.is_some());
     }
+
+    /// Row 35, G13: the same of the store in memory, at the capacity that it was given.
+    async fn row_35_memory_at_its_capacity() {
+        let server = Server::launch("memory", &["--memory-capacity", "1000000"], None);
+        let mut client = server.client().await;
+        let queue = unique_queue("full");
+        let mut ids = Vec::new();
+        let refused = loop {
+            assert!(ids.len() < MOST, "never full");
+            match client.insert(insert_request(&queue, vec![data(vec![b'x'; VALUE])])).await {
+                Ok(answer) => ids.push(answer.into_inner().results[0].id.clone()),
+                Err(status) => break status,
+            }
+        };
+        let refusal = Refusal::of(Code::ResourceExhausted, reason::STORE_FULL);
+        let status = refusal.check("a full store", Err::<(), _>(refused));
+        assert!(status.retry_delay().is_some(), "no RetryInfo in {status:?}");
+        let held = pop(&mut client, &queue).await.expect("a pop from a full store");
+        assert_eq!(heartbeat(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
+        assert_eq!(putback(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
+        for id in &ids {
+            let held = pop(&mut client, &queue).await.expect("a pop from a full store");
+            assert_eq!(&held.id, id);
+            assert_eq!(ack(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
+        }
+        assert_eq!(pop(&mut client, &queue).await, None, "a refused insert inserted");
+        insert_json(&mut client, &queue, &["1"]).await;
+    }
 }

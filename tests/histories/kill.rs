@@ -40,7 +40,7 @@ async fn moment(load: &Load, random: &mut Random, from: u64, width: u64) {
 }
 
 wire_tests! {
-    /// G1, G2, G3, G4, G5, G6, G7, G8, G14: whenever the server is killed, nothing is lost, doubled or held twice.
+    /// G1–G9, G14: whenever the server is killed, nothing is lost, doubled or held twice.
     async fn a_server_killed_at_any_moment_loses_nothing() {
         let server = server().await;
         let random = Random::new("kills of the server");
@@ -56,7 +56,7 @@ wire_tests! {
         .await;
     }
 
-    /// G1, G2, G3, G4, G5, G6, G7, G8, G14: the same when Redis, which writes every change to its disk, is killed.
+    /// G1–G9, G14: the same when Redis, which writes every change to its disk, is killed.
     async fn a_redis_killed_at_any_moment_loses_nothing() {
         let server = server().await;
         let random = Random::new("kills of Redis");
@@ -72,7 +72,7 @@ wire_tests! {
         .await;
     }
 
-    /// G1, G2, G3, G4, G5, G6, G7, G8, G14: the same when Redis forgets its scripts and cuts its connections.
+    /// G1–G9, G14: the same when Redis forgets its scripts and cuts its connections.
     async fn a_redis_that_forgets_and_hangs_up_loses_nothing() {
         let server = server().await;
         let random = Random::new("flushes and cuts");

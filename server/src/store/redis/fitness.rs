@@ -92,10 +92,10 @@ fn survives(info: &HashMap<&str, &str>, appendfsync: Option<&str>) -> &'static s
     match (info.get("aof_enabled").copied(), appendfsync) {
         (Some("1"), Some("always")) => "a power cut of Redis' host (append-only file, fsync always)",
         (Some("1"), Some("everysec")) => {
-            "a kill of this server; if Redis' host fails, up to 2 s of it can go (append-only file, fsync every second)"
+            "a kill of this server; if Redis or its host fails, up to 2 s of it can go (append-only file, fsync every second)"
         }
         (Some("1"), _) => {
-            "a kill of this server; if Redis' host fails, some of it can go (append-only file, fsync unknown)"
+            "a kill of this server; if Redis or its host fails, some of it can go (append-only file, fsync unknown)"
         }
         _ => "a kill of this server, and nothing that ends Redis (no append-only file)",
     }
