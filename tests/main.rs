@@ -8,4 +8,5 @@ mod faults;
 mod guarantees;
 mod histories;
 mod house;
+mod program;
 mod support;

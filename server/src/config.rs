@@ -17,10 +17,11 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A work queue with leases behind gRPC.
 ///
-/// Each option can also be set in the environment by the name in brackets; the command line wins. Durations are written
+/// Each option can also be set in the environment by the name in brackets; the command line wins, and of an option that is
+/// given twice the last one. Durations are written
 /// like 500ms, 10s, 5m, 12h.
 #[derive(Clone, Parser)]
-#[command(name = "data-queue-server", version, about, max_term_width = 120)]
+#[command(name = "data-queue-server", version, about, max_term_width = 120, args_override_self = true)]
 pub struct Config {
     /// The address to listen on. Port 0 takes a free one; the line `listening on ADDR` on standard output tells which.
     /// There is no encryption and no authentication: keep it on loopback or a network of your own.

@@ -132,10 +132,15 @@ impl Server {
 
     /// SIGTERM.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, given by its name.
+    pub fn signal(&self, name: &str) {
         let process = self.process();
         let pid = process.as_ref().expect("the server runs").id().to_string();
-        let status = Command::new("kill").args(["-TERM", &pid]).status().expect("the kill command");
-        assert!(status.success(), "kill -TERM {pid}: {status}");
+        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("the kill command");
+        assert!(status.success(), "kill -s {name} {pid}: {status}");
     }
 
     /// Waits for the process to end by itself.
@@ -162,7 +167,8 @@ impl Server {
         self.ready().await;
     }
 
-    async fn channel(&self) -> Channel {
+    /// A connection.
+    pub async fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an endpoint");
         endpoint.connect().await.unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.address))
     }
@@ -191,7 +197,12 @@ pub struct Ended {
 
 /// Runs the binary with exactly these flags until it ends by itself.
 pub fn run_to_end(flags: &[&str]) -> Ended {
-    let mut child = command().args(flags).spawn().expect("the server's binary");
+    run_to_end_in(&[], flags)
+}
+
+/// The same with these settings in the environment.
+pub fn run_to_end_in(environment: &[(&str, &str)], flags: &[&str]) -> Ended {
+    let mut child = command().envs(environment.iter().copied()).args(flags).spawn().expect("the server's binary");
     let read = |stream: Option<Box<dyn Read + Send>>| {
         let mut stream = stream.expect("a pipe");
         thread::spawn(move || {

@@ -1,0 +1,185 @@
+//! The server as a program: its flags, its log, what it offers beside the queue.
+
+use std::{collections::BTreeMap, net::TcpListener, time::Duration};
+
+use data_queue_proto::v1::{NewTask, Outcome, new_task::Value};
+use tokio::time::Instant;
+use tokio_stream::once;
+use tonic::Code;
+use tonic_reflection::pb::{v1, v1alpha};
+
+use crate::support::{
+    PATIENCE,
+    call::{ack, heartbeat, insert_json, insert_request, json, pop, pop_request, pop_waiting, proto, putback},
+    on_every_store, poll_until,
+    server::{Server, run_to_end, run_to_end_in},
+    unique_queue, wire_tests,
+};
+
+on_every_store! {
+    /// The log is JSON if asked for, and even at its most talkative has no value, no header and no token.
+    async fn nothing_secret_is_logged(backend) {
+        let server = backend.start(&["--log-level", "trace", "--log-format", "json", "--threads", "2"]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("log");
+        const VALUE: &str = "\"correct horse battery staple\"";
+        const HEADER: &str = "hunter2";
+        let headers = BTreeMap::from([(HEADER.to_owned(), HEADER.to_owned())]);
+        let task = NewTask { value: Some(Value::Json(VALUE.to_owned())), headers };
+        let bad = NewTask { value: Some(Value::Json(format!("{VALUE} x"))), ..NewTask::default() };
+        client.insert(insert_request(&queue, vec![task])).await.unwrap();
+        client.insert(insert_request(&queue, vec![bad])).await.unwrap_err();
+        let first = pop(&mut client, &queue).await.unwrap();
+        assert_eq!(putback(&mut client, &queue, &first.lease_token).await, Outcome::Applied);
+        let second = pop(&mut client, &queue).await.unwrap();
+        assert_eq!(heartbeat(&mut client, &queue, &second.lease_token).await, Outcome::Applied);
+        assert_eq!(ack(&mut client, &queue, &second.lease_token).await, Outcome::Applied);
+        let mut not_a_token = second.lease_token.to_uppercase();
+        not_a_token.push('x');
+        client.pop(data_queue_proto::v1::PopRequest { ack_lease_tokens: vec![not_a_token.clone()], ..pop_request(&queue) }).await.unwrap_err();
+        server.terminate();
+        assert_eq!(server.wait_exit(PATIENCE).code(), Some(0));
+        let log = poll_until("the last line of the log", PATIENCE, async || {
+            server.log().contains("stopped").then(|| server.log())
+        })
+        .await;
+        for line in log.lines() {
+            serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+        }
+        for secret in ["battery staple", HEADER, &first.lease_token, &second.lease_token, &not_a_token] {
+            assert!(!log.contains(secret), "{secret:?} in the log:\n{log}");
+        }
+    }
+}
+
+wire_tests! {
+    /// `--help` is the reference: each flag with its variable and its default; and it shows no setting's current value.
+    async fn help_and_version() {
+        let help = run_to_end_in(&[("DATA_QUEUE_STORE", "redis://:swordfish@127.0.0.1:1")], &["--help"]);
+        assert_eq!(help.code, Some(0), "{help:?}");
+        let flags = [
+            ("listen", "127.0.0.1:50051"), ("store", ""), ("key-prefix", "dq"), ("store-timeout", "5s"),
+            ("memory-capacity", "1073741824"), ("default-lease", "30s"), ("max-value", "1048576"),
+            ("max-message", "4194304"), ("memory-window", "5m"), ("memory-entries", "1000000"), ("threads", ""),
+            ("grace", "10s"), ("max-connections", "10000"), ("max-streams", "1024"), ("keepalive-interval", "20s"),
+            ("keepalive-timeout", "10s"), ("no-reflection", ""), ("log-format", "human"), ("log-level", "info"),
+        ];
+        for (flag, default) in flags {
+            let variable = format!("DATA_QUEUE_{}", flag.replace('-', "_").to_uppercase());
+            assert!(help.stdout.contains(&format!("--{flag}")), "--{flag}");
+            assert!(help.stdout.contains(&variable), "{variable}");
+            assert!(default.is_empty() || help.stdout.contains(&format!("[default: {default}]")), "--{flag} {default}");
+        }
+        assert!(!help.stdout.contains("swordfish"), "{}", help.stdout);
+        let version = run_to_end(&["--version"]);
+        assert_eq!((version.code, version.stdout.as_str()), (Some(0), "data-queue-server 0.1.0\n"));
+    }
+
+    /// Settings come from the environment too, and the command line wins.
+    async fn settings_come_from_the_environment() {
+        let taken = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let (one, other) = (taken(), taken());
+        let [one, other] = [&one, &other].map(|socket| socket.local_addr().unwrap().to_string());
+        let environment = [("DATA_QUEUE_STORE", "memory"), ("DATA_QUEUE_LISTEN", one.as_str())];
+        let ended = run_to_end_in(&environment, &[]);
+        assert!(ended.code == Some(1) && ended.stderr.contains(&one), "{ended:?}");
+        let ended = run_to_end_in(&environment, &["--listen", &other]);
+        assert!(ended.code == Some(1) && ended.stderr.contains(&other), "{ended:?}");
+        let ended = run_to_end_in(&[("DATA_QUEUE_GRACE", "soon"), ("DATA_QUEUE_STORE", "memory")], &[]);
+        assert!(ended.code == Some(64) && ended.stderr.contains("--grace"), "{ended:?}");
+    }
+
+    /// Beyond loopback there is a warning, and on loopback there is none.
+    async fn a_warning_beyond_loopback() {
+        let open = Server::launch("memory", &["--listen", "0.0.0.0:0"], None);
+        assert!(open.log().contains("WARN") && open.log().contains("beyond this machine"), "{}", open.log());
+        let local = Server::launch("memory", &[], None);
+        local.ready().await;
+        assert!(!local.log().contains("WARN"), "{}", local.log());
+    }
+
+    /// SIGINT stops the server as SIGTERM does.
+    async fn an_interrupt_stops_it() {
+        let server = Server::launch("memory", &[], None);
+        server.ready().await;
+        server.signal("INT");
+        assert_eq!(server.wait_exit(PATIENCE).code(), Some(0));
+    }
+
+    /// G15: connections are spread over threads, and a pop that waits on one is woken by an insert on any other.
+    async fn a_pop_is_woken_by_an_insert_on_another_thread() {
+        let server = Server::launch("memory", &["--threads", "3"], None);
+        let queue = unique_queue("threads");
+        let mut took = Vec::new();
+        for _ in 0..30 {
+            let (mut waiting, mut inserting) = (server.client().await, server.client().await);
+            let waits = tokio::spawn({
+                let queue = queue.clone();
+                async move { pop_waiting(&mut waiting, &queue).await }
+            });
+            tokio::task::yield_now().await;
+            let began = Instant::now();
+            insert_json(&mut inserting, &queue, &["1"]).await;
+            let task = waits.await.unwrap();
+            took.push(began.elapsed());
+            assert_eq!(ack(&mut inserting, &queue, &task.lease_token).await, Outcome::Applied);
+        }
+        // The safety look comes half a second after the pop at the earliest.
+        took.sort();
+        assert!(took[took.len() / 2] < Duration::from_millis(400), "{took:?}");
+    }
+
+    /// Reflection, by which grpcurl learns the calls and the details of errors, in both of its versions; or not at all.
+    async fn reflection() {
+        let server = Server::launch("memory", &[], None);
+        for symbol in ["dataqueue.v1.DataQueue", "google.rpc.ErrorInfo", "grpc.health.v1.Health"] {
+            assert!(knows_v1(&server, symbol).await.unwrap(), "{symbol}");
+            assert!(knows_v1alpha(&server, symbol).await.unwrap(), "{symbol}");
+        }
+        assert!(!knows_v1(&server, "dataqueue.v1.Nothing").await.unwrap());
+        let silent = Server::launch("memory", &["--no-reflection"], None);
+        assert_eq!(knows_v1(&silent, "dataqueue.v1.DataQueue").await, Err(Code::Unimplemented));
+        assert_eq!(knows_v1alpha(&silent, "dataqueue.v1.DataQueue").await, Err(Code::Unimplemented));
+        let answer = silent.client().await.insert(insert_request("any", vec![json("1")])).await;
+        assert_eq!(answer.unwrap().into_inner().results.len(), 1);
+    }
+
+    /// A lease that a pop does not name is the server's default, and a heartbeat's too.
+    async fn the_default_lease_is_a_setting() {
+        let server = Server::launch("memory", &["--default-lease", "77s"], None);
+        let mut client = server.client().await;
+        insert_json(&mut client, "q", &["1"]).await;
+        let task = pop(&mut client, "q").await.unwrap();
+        assert_eq!(task.lease, Some(proto(Duration::from_secs(77))));
+    }
+}
+
+macro_rules! knows {
+    ($name:ident, $version:ident) => {
+        /// Whether reflection has a file for a symbol.
+        async fn $name(server: &Server, symbol: &str) -> Result<bool, Code> {
+            use $version::{
+                ServerReflectionRequest as Ask, server_reflection_client::ServerReflectionClient,
+                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+            };
+            let ask = Ask {
+                host: String::new(),
+                message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+            };
+            let mut client = ServerReflectionClient::new(server.channel().await);
+            let mut answers =
+                client.server_reflection_info(once(ask)).await.map_err(|status| status.code())?.into_inner();
+            match answers.message().await {
+                Ok(answer) => Ok(matches!(
+                    answer.and_then(|answer| answer.message_response),
+                    Some(MessageResponse::FileDescriptorResponse(_))
+                )),
+                Err(status) if status.code() == Code::NotFound => Ok(false),
+                Err(status) => Err(status.code()),
+            }
+        }
+    };
+}
+
+knows!(knows_v1, v1);
+knows!(knows_v1alpha, v1alpha);
