@@ -1,4 +1,4 @@
--- What the scripts share. It stands between the prelude, which sets `now`, and the script itself.
+-- What the scripts share. It stands between the prelude, which gives `now` and `expire`, and the script itself.
 --
 -- KEYS  1 meta HASH      counters, and where the memories stand
 --       2 tasks HASH     id -> envelope
@@ -77,6 +77,43 @@ local function leases_of(tokens)
   return leases
 end
 
+-- The leases of those tokens that are held, each once.
+local function held_of(tokens)
+  local held, twice = {}, {}
+  for _, lease in ipairs(leases_of(tokens)) do
+    if lease and not twice[lease.token] then
+      twice[lease.token] = true
+      held[#held + 1] = lease
+    end
+  end
+  return held
+end
+
+-- The tokens that a pop leases under.
+local function tokens_of_stem(stem, count)
+  local tokens = {}
+  for position = 0, count - 1 do
+    tokens[position + 1] = stem .. string.char(math.floor(position / 256), position % 256)
+  end
+  return tokens
+end
+
+-- The tokens that the record of a pop's request names.
+local function tokens_of_record(record)
+  local tokens = {}
+  for at = 17, record and #record or 0, 16 do
+    tokens[#tokens + 1] = string.sub(record, at, at + 15)
+  end
+  return tokens
+end
+
+-- Where it is kept for a minute that a pop must not lease any more under its stem, or how a call ended that cannot be
+-- told from its own second run.
+local CALL_TTL = 60000
+local function call_key(name)
+  return BASE .. 'call:' .. name
+end
+
 -- A memory, 'acked' (sets) or 'requests' (hashes), has two generations. One takes entries for the window, or until it
 -- has half of all; then the older is dropped and a new one begins. It is seen until twice the window after it began.
 local function memory(kind)
@@ -99,17 +136,22 @@ local function seen_generations(mem)
   return keys
 end
 
--- The key that takes new entries. Begins a new generation when it is time, so call it just before the first entry.
-local function current_generation(mem, size_command)
+-- Puts entries in a memory, by `command`. Begins a new generation when it is time. A generation vanishes when it is not
+-- seen any more, so that a queue that nobody uses keeps none.
+local function remember(kind, size_command, command, ...)
+  local mem, window = memory(kind), tonumber(ARGV[1])
   local key = generation_key(mem, mem.at)
-  if now >= mem.began[mem.at] + tonumber(ARGV[1]) or redis.call(size_command, key) >= tonumber(ARGV[2]) then
+  local begins = now >= mem.began[mem.at] + window or redis.call(size_command, key) >= tonumber(ARGV[2])
+  if begins then
     mem.at = 1 - mem.at
-    mem.began[mem.at] = now
     key = generation_key(mem, mem.at)
     redis.call('UNLINK', key)
-    redis.call('HSET', META, mem.kind .. ':at', mem.at, mem.kind .. ':' .. mem.at, int(now))
+    redis.call('HSET', META, kind .. ':at', mem.at, kind .. ':' .. mem.at, int(now))
   end
-  return key
+  redis.call(command, key, ...)
+  if begins then
+    expire(key, 2 * window)
+  end
 end
 
 local function recall_request(field)
@@ -123,7 +165,7 @@ local function recall_request(field)
 end
 
 local function remember_request(field, record)
-  redis.call('HSET', current_generation(memory('requests'), 'HLEN'), field, record)
+  remember('requests', 'HLEN', 'HSET', field, record)
 end
 
 -- Fills the holes of `outcomes` where the token is not held: acked before, or lost.
@@ -163,7 +205,7 @@ local function ack(tokens)
     redis.call('HDEL', TASKS, unpack(ids))
     redis.call('HDEL', TRIES, unpack(ids))
     redis.call('HINCRBY', META, 'acked', #gone)
-    redis.call('SADD', current_generation(memory('acked'), 'SCARD'), unpack(gone))
+    remember('acked', 'SCARD', 'SADD', unpack(gone))
   end
   return outcomes
 end
@@ -201,6 +243,33 @@ local function to_head(leases, deliveries, expiries)
     end
     redis.call('HSET', TRIES, unpack(records))
   end
+end
+
+-- Takes a try off the leases that it was answered with. Returns those of which no other try is left.
+local function disown(leases, attempt)
+  local ownerless, kept = {}, {}
+  for _, lease in ipairs(leases) do
+    local others, found = {}, false
+    for holder in string.gmatch(lease.holder, '[^,]+') do
+      if holder == attempt then
+        found = true
+      else
+        others[#others + 1] = holder
+      end
+    end
+    if found and #others == 0 then
+      ownerless[#ownerless + 1] = lease
+    elseif found then
+      lease.holder = table.concat(others, ',')
+      kept[#kept + 1] = lease.token
+      kept[#kept + 1] = write_lease(lease)
+    end
+  end
+  if #kept > 0 then
+    first_free()
+    redis.call('HSET', LEASES, unpack(kept))
+  end
+  return ownerless
 end
 
 -- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many, and

@@ -12,19 +12,7 @@ local INSERTED_AT_BYTES = 9
 local MAX_HOLDERS = 8
 local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
 
--- What this call leases under.
-local own_tokens = {}
-for position = 0, max - 1 do
-  own_tokens[position + 1] = stem .. string.char(math.floor(position / 256), position % 256)
-end
-
-local function held_of(tokens)
-  local held = {}
-  for _, lease in ipairs(leases_of(tokens)) do
-    held[#held + 1] = lease or nil
-  end
-  return held
-end
+local own_tokens = tokens_of_stem(stem, max)
 
 -- Adds a try to those that were answered with a lease. They may be answered in another order than they were made, so
 -- each of them counts. So many tries at once are not kept apart: the lease is then given back by nobody, and runs out.
@@ -41,11 +29,7 @@ end
 
 -- What the first call was given and still holds, or what an earlier run of this very call leased.
 local function leased_before(record)
-  local tokens = {}
-  for at = 17, record and #record or 0, 16 do
-    tokens[#tokens + 1] = string.sub(record, at, at + 15)
-  end
-  local held = held_of(tokens)
+  local held = held_of(tokens_of_record(record))
   if #held == 0 then
     held = held_of(own_tokens)
   end
@@ -63,43 +47,48 @@ local function leased_before(record)
 end
 
 -- From the head: how many ids to take off, and those of them whose task is there, up to `max_bytes`. The id of a task
--- that is gone may still be in the list; it is not counted as ready any more.
+-- that is gone may still be in the list; it is not counted as ready any more. Reads one envelope, then twice as many each
+-- time, so that of large ones few are read in vain.
 local function head()
   local ids, tasks, bytes = redis.call('LRANGE', READY, 0, max - 1), {}, 0
-  for from = 1, #ids, 16 do
-    for i, envelope in ipairs(redis.call('HMGET', TASKS, unpack(ids, from, math.min(from + 15, #ids)))) do
+  local from, count = 1, 1
+  while from <= #ids do
+    local to = math.min(from + count - 1, #ids)
+    for i, envelope in ipairs(redis.call('HMGET', TASKS, unpack(ids, from, to))) do
       if bytes >= max_bytes and #tasks > 0 then
         return from + i - 2, tasks
       end
       if envelope then
-        tasks[#tasks + 1] = ids[from + i - 1]
+        tasks[#tasks + 1] = { id = ids[from + i - 1], envelope = envelope }
         bytes = bytes + #envelope - INSERTED_AT_BYTES
       end
     end
+    from, count = to + 1, 2 * count
   end
   return #ids, tasks
 end
 
 local function lease_from_head()
-  local taken, ids = head()
+  local taken, tasks = head()
   local held, records, scores, tokens = {}, {}, {}, {}
   if taken > 0 then
     redis.call('LPOP', READY, taken)
   end
-  if #ids == 0 then
+  if #tasks == 0 then
     return held
   end
-  redis.call('HINCRBY', META, 'ready', -#ids)
-  local order = redis.call('HINCRBY', META, 'delivered', #ids) - #ids
-  for i, id in ipairs(ids) do
+  redis.call('HINCRBY', META, 'ready', -#tasks)
+  local order = redis.call('HINCRBY', META, 'delivered', #tasks) - #tasks
+  for i, task in ipairs(tasks) do
     local lease = {
-      token = own_tokens[i], id = id, order = order + i, lease = lease_ms, renewed = now, holder = holder, rest = '',
+      token = own_tokens[i], id = task.id, order = order + i, lease = lease_ms, renewed = now, holder = holder,
+      rest = '', envelope = task.envelope, deadline = now + lease_ms,
     }
     held[i] = lease
     tokens[i] = lease.token
     records[2 * i - 1] = lease.token
     records[2 * i] = write_lease(lease)
-    scores[2 * i - 1] = int(now + lease_ms)
+    scores[2 * i - 1] = int(lease.deadline)
     scores[2 * i] = member(lease)
   end
   redis.call('HSET', LEASES, unpack(records))
@@ -110,21 +99,32 @@ local function lease_from_head()
   return held
 end
 
--- The delivery under way counts, though it is in the lease and not yet in tries.
-local function answer(held)
-  local ids, members, tasks = {}, {}, {}
+-- What a delivery that was made before lacks of what a new one knows.
+local function look_up(held)
+  local ids, members = {}, {}
   for i, lease in ipairs(held) do
     ids[i] = lease.id
     members[i] = member(lease)
   end
   local envelopes = redis.call('HMGET', TASKS, unpack(ids))
-  local tries = redis.call('HMGET', TRIES, unpack(ids))
   local deadlines = redis.call('ZMSCORE', LEASED, unpack(members))
   for i, lease in ipairs(held) do
+    lease.envelope = envelopes[i]
+    lease.deadline = tonumber(deadlines[i])
+  end
+end
+
+-- The delivery under way counts, though it is in the lease and not yet in tries.
+local function answer(held)
+  local ids, tasks = {}, {}
+  for i, lease in ipairs(held) do
+    ids[i] = lease.id
+  end
+  local tries = redis.call('HMGET', TRIES, unpack(ids))
+  for i, lease in ipairs(held) do
     local deliveries, _, expiries = read_tries(tries[i])
-    local deadline = tonumber(deadlines[i])
     for _, field in ipairs({
-      lease.token, lease.id, envelopes[i], deliveries + 1, expiries, math.max(0, deadline - now), deadline,
+      lease.token, lease.id, lease.envelope, deliveries + 1, expiries, math.max(0, lease.deadline - now), lease.deadline,
     }) do
       tasks[#tasks + 1] = field
     end
@@ -141,9 +141,15 @@ local reclaimed, more = reclaim()
 if more and ARGV[11] ~= '1' then
   return { 0, 0, reclaimed, -1, 1, outcomes, {} }
 end
-local held = leased_before(record)
-if #held == 0 then
-  held = lease_from_head()
+local held = {}
+-- Whoever made this call may have given it up, and withdrawn it, before it arrived.
+if redis.call('EXISTS', call_key(stem)) == 0 then
+  held = leased_before(record)
+  if #held > 0 then
+    look_up(held)
+  else
+    held = lease_from_head()
+  end
 end
 local ready = ready_count()
 if reclaimed > 0 and ready > 0 then

@@ -61,7 +61,8 @@ pub struct Config {
     #[arg(long, env = "DATA_QUEUE_MAX_MESSAGE", value_name = "BYTES", default_value_t = 4 << 20)]
     pub max_message: usize,
 
-    /// How long request ids and acked tokens are remembered at least; at most twice as long. 1s to 24h.
+    /// How long request ids and acked tokens are remembered at least, unless --memory-entries is reached before; at most
+    /// twice as long. 1s to 24h.
     #[arg(long, env = "DATA_QUEUE_MEMORY_WINDOW", value_name = "TIME", default_value = "5m", value_parser = memory_window)]
     pub memory_window: Duration,
 
@@ -75,8 +76,8 @@ pub struct Config {
     pub threads: Option<u16>,
 
     /// How long the server may take to stop after SIGTERM or SIGINT: running calls are answered, tasks that were not
-    /// handed over are put back.
-    #[arg(long, env = "DATA_QUEUE_GRACE", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    /// handed over are put back. 0s to 24h.
+    #[arg(long, env = "DATA_QUEUE_GRACE", value_name = "TIME", default_value = "10s", value_parser = up_to_a_day)]
     pub grace: Duration,
 
     /// The most connections; more wait to be accepted. 1 or more.
@@ -87,11 +88,11 @@ pub struct Config {
     #[arg(long, env = "DATA_QUEUE_MAX_STREAMS", value_name = "N", default_value_t = 1_024, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_streams: u32,
 
-    /// A connection on which nothing came for this long is pinged. 1s or more.
+    /// A connection on which nothing came for this long is pinged. 1s to 24h.
     #[arg(long, env = "DATA_QUEUE_KEEPALIVE_INTERVAL", value_name = "TIME", default_value = "20s", value_parser = at_least_a_second)]
     pub keepalive_interval: Duration,
 
-    /// A connection that does not answer a ping for this long is closed. 1s or more.
+    /// A connection that does not answer a ping for this long is closed. 1s to 24h.
     #[arg(long, env = "DATA_QUEUE_KEEPALIVE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = at_least_a_second)]
     pub keepalive_timeout: Duration,
 
@@ -203,6 +204,10 @@ fn lease(text: &str) -> Result<Duration, String> {
 
 fn memory_window(text: &str) -> Result<Duration, String> {
     within(text, Duration::from_secs(1), DAY)
+}
+
+fn up_to_a_day(text: &str) -> Result<Duration, String> {
+    within(text, Duration::ZERO, DAY)
 }
 
 fn at_least_a_second(text: &str) -> Result<Duration, String> {

@@ -132,9 +132,13 @@ pub async fn serve(
     loops.spawn(process.clone().accept(listener, sockets));
     ready();
 
-    shutdown.await;
+    let ended = tokio::select! {
+        () = shutdown => Ok(()),
+        // None of them ends by itself: what is left would look alive, and serve no new connection.
+        _ = loops.join_next() => Err(io::Error::other("a part of the server ended; the log has the cause")),
+    };
     process.stop(threads).await;
-    Ok(())
+    ended
 }
 
 impl Process {

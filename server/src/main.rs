@@ -85,7 +85,13 @@ fn fail(message: &str) -> ExitCode {
 /// clap explains over several paragraphs; the first says what is wrong.
 fn one_line(message: &str) -> String {
     let first = message.split("\n\n").next().unwrap_or_default();
-    first.split_whitespace().collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned()
+    let words: Vec<&str> = first.split_whitespace().map(without_address).collect();
+    words.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+/// An address that was given in the wrong place may have a password in it.
+fn without_address(word: &str) -> &str {
+    if word.contains("://") { "an address" } else { word }
 }
 
 fn log_to_stderr(config: &Config) {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{Queues, task::Task};
-use crate::store::{Attempt, QueueName, Release, StoreError, Token};
+use crate::store::{Attempt, QueueName, Release, StoreError, Token, Withdrawal};
 
 /// The first pause between tries to give tasks back to a store that is away, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -33,26 +33,41 @@ pub struct Unsent {
 struct Leases {
     queues: Queues,
     queue: QueueName,
-    tokens: Vec<Token>,
-    attempt: Option<Attempt>,
+    which: Which,
     run_out: Instant,
     /// The server does not stop before this is decided.
     _undecided: TaskTrackerToken,
 }
 
+enum Which {
+    /// These, which a pop was answered with.
+    Answered(Vec<Token>, Option<Attempt>),
+    /// Whatever a pop leased or will lease, whose answer was lost.
+    Unanswered(Withdrawal),
+}
+
 impl Unsent {
-    pub(super) fn new(
+    /// The deliveries that the store has answered.
+    pub(super) fn answered(
         queues: &Queues,
         queue: &QueueName,
         tokens: Vec<Token>,
         attempt: Option<Attempt>,
         lease: Duration,
     ) -> Self {
+        Self::new(queues, queue, Which::Answered(tokens, attempt), lease)
+    }
+
+    /// The deliveries of a pop of which nobody knows whether the store has done it.
+    pub(super) fn unanswered(queues: &Queues, queue: &QueueName, pop: Withdrawal, lease: Duration) -> Self {
+        Self::new(queues, queue, Which::Unanswered(pop), lease)
+    }
+
+    fn new(queues: &Queues, queue: &QueueName, which: Which, lease: Duration) -> Self {
         let leases = Leases {
             queues: queues.clone(),
             queue: queue.clone(),
-            tokens,
-            attempt,
+            which,
             run_out: Instant::now() + lease,
             _undecided: queues.background.token(),
         };
@@ -79,16 +94,22 @@ impl Leases {
     async fn give_back(self) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let release = Release::Unsent(self.tokens.clone(), self.attempt);
-            match self.queues.release(&self.queue, release).await {
-                Ok(_) => return,
+            let done = match &self.which {
+                Which::Answered(tokens, attempt) => {
+                    let release = Release::Unsent(tokens.clone(), *attempt);
+                    self.queues.release(&self.queue, release).await.map(drop)
+                }
+                Which::Unanswered(pop) => self.queues.withdraw(&self.queue, pop.clone()).await,
+            };
+            match done {
+                Ok(()) => return,
                 Err(StoreError::Unavailable { .. }) if Instant::now() + pause < self.run_out => {
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
                 Err(error) => {
                     return tracing::warn!(
-                        %error, queue = ?self.queue, tasks = self.tokens.len(),
+                        %error, queue = ?self.queue,
                         "could not give back tasks that were not handed over; their leases will run out"
                     );
                 }

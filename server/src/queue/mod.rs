@@ -27,8 +27,8 @@ pub use self::{
     waits::{Seat, Waits},
 };
 use crate::store::{
-    Attempt, Beaten, Fingerprint, Insert, Inserted, NewTask as StoredTask, Outcome, Pop, PopRequest, QueueName,
-    RECLAIM_STEP, Release, RequestKey, Stem, Store, StoreError, TaskId, Token,
+    Attempt, Beaten, Fingerprint, Insert, Inserted, Leased, NewTask as StoredTask, Outcome, Pop, PopRequest, QueueName,
+    RECLAIM_STEP, Release, RequestKey, Stem, Store, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// The envelopes in one message of a PopBatch have about this size at most, in bytes, unless a single one has more.
@@ -256,7 +256,7 @@ impl Queues {
     /// gives it back.
     async fn pop_once(&self, plan: &PopPlan, acks: Vec<Token>, will_wait: bool) -> Result<Found, Error> {
         let (this, queue, lease) = (self.clone(), plan.queue.clone(), Duration::from_millis(plan.lease));
-        let attempt = plan.request.as_ref().map(|request| request.attempt);
+        let request = plan.request.clone();
         let (stem, max_tasks) = (Stem::mint()?, plan.max_tasks);
         let pop = Pop {
             acks,
@@ -272,9 +272,7 @@ impl Queues {
                 Ok(popped) => popped,
                 Err(error) => {
                     if matches!(error, StoreError::Unavailable { did_not_run: false, .. }) {
-                        // Perhaps it did lease something, and then under these tokens.
-                        let tokens = (0..max_tasks).map(|position| stem.token(position as u16)).collect();
-                        drop(Unsent::new(&this, &queue, tokens, attempt, lease));
+                        drop(Unsent::unanswered(&this, &queue, Withdrawal { stem, max_tasks, request }, lease));
                     }
                     return Err(error.into());
                 }
@@ -282,17 +280,50 @@ impl Queues {
             if popped.reclaimed > 0 && popped.ready > 0 {
                 this.waits.wake(&queue, usize::try_from(popped.ready).unwrap_or(usize::MAX));
             }
-            let tokens: Vec<Token> = popped.tasks.iter().map(|leased| leased.token).collect();
-            let unsent = (!tokens.is_empty()).then(|| Unsent::new(&this, &queue, tokens, attempt, lease));
-            let tasks = popped.tasks.into_iter().map(task::unpack).collect::<Result<Vec<_>, _>>()?;
+            let attempt = request.map(|request| request.attempt);
             Ok(Found {
-                delivery: unsent.map(|unsent| Delivery { tasks, unsent }),
+                delivery: this.deliver(&queue, popped.tasks, attempt, lease)?,
                 acks: popped.acks,
                 ready: popped.ready,
                 due: popped.due_in.map(|due_in| Instant::now() + Duration::from_millis(due_in)),
             })
         })
         .await
+    }
+
+    /// A task that cannot be read, because a newer server wrote it, must not stand in the way of the others: it is not
+    /// given back to the head, but left to its lease.
+    fn deliver(
+        &self,
+        queue: &QueueName,
+        leased: Vec<Leased>,
+        attempt: Option<Attempt>,
+        lease: Duration,
+    ) -> Result<Option<Delivery>, Error> {
+        let (mut tasks, mut tokens, mut failed) = (Vec::new(), Vec::new(), None);
+        for one in leased {
+            let token = one.token;
+            match task::unpack(one) {
+                Ok(task) => {
+                    tasks.push(task);
+                    tokens.push(token);
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match (tasks.is_empty(), failed) {
+            (true, Some(error)) => return Err(error),
+            (true, None) => return Ok(None),
+            (false, Some(error)) => tracing::error!(%error, "a task was left out of a delivery"),
+            (false, None) => {}
+        }
+        Ok(Some(Delivery { tasks, unsent: Unsent::answered(self, queue, tokens, attempt, lease) }))
+    }
+
+    async fn withdraw(&self, queue: &QueueName, pop: Withdrawal) -> Result<(), StoreError> {
+        let back = self.store.withdraw(queue, pop).await?;
+        self.waits.wake(queue, usize::try_from(back).unwrap_or(usize::MAX));
+        Ok(())
     }
 
     async fn uncancelled<T: Send + 'static>(

@@ -35,7 +35,7 @@ use bytes::Bytes;
 use self::redis_server::Redis;
 use super::{
     Admin, Attempt, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, Outcome, Pop, PopRequest,
-    QueueName, Release, Remember, RequestKey, Stem, Store, StoreError, TaskId, Token,
+    QueueName, Release, Remember, RequestKey, Stem, Store, StoreError, TaskId, Token, Withdrawal,
     memory::{Clock, MemoryStore},
     redis::{RedisConfig, RedisShared, RedisStore},
 };
@@ -85,6 +85,9 @@ macro_rules! conformance {
                     too_many_attempts_take_nothing_back,
                     when_every_attempt_gave_up_it_goes_back,
                     without_a_request_the_unsent_goes_back,
+                    a_withdrawn_pop_gives_back,
+                    a_pop_that_comes_after_its_withdrawal_leases_nothing,
+                    all_tries_of_a_pop_are_withdrawn,
                 }
                 ack {
                     an_ack_is_final_and_can_be_repeated,

@@ -96,7 +96,7 @@ impl fmt::Debug for TaskId {
 }
 
 /// What the tokens of one pop have in common: a byte for the shard and 104 fresh random bits.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stem(pub [u8; 14]);
 
 impl Stem {

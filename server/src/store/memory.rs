@@ -15,8 +15,8 @@ use async_trait::async_trait;
 
 use super::{
     Admin, Attempt, Beaten, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, OnWake, Outcome, Pop,
-    Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, RequestKey, Sight, Store, StoreError,
-    TaskId, Token,
+    Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, RequestKey, Sight, Stem, Store, StoreError,
+    TaskId, Token, Withdrawal,
 };
 
 /// Tells the time, in milliseconds since the Unix epoch.
@@ -76,6 +76,8 @@ struct Queue {
     leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
+    /// Until when a pop must not lease any more under its stem.
+    withdrawn: HashMap<Stem, Millis>,
     acked: Memory<Token, ()>,
     requests: Memory<(Call, String), Request>,
     delivered: u64,
@@ -114,6 +116,9 @@ struct Lease {
     holders: Vec<Attempt>,
 }
 
+/// For how long a withdrawn pop may still arrive, and then leases nothing.
+const WITHDRAWN_FOR: Millis = 60_000;
+
 /// So many tries of a pop are kept apart. With more of them, a lease is given back by nobody, and runs out.
 const MAX_HOLDERS: usize = 8;
 
@@ -151,6 +156,7 @@ impl Queue {
             ready: VecDeque::new(),
             leases: HashMap::new(),
             deadlines: BTreeSet::new(),
+            withdrawn: HashMap::new(),
             acked: Memory::new(remember),
             requests: Memory::new(remember),
             delivered: 0,
@@ -202,6 +208,10 @@ impl Queue {
         }
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
+        if self.withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
+            let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
+            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in });
+        }
 
         let holder = pop.request.as_ref().map(|request| request.attempt);
         let is_held = |token: &Token| self.leases.contains_key(token);
@@ -318,6 +328,22 @@ impl Queue {
         outcomes
     }
 
+    fn withdraw(&mut self, withdrawal: Withdrawal, now: Millis) -> u64 {
+        self.withdrawn.retain(|_, until| now < *until);
+        self.withdrawn.insert(withdrawal.stem, now + WITHDRAWN_FOR);
+        let mut tokens: Vec<Token> =
+            (0..withdrawal.max_tasks).map(|position| withdrawal.stem.token(position as u16)).collect();
+        let attempt = withdrawal.request.as_ref().map(|request| request.attempt);
+        if let Some(request) = withdrawal.request
+            && let Some(first) = self.requests.get(&(Call::Pop, request.key.id), now)
+        {
+            // It may have been answered with what an earlier try had leased.
+            tokens.extend(first.answered.iter().copied().map(Token));
+        }
+        let outcomes = self.release(Release::Unsent(tokens, attempt), now);
+        outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64
+    }
+
     fn release_held(&mut self, held_for: Millis, now: Millis) -> u64 {
         let old = |lease: &Lease| now.saturating_sub(lease.renewed_at) >= held_for;
         let tokens: Vec<Token> = self.leases.iter().filter(|(_, lease)| old(lease)).map(|(token, _)| *token).collect();
@@ -329,12 +355,13 @@ impl Queue {
 
     /// Takes back the leases that ran out.
     fn reclaim(&mut self, now: Millis) -> u64 {
+        self.acked.forget(now);
+        self.requests.forget(now);
         let mut count = 0;
+        let last_expired = (now, u64::MAX, Token([u8::MAX; 16]));
         loop {
-            let expired = |(deadline, ..): &&(Millis, u64, Token)| *deadline <= now;
-            let after = self.deadlines.iter().take_while(expired).count();
-            let step: Vec<Token> =
-                self.deadlines.iter().take(after).rev().take(RECLAIM_STEP).map(|(.., token)| *token).collect();
+            let expired = self.deadlines.range(..=last_expired).rev();
+            let step: Vec<Token> = expired.take(RECLAIM_STEP).map(|(.., token)| *token).collect();
             if step.is_empty() {
                 return count;
             }
@@ -390,6 +417,15 @@ impl<K: std::hash::Hash + Eq, V> Memory<K, V> {
         [&self.current, &self.older].into_iter().filter(seen).find_map(|generation| generation.1.get(key))
     }
 
+    /// Drops what is not seen any more.
+    fn forget(&mut self, now: Millis) {
+        for (began, entries) in [&mut self.current, &mut self.older] {
+            if now >= *began + 2 * self.remember.window && !entries.is_empty() {
+                *entries = HashMap::new();
+            }
+        }
+    }
+
     fn put(&mut self, key: K, value: V, now: Millis) {
         let (began, entries) = &self.current;
         if now >= began + self.remember.window || entries.len() as u64 >= self.remember.entries / 2 {
@@ -427,6 +463,10 @@ impl Store for MemoryStore {
 
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
         Ok(self.step(queue, |queue, now| queue.release(release, now)))
+    }
+
+    async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
+        Ok(self.step(queue, |queue, now| queue.withdraw(withdrawal, now)))
     }
 
     async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError> {

@@ -6,6 +6,7 @@
 //!
 //! Ids and tokens are made by the caller and passed in, so that a step that runs twice finds them and changes nothing.
 
+mod backend;
 mod ident;
 pub mod memory;
 pub mod redis;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use backend::Backend;
 pub(crate) use ident::hex;
 pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, Stem, TaskId, Token, TokenError};
 
@@ -159,6 +161,17 @@ pub struct Beaten {
     pub earliest: Option<(Millis, Millis)>,
 }
 
+/// A pop whose answer was lost: it may have run, or run later, or never.
+#[derive(Clone, Debug)]
+pub struct Withdrawal {
+    /// Of its tokens.
+    pub stem: Stem,
+    /// The most tasks that it may lease.
+    pub max_tasks: usize,
+    /// As in the pop.
+    pub request: Option<PopRequest>,
+}
+
 /// Which leases to release, and what that counts as. In every form the tasks go to the head, in the order of their delivery.
 #[derive(Clone, Debug)]
 pub enum Release {
@@ -220,6 +233,11 @@ pub trait Store: Send + Sync + 'static {
     /// Gives leased tasks back to the head.
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError>;
 
+    /// Undoes a pop whose answer was lost. What it leased goes back to the head, as if it had not been delivered, unless
+    /// another try was answered with it; should it run only within the next minute, it leases nothing. Answers how many
+    /// tasks went back.
+    async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError>;
+
     /// Gives back every task whose delivery or last heartbeat is at least this old; each counts as an expiry.
     /// Atomic for a task, not for the call. Answers how many.
     async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError>;
@@ -277,34 +295,4 @@ pub enum StoreError {
     /// The store's data or answer cannot be read: a bug, or another program's data.
     #[error("{0}")]
     Broken(String),
-}
-
-/// A store that was chosen, and how each thread gets at it.
-#[derive(Clone)]
-pub struct Backend(Kind);
-
-#[derive(Clone)]
-enum Kind {
-    Memory(Arc<memory::MemoryStore>),
-    Redis(Arc<redis::RedisShared>),
-}
-
-impl Backend {
-    /// One store for all threads.
-    pub fn memory(store: memory::MemoryStore) -> Self {
-        Self(Kind::Memory(Arc::new(store)))
-    }
-
-    /// Connections of its own for each thread.
-    pub fn redis(shared: redis::RedisShared) -> Self {
-        Self(Kind::Redis(Arc::new(shared)))
-    }
-
-    /// The store as the thread reaches it whose runtime this is called in.
-    pub fn for_this_thread(&self) -> Arc<dyn Store> {
-        match &self.0 {
-            Kind::Memory(store) => Arc::clone(store) as Arc<dyn Store>,
-            Kind::Redis(shared) => Arc::new(redis::RedisStore::new(Arc::clone(shared))),
-        }
-    }
 }

@@ -227,3 +227,55 @@ pub(super) async fn without_a_request_the_unsent_goes_back(open: Open) {
     assert!(again.iter().all(|task| (task.deliveries, task.expiries) == (1, 0)));
     assert_eq!(rig.ack(&q, &held).await.unwrap(), [Outcome::LeaseLost; 2]);
 }
+
+fn withdrawal(pop: &Pop) -> Withdrawal {
+    Withdrawal { stem: pop.stem, max_tasks: pop.max_tasks, request: pop.request.clone() }
+}
+
+/// G8: what a pop leased whose answer was lost is at the head again, in order, and as if never delivered; but for what
+/// ended meanwhile.
+pub(super) async fn a_withdrawn_pop_gives_back(open: Open) {
+    let (rig, q) = (open(REMEMBER), queue("q"));
+    rig.insert_numbers(&q, 0..5).await;
+    let lost = pop(4);
+    let held = tokens(&rig.pop(&q, lost.clone()).await.unwrap().tasks);
+    rig.ack_one(&q, held[1]).await;
+    assert_eq!(rig.withdraw(&q, withdrawal(&lost)).await.unwrap(), 3);
+    assert_eq!(rig.withdraw(&q, withdrawal(&lost)).await.unwrap(), 0);
+    assert_eq!(rig.counted(&q).await, Counts { ready: 4, inserted: 5, acked: 1, ..Counts::default() });
+    let again = rig.take(&q, 5).await;
+    assert_eq!(numbers(&again), [0, 2, 3, 4]);
+    assert!(again.iter().all(|task| (task.deliveries, task.expiries) == (1, 0)));
+}
+
+/// G4, G8: a pop that arrives after it was withdrawn leases nothing, though what it was done with is acked.
+pub(super) async fn a_pop_that_comes_after_its_withdrawal_leases_nothing(open: Open) {
+    let (rig, q) = (open(REMEMBER), queue("q"));
+    rig.insert_numbers(&q, 0..2).await;
+    let done = rig.take_one(&q).await;
+    for late in [Pop { acks: vec![done.token], ..pop(1) }, attempt(1, "r", 1)] {
+        assert_eq!(rig.withdraw(&q, withdrawal(&late)).await.unwrap(), 0);
+        assert_eq!(rig.pop(&q, late).await.unwrap().tasks, []);
+    }
+    assert_eq!(rig.counted(&q).await, Counts { ready: 1, inserted: 2, acked: 1, ..Counts::default() });
+    let another_try = rig.pop(&q, attempt(1, "r", 2)).await.unwrap().tasks;
+    assert_eq!((numbers(&another_try), another_try[0].deliveries), (vec![1], 1));
+}
+
+/// G4, G8: of several tries whose answers were lost, the last one withdrawn gives back; one that was answered keeps.
+pub(super) async fn all_tries_of_a_pop_are_withdrawn(open: Open) {
+    let (rig, q) = (open(REMEMBER), queue("q"));
+    rig.insert_numbers(&q, 0..1).await;
+    let tries = [attempt(1, "r", 1), attempt(1, "r", 2), attempt(1, "r", 3)];
+    let mut held = Vec::new();
+    for one in &tries {
+        held = tokens(&rig.pop(&q, one.clone()).await.unwrap().tasks);
+    }
+    for one in &tries[..2] {
+        assert_eq!(rig.withdraw(&q, withdrawal(one)).await.unwrap(), 0);
+        assert_eq!(rig.heartbeat(&q, &held, LEASE).await.unwrap().outcomes, [Outcome::Applied]);
+    }
+    assert_eq!(rig.withdraw(&q, withdrawal(&tries[2])).await.unwrap(), 1);
+    let again = rig.take_one(&q).await;
+    assert_eq!((again.deliveries, again.expiries), (1, 0));
+}

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bb8_redis::redis::{aio::MultiplexedConnection, cmd};
+use bb8_redis::redis::{ErrorKind, ServerErrorKind, aio::MultiplexedConnection, cmd};
 
 use super::{keys::FORMAT, link::describe};
 
@@ -22,7 +22,11 @@ pub(super) struct Report {
 
 /// Reads INFO, CONFIG where it is allowed, and the version of the layout.
 pub(super) async fn examine(connection: &mut MultiplexedConnection, format_key: &str) -> Result<Report, String> {
-    let info: String = cmd("INFO").query_async(connection).await.map_err(|error| describe(&error))?;
+    let info = match cmd("INFO").query_async::<String>(connection).await {
+        // What may not be read is unknown, and does not keep the server from serving.
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => String::new(),
+        answer => answer.map_err(|error| describe(&error))?,
+    };
     let info = fields(&info);
     refuse_unfit(&info)?;
     claim_format(connection, format_key).await?;
@@ -97,7 +101,8 @@ fn survives(info: &HashMap<&str, &str>, appendfsync: Option<&str>) -> &'static s
         (Some("1"), _) => {
             "a kill of this server; if Redis or its host fails, some of it can go (append-only file, fsync unknown)"
         }
-        _ => "a kill of this server, and nothing that ends Redis (no append-only file)",
+        (Some(_), _) => "a kill of this server, and nothing that ends Redis (no append-only file)",
+        (None, _) => "a kill of this server, and nothing that ends Redis as far as is known (INFO is refused)",
     }
 }
 

@@ -3,14 +3,14 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use bb8_redis::{
-    bb8::{self, ManageConnection, Pool},
-    redis::{self, AsyncConnectionConfig, Client, RedisError, aio::MultiplexedConnection},
+    bb8::{ManageConnection, Pool},
+    redis::{self, AsyncConnectionConfig, Client, RedisError, ServerErrorKind, aio::MultiplexedConnection},
 };
 use tokio::sync::watch;
 
@@ -32,6 +32,33 @@ pub(super) enum Standing {
     Away(Arc<str>),
 }
 
+/// What all links of a process know of their Redis.
+pub(super) struct Presence {
+    standing: watch::Sender<Standing>,
+    /// Connections of an earlier epoch are dead, whether they were noticed to be or not.
+    epoch: AtomicU64,
+}
+
+impl Presence {
+    pub(super) fn new() -> Self {
+        Self { standing: watch::Sender::new(Standing::Unknown), epoch: AtomicU64::new(0) }
+    }
+
+    /// True if this is news.
+    pub(super) fn set(&self, standing: Standing) -> bool {
+        self.standing.send_if_modified(|before| {
+            let changes = *before != standing;
+            *before = standing;
+            changes
+        })
+    }
+
+    /// All connections made so far are to be made anew.
+    pub(super) fn begin_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Connections of one thread.
 pub(super) struct Link {
     pool: Pool<Manager>,
@@ -40,8 +67,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(client: Client, standing: &Arc<watch::Sender<Standing>>, timeout: Duration) -> Self {
-        let manager = Manager { client, timeout, standing: Arc::clone(standing) };
+    pub(super) fn new(client: Client, presence: &Arc<Presence>, timeout: Duration) -> Self {
+        let manager = Manager { client, timeout, presence: Arc::clone(presence) };
         let pool = Pool::builder()
             .max_size(CONNECTIONS_PER_THREAD)
             .connection_timeout(timeout)
@@ -49,7 +76,7 @@ impl Link {
             .max_lifetime(None)
             .test_on_check_out(true)
             .build_unchecked(manager);
-        Self { pool, standing: standing.subscribe(), timeout }
+        Self { pool, standing: presence.standing.subscribe(), timeout }
     }
 
     /// Runs a call on a connection, within the timeout for both.
@@ -110,13 +137,14 @@ impl Link {
 pub(super) struct Connection {
     multiplexed: MultiplexedConnection,
     broken: Arc<AtomicBool>,
+    epoch: u64,
 }
 
 /// Makes connections for the pool. bb8-redis' own manager would ping at every checkout and never see a broken connection.
 struct Manager {
     client: Client,
     timeout: Duration,
-    standing: Arc<watch::Sender<Standing>>,
+    presence: Arc<Presence>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -132,12 +160,12 @@ impl ManageConnection for Manager {
     type Error = ConnectError;
 
     async fn connect(&self) -> Result<Connection, ConnectError> {
-        let connected = connect(&self.client, self.timeout).await;
-        match connected {
-            Ok(multiplexed) => Ok(Connection { multiplexed, broken: Arc::default() }),
+        let epoch = self.presence.epoch.load(Ordering::Relaxed);
+        match connect(&self.client, self.timeout).await {
+            Ok(multiplexed) => Ok(Connection { multiplexed, broken: Arc::default(), epoch }),
             Err(error) => {
                 let reason = format!("cannot connect to Redis: {}", describe(&error));
-                self.standing.send_if_modified(|standing| change(standing, Standing::Away(reason.into())));
+                self.presence.set(Standing::Away(reason.into()));
                 Err(error.into())
             }
         }
@@ -148,13 +176,7 @@ impl ManageConnection for Manager {
     }
 
     fn has_broken(&self, connection: &mut Connection) -> bool {
-        connection.broken.load(Ordering::Relaxed)
-    }
-}
-
-impl From<bb8::RunError<ConnectError>> for StoreError {
-    fn from(error: bb8::RunError<ConnectError>) -> Self {
-        Self::Unavailable { message: error.to_string(), did_not_run: true }
+        connection.broken.load(Ordering::Relaxed) || connection.epoch != self.presence.epoch.load(Ordering::Relaxed)
     }
 }
 
@@ -166,13 +188,6 @@ async fn connect(client: &Client, timeout: Duration) -> Result<MultiplexedConnec
 pub(super) fn timed_out(after: Duration) -> StoreError {
     let message = format!("Redis did not answer within {}", humantime::format_duration(after));
     StoreError::Unavailable { message, did_not_run: false }
-}
-
-/// True if `standing` changed.
-pub(super) fn change(standing: &mut Standing, to: Standing) -> bool {
-    let changes = *standing != to;
-    *standing = to;
-    changes
 }
 
 /// The connection on which the check asks whether Redis is fit.
@@ -188,11 +203,21 @@ impl Probe {
     }
 
     /// Connects if need be and asks. `Err` says why Redis cannot serve.
-    pub(super) async fn ask(&mut self, format_key: &str) -> Result<fitness::Report, String> {
+    pub(super) async fn ask(&mut self, format_key: &str, presence: &Presence) -> Result<fitness::Report, String> {
         let timeout = self.timeout;
-        let asked = tokio::time::timeout(timeout, self.ask_now(format_key)).await;
-        let answer = asked
-            .unwrap_or_else(|_| Err(format!("Redis did not answer within {}", humantime::format_duration(timeout))));
+        let asking = async {
+            let had_connection = self.connection.is_some();
+            let first = self.ask_now(format_key).await;
+            if first.is_ok() || !had_connection {
+                return first;
+            }
+            // It may be that only this connection was lost, and then the others were too.
+            self.connection = None;
+            presence.begin_epoch();
+            self.ask_now(format_key).await
+        };
+        let asked = tokio::time::timeout(timeout, asking).await;
+        let answer = asked.unwrap_or_else(|_| Err(timed_out(timeout).to_string()));
         if answer.is_err() {
             self.connection = None;
         }
@@ -221,6 +246,9 @@ pub(super) fn store_error(error: &RedisError) -> StoreError {
     // Errors of commands inside a script come with Redis 6.2 as one long text, so their codes are looked for in it.
     let text = describe(error);
     let says = |code: &str| error.code() == Some(code) || text.contains(code);
+    if error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoScript) {
+        return StoreError::Unavailable { message: text, did_not_run: true };
+    }
     if says("OOM") {
         return StoreError::Full("Redis has reached its maxmemory".to_owned());
     }

@@ -15,23 +15,25 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bb8_redis::redis::{self, Client, FromRedisValue, Script, Value, cmd};
+use bb8_redis::redis::{self, Client, FromRedisValue, IntoConnectionInfo, Value, cmd, io::tcp::TcpSettings};
 use bytes::Bytes;
 use futures_util::{StreamExt, future};
-use tokio::sync::watch;
 
 use self::{
     keys::{Keys, REGISTRY_PARTS},
-    link::{Link, Probe, Standing},
-    script::Call,
+    link::{Link, Presence, Probe, Standing},
+    script::{Call, Source},
 };
 use super::{
     Admin, Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, OnWake, Outcome, Pop, Popped, QueueName,
-    RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, Sight, Store, StoreError, TaskId, Token,
+    RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, Sight, Store, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// For how long a server's word that it waits on a queue holds. It is renewed by each look, at least every 0.9 s.
 const ANNOUNCED_FOR: Millis = 3_000;
+
+/// Between two checks whether the connection that brings other servers' hints is alive.
+const LISTENING_CHECK: Duration = Duration::from_secs(10);
 
 /// How many steps of taking leases back a pop waits for, before it pops though more have run out.
 const RECLAIM_ROUNDS: usize = 64;
@@ -50,7 +52,7 @@ pub struct RedisShared {
     server: String,
     remember: Remember,
     timeout: Duration,
-    standing: Arc<watch::Sender<Standing>>,
+    presence: Arc<Presence>,
     probe: tokio::sync::Mutex<Probe>,
     known: Mutex<Known>,
 }
@@ -80,7 +82,9 @@ impl RedisShared {
     /// Reads the address; connects to nothing.
     pub fn new(config: &RedisConfig) -> Result<Self, String> {
         // redis-rs' own message says what is wrong with the address without repeating it.
-        let client = Client::open(config.url.as_str()).map_err(|error| error.to_string())?;
+        let address = config.url.as_str().into_connection_info().map_err(|error| error.to_string())?;
+        let address = address.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let client = Client::open(address).map_err(|error| error.to_string())?;
         let mut name = [0; 8];
         getrandom::fill(&mut name).map_err(|error| error.to_string())?;
         Ok(Self {
@@ -88,7 +92,7 @@ impl RedisShared {
             server: super::hex(&name),
             remember: config.remember,
             timeout: config.timeout,
-            standing: Arc::new(watch::Sender::new(Standing::Unknown)),
+            presence: Arc::new(Presence::new()),
             probe: tokio::sync::Mutex::new(Probe::new(client.clone(), config.timeout)),
             known: Mutex::default(),
             client,
@@ -113,11 +117,6 @@ impl RedisShared {
 
     /// Notes what a check found: logs changes, and forgets what was known about another run of Redis.
     fn note(&self, found: Result<fitness::Report, String>) -> Result<(), StoreError> {
-        let standing = match &found {
-            Ok(_) => Standing::Fit,
-            Err(reason) => Standing::Away(reason.as_str().into()),
-        };
-        let changed = self.standing.send_if_modified(|before| link::change(before, standing));
         match found {
             Ok(report) => {
                 let news = self.known(|known| {
@@ -127,12 +126,20 @@ impl RedisShared {
                     }
                     news
                 });
-                if news || changed {
+                if news {
+                    self.presence.begin_epoch();
+                }
+                if self.presence.set(Standing::Fit) || news {
                     tracing::info!(version = report.version, "Redis is there; what OK survives: {}", report.survives);
                 }
                 Ok(())
             }
-            Err(message) => Err(StoreError::Unavailable { message, did_not_run: true }),
+            Err(message) => {
+                if self.presence.set(Standing::Away(message.as_str().into())) {
+                    self.presence.begin_epoch();
+                }
+                Err(StoreError::Unavailable { message, did_not_run: true })
+            }
         }
     }
 }
@@ -146,11 +153,11 @@ pub struct RedisStore {
 impl RedisStore {
     /// Opens the connections of the thread whose runtime this is called in.
     pub fn new(shared: Arc<RedisShared>) -> Self {
-        let link = Link::new(shared.client.clone(), &shared.standing, shared.timeout);
+        let link = Link::new(shared.client.clone(), &shared.presence, shared.timeout);
         Self { shared, link }
     }
 
-    fn call(&self, script: &'static Script, queue: &QueueName) -> Call {
+    fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
         let shared = &self.shared;
         Call::new(script, &shared.keys.of_queue(queue))
             .arg(shared.remember.window)
@@ -176,6 +183,12 @@ impl RedisStore {
             known.registered.insert(queue.clone());
         });
         Ok(())
+    }
+
+    /// Bounds a call that may take several steps as one step is bounded.
+    async fn within_timeout<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let timeout = self.shared.timeout;
+        tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(link::timed_out(timeout)))
     }
 
     async fn pop_once(
@@ -236,28 +249,30 @@ impl RedisStore {
         });
         let mut remove = cmd("SREM");
         remove.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
-        self.link.run(async |connection| remove.query_async::<()>(connection).await).await
+        self.link.run(async |connection| remove.query_async::<()>(connection).await).await?;
+        // Another server may have made the queue since, and registered it before the name went.
+        if self.look_once(queue, 0).await?.exists { self.register(queue).await } else { Ok(()) }
     }
 
-    async fn held_since(&self, queue: &QueueName, held_for: Millis) -> Result<(Millis, Vec<Token>), StoreError> {
-        let (mut cursor, mut since) = ("0".to_owned(), String::new());
+    async fn held_since(&self, queue: &QueueName, held_for: Millis) -> Result<(i64, Vec<Token>), StoreError> {
+        let (mut cursor, mut since) = ("0".to_owned(), None);
         let mut found: Vec<(u64, Token)> = Vec::new();
         loop {
-            let call = self.call(&script::HELD, queue).arg(&cursor).arg(held_for).arg(&since);
+            let call = self.call(&script::HELD, queue).arg(&cursor).arg(held_for).arg(since);
             let (next, at, part): (String, i64, Vec<Value>) = self.run(call).await?;
             for pair in part.chunks_exact(2) {
                 found.push((from_value(&pair[1])?, Token(sixteen(&pair[0])?)));
             }
-            (cursor, since) = (next, at.to_string());
-            if cursor == "0" {
+            since = Some(at);
+            if next == "0" {
                 break;
             }
+            cursor = next;
         }
         // Those delivered last first: each step puts its tasks in front of those of the step before.
         found.sort_unstable_by(|a, b| b.cmp(a));
         found.dedup();
-        let since = since.parse::<i64>().unwrap_or(0).max(0).unsigned_abs();
-        Ok((since, found.into_iter().map(|(_, token)| token).collect()))
+        Ok((since.unwrap_or(i64::MIN), found.into_iter().map(|(_, token)| token).collect()))
     }
 }
 
@@ -265,6 +280,18 @@ struct Look {
     sight: Sight,
     more: bool,
     exists: bool,
+}
+
+/// A queue whose data cannot be read must not keep others from being looked at. Who uses it hears of it, and the log does
+/// then; nothing here.
+fn unless_broken(queue: &QueueName, look: Result<Look, StoreError>) -> Result<Option<Look>, StoreError> {
+    match look {
+        Err(StoreError::Broken(cause)) => {
+            tracing::debug!(?queue, cause, "cannot look at a queue");
+            Ok(None)
+        }
+        other => other.map(Some),
+    }
 }
 
 struct PopAnswer {
@@ -349,34 +376,37 @@ fn unreadable() -> StoreError {
 #[async_trait]
 impl Store for RedisStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
-        if !self.shared.known(|known| known.registered.contains(queue)) {
-            self.register(queue).await?;
-        }
-        let mut call = self.call(&script::INSERT, queue);
-        call = match &insert.request {
-            Some(request) => call.arg(&request.id).arg(&request.fingerprint.0),
-            None => call.arg("").arg(""),
-        };
-        call = call.arg(insert.waiting_here);
-        for task in &insert.tasks {
-            call = call.arg(&task.id.0).arg(task.envelope.as_ref());
-        }
-        let answer: Vec<Value> = self.run(call).await?;
-        let [status, made, ids @ ..] = answer.as_slice() else { return Err(unreadable()) };
-        let replayed = match from_value::<u64>(status)? {
-            0 => false,
-            1 => true,
-            _ => return Err(StoreError::RequestIdReused),
-        };
-        if from_value(made)? {
-            // The tasks are in, so this must not fail the call; whoever inserts next does it again.
-            if let Err(error) = self.register(queue).await {
-                self.shared.known(|known| known.registered.remove(queue));
-                tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
+        self.within_timeout(async {
+            if !self.shared.known(|known| known.registered.contains(queue)) {
+                self.register(queue).await?;
             }
-        }
-        let ids = ids.iter().map(|id| sixteen(id).map(TaskId)).collect::<Result<_, _>>()?;
-        Ok(Inserted { ids, replayed })
+            let mut call = self.call(&script::INSERT, queue);
+            call = match &insert.request {
+                Some(request) => call.arg(&request.id).arg(&request.fingerprint.0),
+                None => call.arg("").arg(""),
+            };
+            call = call.arg(insert.waiting_here);
+            for task in &insert.tasks {
+                call = call.arg(&task.id.0).arg(task.envelope.as_ref());
+            }
+            let answer: Vec<Value> = self.run(call).await?;
+            let [status, made, ids @ ..] = answer.as_slice() else { return Err(unreadable()) };
+            let replayed = match from_value::<u64>(status)? {
+                0 => false,
+                1 => true,
+                _ => return Err(StoreError::RequestIdReused),
+            };
+            if from_value(made)? {
+                // The tasks are in, so this must not fail the call; whoever inserts next does it again.
+                if let Err(error) = self.register(queue).await {
+                    self.shared.known(|known| known.registered.remove(queue));
+                    tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
+                }
+            }
+            let ids = ids.iter().map(|id| sixteen(id).map(TaskId)).collect::<Result<_, _>>()?;
+            Ok(Inserted { ids, replayed })
+        })
+        .await
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
@@ -398,26 +428,32 @@ impl Store for RedisStore {
     }
 
     async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
-        let mut all = Vec::with_capacity(tokens.len());
-        for step in tokens.chunks(RECLAIM_STEP) {
-            all.extend(outcomes(self.run(with_tokens(self.call(&script::ACK, queue), step)).await?)?);
-        }
-        Ok(all)
+        self.within_timeout(async {
+            let mut all = Vec::with_capacity(tokens.len());
+            for step in tokens.chunks(RECLAIM_STEP) {
+                all.extend(outcomes(self.run(with_tokens(self.call(&script::ACK, queue), step)).await?)?);
+            }
+            Ok(all)
+        })
+        .await
     }
 
     async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
-        let mut all = Beaten { outcomes: Vec::with_capacity(tokens.len()), earliest: None };
-        for step in tokens.chunks(RECLAIM_STEP) {
-            let call = with_tokens(self.call(&script::HEARTBEAT, queue).arg(lease), step);
-            let (left, deadline, numbers): (i64, u64, Vec<u8>) = self.run(call).await?;
-            all.outcomes.extend(outcomes(numbers)?);
-            if let Ok(left) = u64::try_from(left)
-                && all.earliest.is_none_or(|(_, earliest)| deadline < earliest)
-            {
-                all.earliest = Some((left, deadline));
+        self.within_timeout(async {
+            let mut all = Beaten { outcomes: Vec::with_capacity(tokens.len()), earliest: None };
+            for step in tokens.chunks(RECLAIM_STEP) {
+                let call = with_tokens(self.call(&script::HEARTBEAT, queue).arg(lease), step);
+                let (left, deadline, numbers): (i64, u64, Vec<u8>) = self.run(call).await?;
+                all.outcomes.extend(outcomes(numbers)?);
+                if let Ok(left) = u64::try_from(left)
+                    && all.earliest.is_none_or(|(_, earliest)| deadline < earliest)
+                {
+                    all.earliest = Some((left, deadline));
+                }
             }
-        }
-        Ok(all)
+            Ok(all)
+        })
+        .await
     }
 
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
@@ -428,6 +464,18 @@ impl Store for RedisStore {
             Release::Unsent(tokens, attempt) => with_tokens(call.arg("unsent").arg(holder(*attempt)).arg(""), tokens),
         };
         outcomes(self.run(call).await?)
+    }
+
+    async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
+        let request = withdrawal.request.as_ref();
+        self.run(
+            self.call(&script::WITHDRAW, queue)
+                .arg(&withdrawal.stem.0)
+                .arg(withdrawal.max_tasks)
+                .arg(request.map_or("", |request| &request.key.id))
+                .arg(holder(request.map(|request| request.attempt))),
+        )
+        .await
     }
 
     async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError> {
@@ -442,8 +490,9 @@ impl Store for RedisStore {
     }
 
     async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
-        let looks = queues.iter().map(|queue| async { Ok(self.look_once(queue, ANNOUNCED_FOR).await?.sight) });
-        future::join_all(looks).await.into_iter().collect()
+        let looks = future::join_all(queues.iter().map(|queue| self.look_once(queue, ANNOUNCED_FOR))).await;
+        let sight = |(queue, look)| Ok(unless_broken(queue, look)?.map(|look| look.sight).unwrap_or_default());
+        queues.iter().zip(looks).map(sight).collect()
     }
 
     async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
@@ -451,7 +500,7 @@ impl Store for RedisStore {
         let looks = future::join_all(names.iter().map(|queue| self.look_once(queue, 0))).await;
         let mut reaped = Reaped { visited: names.len(), reclaimed: Vec::new(), next };
         for (queue, look) in names.into_iter().zip(looks) {
-            let look = look?;
+            let Some(look) = unless_broken(&queue, look)? else { continue };
             if look.exists {
                 self.shared.known(|known| known.without_keys.remove(&queue));
             } else {
@@ -469,8 +518,19 @@ impl Store for RedisStore {
         let connecting = tokio::time::timeout(self.shared.timeout, self.shared.client.get_async_pubsub());
         let mut pubsub = connecting.await.map_err(|_| link::timed_out(self.shared.timeout))?.map_err(lost)?;
         pubsub.subscribe(format!("{}{}", self.shared.keys.channels(), self.shared.server)).await.map_err(lost)?;
-        let mut messages = pubsub.into_on_message();
-        while let Some(message) = messages.next().await {
+        let (mut commands, mut messages) = pubsub.split();
+        let mut alive = tokio::time::interval(LISTENING_CHECK);
+        loop {
+            let message = tokio::select! {
+                message = messages.next() => message,
+                _ = alive.tick() => {
+                    // A connection that was dropped on the way would be silent for ever.
+                    let pong = tokio::time::timeout(self.shared.timeout, commands.ping::<Value>()).await;
+                    pong.map_err(|_| link::timed_out(self.shared.timeout))?.map_err(lost)?;
+                    continue;
+                }
+            };
+            let Some(message) = message else { return Ok(()) };
             let Ok(hint) = message.get_payload::<String>() else { continue };
             if let Some((count, queue)) = hint.split_once(' ')
                 && let (Ok(count), Ok(queue)) = (count.parse(), QueueName::parse(queue))
@@ -478,12 +538,11 @@ impl Store for RedisStore {
                 on_wake(&queue, count);
             }
         }
-        Ok(())
     }
 
     async fn check(&self) -> Result<(), StoreError> {
         let mut probe = self.shared.probe.lock().await;
-        let found = probe.ask(&self.shared.keys.format()).await;
+        let found = probe.ask(&self.shared.keys.format(), &self.shared.presence).await;
         self.shared.note(found)
     }
 }
