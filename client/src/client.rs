@@ -154,7 +154,8 @@ impl Client {
     }
 
     /// Inserts tasks under a request id of the caller's: the same call made again, even by another process, gives the
-    /// first answer again and inserts nothing. The server remembers request ids for at least 5 minutes.
+    /// first answer again and inserts nothing. The server remembers request ids for at
+    /// least 5 minutes, unless the queue sees half a million newer ones.
     ///
     /// # Errors
     /// As [`Client::insert`]; [`ErrorKind::RequestIdReused`] if the id was used with other tasks.
