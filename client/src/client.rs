@@ -139,7 +139,7 @@ impl Client {
     /// Inserts one task at the tail of a queue; answers its id. Repeated where needed, without inserting twice.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`], [`ErrorKind::StoreFull`], [`ErrorKind::QueueFull`] and the kinds of any call.
+    /// [`ErrorKind::InvalidArgument`], [`ErrorKind::StoreFull`] and the kinds of any call.
     pub async fn insert(&self, queue: &str, task: NewTask) -> Result<String> {
         let mut ids = self.insert_many(queue, [task]).await?.ids;
         ids.pop().ok_or_else(|| Error::internal("the server answered no id"))

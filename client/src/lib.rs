@@ -45,3 +45,8 @@ pub use error::{Error, ErrorKind, Result};
 pub use pop::{Pop, PopBatch, Popped, TaskStream};
 pub use retry::Backoff;
 pub use task::{NewTask, Task};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

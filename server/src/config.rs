@@ -25,7 +25,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct Config {
     /// The address to listen on. Port 0 takes a free one; the line `listening on ADDR` on standard output tells which.
     /// There is no encryption and no authentication: keep it on loopback or a network of your own.
-    #[arg(long, env = "DATA_QUEUE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    #[arg(long, env = "DATA_QUEUE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051", value_parser = listen)]
     pub listen: SocketAddr,
 
     /// Where the tasks are kept. `redis://[user:password@]host[:port][/db]`: in Redis 6.2 or later, which must be set to
@@ -54,11 +54,11 @@ pub struct Config {
 
     /// The largest value of a task, in bytes. At most --max-message less 160 KiB. A worker's gRPC library must accept
     /// messages of twice this; most accept 4 MiB unless told otherwise.
-    #[arg(long, env = "DATA_QUEUE_MAX_VALUE", value_name = "BYTES", default_value_t = 1 << 20)]
+    #[arg(long, env = "DATA_QUEUE_MAX_VALUE", value_name = "BYTES", default_value_t = 1 << 20, value_parser = bytes)]
     pub max_value: usize,
 
     /// The largest request, in bytes; beyond it the answer is MESSAGE_TOO_LARGE.
-    #[arg(long, env = "DATA_QUEUE_MAX_MESSAGE", value_name = "BYTES", default_value_t = 4 << 20)]
+    #[arg(long, env = "DATA_QUEUE_MAX_MESSAGE", value_name = "BYTES", default_value_t = 4 << 20, value_parser = bytes)]
     pub max_message: usize,
 
     /// How long request ids and acked tokens are remembered at least, unless --memory-entries is reached before; at most
@@ -97,7 +97,7 @@ pub struct Config {
     pub keepalive_timeout: Duration,
 
     /// Do not offer gRPC reflection, by which tools like grpcurl learn the calls.
-    #[arg(long, env = "DATA_QUEUE_NO_REFLECTION")]
+    #[arg(long, env = "DATA_QUEUE_NO_REFLECTION", value_parser = clap::builder::BoolishValueParser::new())]
     pub no_reflection: bool,
 
     /// How the log on standard error is written.
@@ -134,7 +134,7 @@ impl Config {
     pub fn backend(&self) -> Result<Backend, String> {
         if self.max_value == 0 || self.max_value.saturating_add(MESSAGE_OVERHEAD) > self.max_message {
             return Err(format!(
-                "--max-value {} must be from 1 to --max-message less {MESSAGE_OVERHEAD}, which is {}",
+                "--max-value {} must be from 1 to --max-message less {MESSAGE_OVERHEAD}, which is {}; for larger values raise --max-message too",
                 self.max_value,
                 self.max_message.saturating_sub(MESSAGE_OVERHEAD)
             ));
@@ -175,6 +175,14 @@ impl Config {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "expected IP:PORT, such as 127.0.0.1:50051; names are not looked up".to_owned())
+}
+
+fn bytes(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a number of bytes, such as 1048576".to_owned())
 }
 
 fn key_prefix(text: &str) -> Result<String, String> {

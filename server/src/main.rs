@@ -1,11 +1,12 @@
 //! `data-queue-server`: parses, wires, runs.
 
 use std::{
+    env,
     io::{IsTerminal, Write, stderr, stdout},
     process::ExitCode,
 };
 
-use clap::{Parser, error::ErrorKind};
+use clap::{Arg, CommandFactory, FromArgMatches, builder::Resettable, error::ErrorKind};
 use data_queue_server::{
     config::{Config, LogFormat, LogLevel},
     serve,
@@ -24,7 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let config = match Config::try_parse() {
+    let config = match parse() {
         Ok(config) => config,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             let _ = write!(stdout(), "{error}");
@@ -58,6 +59,9 @@ fn main() -> ExitCode {
                 _ = interrupt.recv() => {}
             }
         };
+        if config.store == "memory" {
+            tracing::warn!("tasks are kept in memory only: nothing survives the end of this server");
+        }
         let ready = || {
             // Whoever started this may have closed its end already.
             let _ = writeln!(stdout(), "listening on {address}").and_then(|()| stdout().flush());
@@ -70,6 +74,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => fail(&message),
     }
+}
+
+fn parse() -> Result<Config, clap::Error> {
+    // An empty variable, as compose files make them, is as good as none.
+    let empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
+    let command = Config::command().mut_args(|arg| if empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    Config::from_arg_matches(&command.try_get_matches()?)
 }
 
 fn usage(message: &str) -> ExitCode {

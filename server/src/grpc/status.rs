@@ -57,7 +57,13 @@ pub(super) fn shutting_down() -> Status {
 /// The request is longer than the server reads.
 pub(super) fn message_too_large(limit: usize) -> Status {
     let details = info(reason::MESSAGE_TOO_LARGE, HashMap::from([("limit".to_owned(), limit.to_string())]));
-    refuse(Code::ResourceExhausted, format!("the request has more than {limit} bytes"), details)
+    refuse(
+        Code::ResourceExhausted,
+        format!(
+            "the request has more than {limit} bytes; send fewer tasks at a time, or raise the server's --max-message"
+        ),
+        details,
+    )
 }
 
 /// The caller's deadline passed. Without details: those would mean that nothing happened, and it may have.

@@ -42,6 +42,19 @@ type Checked<T> = Result<T, Box<Invalid>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Option<i128>);
 
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(nanos) = self.0 else { return f.write_str("no duration") };
+        let sign = if nanos < 0 { "-" } else { "" };
+        let (seconds, nanos) = (nanos.unsigned_abs() / 1_000_000_000, nanos.unsigned_abs() % 1_000_000_000);
+        let fraction = format!("{nanos:09}");
+        match fraction.trim_end_matches('0') {
+            "" => write!(f, "{sign}{seconds}s"),
+            fraction => write!(f, "{sign}{seconds}.{fraction}s"),
+        }
+    }
+}
+
 impl Span {
     /// Milliseconds within bounds; parts of one count as a whole one.
     fn millis(self, min: Duration, max: Option<Duration>) -> Option<Millis> {
@@ -78,6 +91,19 @@ pub(super) fn batch(field: &str, length: usize, max: usize, what: &str) -> Check
     at_most(field, length, max, what)
 }
 
+/// The length of a PopBatch, which is a number and not a list.
+pub(super) fn max_tasks(given: u32) -> Checked<()> {
+    let allowed = format!("1 to {MAX_POP_BATCH} are allowed");
+    match given {
+        0 => Err(Invalid::new("max_tasks", reason::BATCH_EMPTY, format!("is 0 or unset; {allowed}"))),
+        1..=MAX_POP_BATCH => Ok(()),
+        _ => {
+            let message = format!("is {given}; {allowed}");
+            Err(Invalid::new("max_tasks", reason::BATCH_TOO_LARGE, message).with_limit(MAX_POP_BATCH))
+        }
+    }
+}
+
 pub(super) fn at_most(field: &str, length: usize, max: usize, what: &str) -> Checked<()> {
     if length > max {
         let message = format!("has {length} {what}; at most {max} are allowed");
@@ -99,15 +125,15 @@ pub(super) fn tokens(field: &str, texts: &[String]) -> Checked<Vec<Token>> {
 pub(super) fn wait(span: Option<Span>) -> Checked<Duration> {
     let Some(span) = span else { return Ok(Duration::ZERO) };
     let millis = span.millis(Duration::ZERO, Some(MAX_WAIT)).ok_or_else(|| {
-        let message = format!("must be from 0 to {}", humantime::format_duration(MAX_WAIT));
-        Invalid::new("wait", reason::WAIT_OUT_OF_RANGE, message)
+        Invalid::new("wait", reason::WAIT_OUT_OF_RANGE, format!("is {span}; 0s to {}s are allowed", MAX_WAIT.as_secs()))
     })?;
     Ok(Duration::from_millis(millis))
 }
 
 pub(super) fn held_for(span: Span) -> Checked<Millis> {
-    span.millis(Duration::ZERO, None)
-        .ok_or_else(|| Invalid::new("held_for", reason::HELD_FOR_OUT_OF_RANGE, "must be 0 or more"))
+    span.millis(Duration::ZERO, None).ok_or_else(|| {
+        Invalid::new("held_for", reason::HELD_FOR_OUT_OF_RANGE, format!("is {span}; it must be 0s or more"))
+    })
 }
 
 impl Limits {
@@ -115,7 +141,8 @@ impl Limits {
         let Some(span) = span else { return Ok(self.default_lease.as_millis() as Millis) };
         span.millis(MIN_LEASE, Some(MAX_LEASE)).ok_or_else(|| {
             let (min, max) = (humantime::format_duration(MIN_LEASE), humantime::format_duration(MAX_LEASE));
-            Invalid::new("lease", reason::LEASE_OUT_OF_RANGE, format!("must be from {min} to {max}"))
+            let message = format!("is {span}; {min} to {max} are allowed, and unset is the default");
+            Invalid::new("lease", reason::LEASE_OUT_OF_RANGE, message)
         })
     }
 
@@ -164,13 +191,15 @@ pub(super) fn headers(at: usize, headers: &BTreeMap<String, String>) -> Checked<
 /// of it: 1e400, repeated keys and lone surrogates pass.
 fn check_json(text: &str) -> Result<(), String> {
     // serde_json skips over values without recursion, so the depth is no danger to the stack; it is counted here.
-    serde_json::from_str::<IgnoredAny>(text).map_err(|error| error.to_string())?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| format!("is not JSON: {error}"))?;
     let opens = |b: &&u8| matches!(b, b'[' | b'{');
     if text.as_bytes().iter().filter(opens).count() <= MAX_JSON_DEPTH {
         return Ok(());
     }
     match too_deep_at(text.as_bytes()) {
-        Some((line, column)) => Err(format!("nested more than {MAX_JSON_DEPTH} deep at line {line} column {column}")),
+        Some((line, column)) => {
+            Err(format!("is nested more than {MAX_JSON_DEPTH} deep at line {line} column {column}"))
+        }
         None => Ok(()),
     }
 }
@@ -217,7 +246,7 @@ mod tests {
     fn json_may_be_nested_128_deep_and_no_deeper() {
         let nested = |depth| "[".repeat(depth) + &"]".repeat(depth);
         check_json(&nested(128)).unwrap();
-        assert_eq!(check_json(&nested(129)).unwrap_err(), "nested more than 128 deep at line 1 column 129");
+        assert_eq!(check_json(&nested(129)).unwrap_err(), "is nested more than 128 deep at line 1 column 129");
         assert!(check_json(&nested(100_000)).is_err());
         check_json(&format!("[{}1]", "[],".repeat(1_000))).unwrap();
         check_json(&format!("\"{}\"", "[".repeat(1_000))).unwrap();
@@ -235,6 +264,10 @@ mod tests {
         for bad in [span(99_999_999), span(43_200_000_000_001), span(-1), span(i128::MAX), Span(None)] {
             limits.lease(Some(bad)).unwrap_err();
         }
+        assert_eq!(
+            [span(-1_500_000_000), span(60), Span(None)].map(|span| span.to_string()),
+            ["-1.5s", "0.00000006s", "no duration"]
+        );
         assert_eq!(wait(None).unwrap(), Duration::ZERO);
         wait(Some(span(60_000_000_001))).unwrap_err();
         held_for(span(-1)).unwrap_err();

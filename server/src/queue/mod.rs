@@ -156,7 +156,7 @@ impl Queues {
         call: PopBatchCall,
     ) -> Result<impl Stream<Item = Result<Delivery, Error>> + Send + use<>, Error> {
         let queue = limits::queue(&call.queue)?;
-        limits::batch("max_tasks", call.max_tasks as usize, MAX_POP_BATCH as usize, "tasks")?;
+        limits::max_tasks(call.max_tasks)?;
         let lease = self.limits.lease(call.lease)?;
         let wait = limits::wait(call.wait)?;
         let plan = PopPlan { queue, lease, max_tasks: 0, request: None };

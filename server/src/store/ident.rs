@@ -18,9 +18,9 @@ pub enum QueueNameError {
     /// It has this many bytes.
     #[error("has {0} bytes; a queue name has at most {MAX_QUEUE_NAME}")]
     TooLong(usize),
-    /// The character at this byte is not allowed there.
+    /// This character, counted from 1, is not allowed there.
     #[error(
-        "has a character at byte {0} that is not allowed there; a queue name starts with a letter or digit and goes on with letters, digits, '.', '_', ':', '/' and '-'"
+        "has a character that is not allowed there, number {0}; a queue name starts with a letter or digit and goes on with letters, digits, '.', '_', ':', '/' and '-'"
     )]
     Character(usize),
 }
@@ -36,7 +36,8 @@ impl QueueName {
         }
         let allowed = |at: usize, b: u8| b.is_ascii_alphanumeric() || (at > 0 && b"._:/-".contains(&b));
         match name.bytes().enumerate().find(|&(at, b)| !allowed(at, b)) {
-            Some((at, _)) => Err(QueueNameError::Character(at)),
+            // Whatever is before it is ASCII, so that bytes are characters.
+            Some((at, _)) => Err(QueueNameError::Character(at + 1)),
             None => Ok(Self(name.into())),
         }
     }

@@ -64,7 +64,7 @@ async fn validate(args: &Args) -> Result<(Verdict, Ending), Stop> {
         file.map(BufWriter::new)
     });
     let log = log.transpose()?;
-    let client = Client::builder().deadline(CALL_DEADLINE).connect(&args.addr);
+    let client = Client::builder().deadline(CALL_DEADLINE.min(args.timeout * 4 / 5)).connect(&args.addr);
     let client = client.map_err(|error| Stop::usage(format!("--addr: {error}")))?;
     let queue = args.queue()?;
     reach(&client, &queue, args).await?;
@@ -72,7 +72,10 @@ async fn validate(args: &Args) -> Result<(Verdict, Ending), Stop> {
     let run = Run::new(client, queue, args, log, bar(source.len()))?;
     let ending = match timeout(args.timeout, run.all(source)).await {
         Ok(ending) => ending,
-        Err(_) => Ending::Stopped(format!("stopped after {} (--timeout)", humantime::format_duration(args.timeout))),
+        Err(_) => {
+            let after = humantime::format_duration(args.timeout);
+            Ending::Stopped(format!("stopped after {after} (--timeout): {}", run.standing()))
+        }
     };
     Ok((run.finish()?, ending))
 }
@@ -106,7 +109,7 @@ fn report(verdict: &Verdict, ending: &Ending) -> ExitCode {
     let last = match (ending, good) {
         (_, true) => "ok: every task was acked, once, as it was inserted".to_owned(),
         (Ending::Quiet, false) => "failed: see the table".to_owned(),
-        (Ending::NotQuiet, _) => "failed: a task was still delivered after all were acked".to_owned(),
+        (Ending::NotQuiet, _) => "failed: the queue still delivered a task after all of this run were acked".to_owned(),
         (Ending::Stopped(why), _) => format!("failed: {why}"),
     };
     // Whether anyone reads it does not change the verdict.

@@ -32,7 +32,7 @@ const WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(30);
 /// How much longer than a lease the queue must stay empty at the end.
 const QUIET: Duration = Duration::from_secs(1);
-/// How long one insert is tried again. The server remembers its request id for 5 minutes.
+/// How long one insert is tried again: less than the 5 minutes for which the server remembers its request id.
 const INSERT_PATIENCE: Duration = Duration::from_secs(240);
 /// Inserts pause while the values that are not acked have so many bytes: 256 MiB.
 const MAX_OPEN_BYTES: u64 = 256 << 20;
@@ -68,6 +68,8 @@ pub(crate) struct Run {
 struct Journal {
     record: Record,
     log: Option<BufWriter<File>>,
+    /// What the last call that failed said.
+    last_failure: Option<String>,
 }
 
 impl Run {
@@ -88,7 +90,7 @@ impl Run {
             lease: args.lease,
             wait: WAIT.min(args.lease / 2),
             deliveries: AtomicU64::new(0),
-            journal: Mutex::new(Journal { record: Record::default(), log }),
+            journal: Mutex::new(Journal { record: Record::default(), log, last_failure: None }),
             acked: Notify::new(),
             bar,
         })
@@ -112,7 +114,7 @@ impl Run {
     /// Closes the log and judges.
     pub(crate) fn finish(self) -> Result<Verdict, Stop> {
         self.bar.finish_and_clear();
-        let Journal { record, log } = self.journal.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let Journal { record, log, .. } = self.journal.into_inner().unwrap_or_else(PoisonError::into_inner);
         match log.map_or(Ok(()), |mut log| log.flush()) {
             Ok(()) => Ok(record.verdict()),
             Err(error) => Err(log_failed(&error)),
@@ -144,7 +146,7 @@ impl Run {
                     let patience = humantime::format_duration(INSERT_PATIENCE);
                     return Err(Stop::failed(format!("an insert did not get through for {patience}: {error}")));
                 }
-                Err(error) => pause(&error, &mut backoff).await.map_err(|_| refused(source, &batch, &error))?,
+                Err(error) => self.pause(&error, &mut backoff).await.map_err(|_| refused(source, &batch, &error))?,
             }
         };
         let mut journal = self.journal();
@@ -235,7 +237,7 @@ impl Run {
                 Ok(false)
             }
             // Unknown: then it is not acked, and comes back.
-            Err(error) => pause(&error, &mut Backoff::new()).await.map(|()| false),
+            Err(error) => self.pause(&error, &mut Backoff::new()).await.map(|()| false),
         }
     }
 
@@ -246,7 +248,7 @@ impl Run {
         loop {
             match self.client.ack_tokens(&self.queue, [task.lease_token()]).await {
                 Ok(outcomes) => return self.acked(task, asked, &outcomes),
-                Err(error) => pause(&error, &mut backoff).await?,
+                Err(error) => self.pause(&error, &mut backoff).await?,
             }
         }
     }
@@ -306,7 +308,7 @@ impl Run {
                     return Ok(false);
                 }
                 Err(error) => {
-                    pause(&error, &mut backoff).await?;
+                    self.pause(&error, &mut backoff).await?;
                     quiet_until = Instant::now() + self.lease + QUIET;
                 }
             }
@@ -320,29 +322,39 @@ impl Run {
             self.damaged(error);
             return Ok(());
         }
-        pause(error, backoff).await
+        self.pause(error, backoff).await
+    }
+
+    /// Says where an unfinished run stands.
+    pub(crate) fn standing(&self) -> String {
+        let last = match &self.journal().last_failure {
+            Some(failure) => format!("; the last call that failed: {failure}"),
+            None => String::new(),
+        };
+        format!("what is missing was not done by then, and is in the queue {}{last}", self.queue)
+    }
+
+    /// Waits if the call may go through later, else says why it does not.
+    async fn pause(&self, error: &Error, backoff: &mut Backoff) -> Result<(), Stop> {
+        let passing = matches!(
+            error.kind(),
+            ErrorKind::Unavailable
+                | ErrorKind::DeadlineExceeded
+                | ErrorKind::Overloaded
+                | ErrorKind::StoreFull
+                | ErrorKind::QueueFull
+        );
+        if !passing && !error.is_retriable() {
+            return Err(Stop::failed(error.to_string()));
+        }
+        self.journal().last_failure = Some(error.to_string());
+        sleep(error.retry_after().unwrap_or_default() + backoff.pause()).await;
+        Ok(())
     }
 
     fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Waits if the call may go through later, else says why it does not.
-async fn pause(error: &Error, backoff: &mut Backoff) -> Result<(), Stop> {
-    let passing = matches!(
-        error.kind(),
-        ErrorKind::Unavailable
-            | ErrorKind::DeadlineExceeded
-            | ErrorKind::Overloaded
-            | ErrorKind::StoreFull
-            | ErrorKind::QueueFull
-    );
-    if !passing && !error.is_retriable() {
-        return Err(Stop::failed(error.to_string()));
-    }
-    sleep(error.retry_after().unwrap_or_default() + backoff.pause()).await;
-    Ok(())
 }
 
 /// Names the value that was refused, if the server named its field.

@@ -16,6 +16,8 @@ pub(super) struct Report {
     pub(super) version: String,
     /// What is left of an answered insert or ack, at least, after which fault.
     pub(super) survives: &'static str,
+    /// False if nothing is known to survive the end of Redis.
+    pub(super) durable: bool,
     /// Differs when Redis was started again: what was known about its data may be wrong then.
     pub(super) run_id: String,
 }
@@ -37,6 +39,7 @@ pub(super) async fn examine(connection: &mut MultiplexedConnection, format_key: 
     Ok(Report {
         version: info.get("redis_version").copied().unwrap_or("unknown").to_owned(),
         survives: survives(&info, appendfsync.as_deref()),
+        durable: info.get("aof_enabled") == Some(&"1"),
         run_id: info.get("run_id").copied().unwrap_or_default().to_owned(),
     })
 }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bb8_redis::{
@@ -19,6 +19,10 @@ use crate::store::StoreError;
 
 /// Connections of one thread to Redis. Each carries many calls at once, so few are needed.
 const CONNECTIONS_PER_THREAD: u32 = 2;
+
+/// A connection on which nothing was said for so long is asked whether it is alive before it is used: Redis closes idle
+/// connections if its `timeout` says so, and a call on a dead one fails without anybody knowing whether it was done.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// What is known of the Redis behind all links of a process. Calls fail at once while it is away, and the check that
 /// the server runs all the time finds out when it is back.
@@ -34,14 +38,16 @@ pub(super) enum Standing {
 
 /// What all links of a process know of their Redis.
 pub(super) struct Presence {
+    /// Its host and port, for people.
+    address: String,
     standing: watch::Sender<Standing>,
     /// Connections of an earlier epoch are dead, whether they were noticed to be or not.
     epoch: AtomicU64,
 }
 
 impl Presence {
-    pub(super) fn new() -> Self {
-        Self { standing: watch::Sender::new(Standing::Unknown), epoch: AtomicU64::new(0) }
+    pub(super) fn new(address: String) -> Self {
+        Self { address, standing: watch::Sender::new(Standing::Unknown), epoch: AtomicU64::new(0) }
     }
 
     /// True if this is news.
@@ -51,6 +57,20 @@ impl Presence {
             *before = standing;
             changes
         })
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(super) fn cannot_connect(&self, error: &RedisError) -> String {
+        format!("cannot connect to Redis at {}: {}", self.address, describe(error))
+    }
+
+    pub(super) fn timed_out(&self, after: Duration, did_not_run: bool) -> StoreError {
+        let after = humantime::format_duration(after);
+        let message = format!("Redis at {} did not answer within {after} (--store-timeout)", self.address);
+        StoreError::Unavailable { message, did_not_run }
     }
 
     /// All connections made so far are to be made anew.
@@ -63,6 +83,7 @@ impl Presence {
 pub(super) struct Link {
     pool: Pool<Manager>,
     standing: watch::Receiver<Standing>,
+    presence: Arc<Presence>,
     timeout: Duration,
 }
 
@@ -76,7 +97,7 @@ impl Link {
             .max_lifetime(None)
             .test_on_check_out(true)
             .build_unchecked(manager);
-        Self { pool, standing: presence.standing.subscribe(), timeout }
+        Self { pool, standing: presence.standing.subscribe(), presence: Arc::clone(presence), timeout }
     }
 
     /// Runs a call on a connection, within the timeout for both.
@@ -87,27 +108,24 @@ impl Link {
         let mut sent_on = None;
         let work = async {
             let mut connection = self.checked_out().await?;
-            sent_on = Some(Arc::clone(&connection.broken));
+            sent_on = Some(Arc::clone(&connection.state));
             let answer = call(&mut connection.multiplexed).await;
             sent_on = None;
             answer.map_err(|error| {
                 if error.is_io_error() || error.is_unrecoverable_error() {
-                    connection.broken.store(true, Ordering::Relaxed);
+                    connection.state.broken.store(true, Ordering::Relaxed);
                 }
-                store_error(&error)
+                self.presence.store_error(&error)
             })
         };
         let result = tokio::time::timeout(self.timeout, work).await;
         result.unwrap_or_else(|_| {
             // Its answer may still come, but whoever is next should not have to wait behind it.
             let did_not_run = sent_on.is_none();
-            if let Some(broken) = sent_on {
-                broken.store(true, Ordering::Relaxed);
+            if let Some(state) = sent_on {
+                state.broken.store(true, Ordering::Relaxed);
             }
-            Err(match timed_out(self.timeout) {
-                StoreError::Unavailable { message, .. } => StoreError::Unavailable { message, did_not_run },
-                other => other,
-            })
+            Err(self.presence.timed_out(self.timeout, did_not_run))
         })
     }
 
@@ -126,7 +144,7 @@ impl Link {
             reason = away => Err(unavailable(reason)),
             connection = self.pool.get() => match connection {
                 Ok(connection) => Ok(connection.clone()),
-                Err(error) => Err(unavailable(format!("no connection to Redis: {error}"))),
+                Err(_) => Err(self.presence.timed_out(self.timeout, true)),
             },
         }
     }
@@ -136,8 +154,21 @@ impl Link {
 #[derive(Clone)]
 pub(super) struct Connection {
     multiplexed: MultiplexedConnection,
-    broken: Arc<AtomicBool>,
+    state: Arc<ConnectionState>,
+}
+
+struct ConnectionState {
+    broken: AtomicBool,
     epoch: u64,
+    made: Instant,
+    /// When it was last taken for a call, in milliseconds since it was made.
+    used: AtomicU64,
+}
+
+impl ConnectionState {
+    fn age(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// Makes connections for the pool. bb8-redis' own manager would ping at every checkout and never see a broken connection.
@@ -162,9 +193,13 @@ impl ManageConnection for Manager {
     async fn connect(&self) -> Result<Connection, ConnectError> {
         let epoch = self.presence.epoch.load(Ordering::Relaxed);
         match connect(&self.client, self.timeout).await {
-            Ok(multiplexed) => Ok(Connection { multiplexed, broken: Arc::default(), epoch }),
+            Ok(multiplexed) => {
+                let (broken, used) = (AtomicBool::new(false), AtomicU64::new(0));
+                let state = Arc::new(ConnectionState { broken, epoch, made: Instant::now(), used });
+                Ok(Connection { multiplexed, state })
+            }
             Err(error) => {
-                let reason = format!("cannot connect to Redis: {}", describe(&error));
+                let reason = self.presence.cannot_connect(&error);
                 self.presence.set(Standing::Away(reason.into()));
                 Err(error.into())
             }
@@ -172,22 +207,27 @@ impl ManageConnection for Manager {
     }
 
     async fn is_valid(&self, connection: &mut Connection) -> Result<(), ConnectError> {
-        if self.has_broken(connection) { Err(ConnectError::Broken) } else { Ok(()) }
+        if self.has_broken(connection) {
+            return Err(ConnectError::Broken);
+        }
+        let state = &connection.state;
+        let now = state.age();
+        let idle = now.saturating_sub(state.used.swap(now, Ordering::Relaxed));
+        if u128::from(idle) > IDLE.as_millis() {
+            redis::cmd("PING").exec_async(&mut connection.multiplexed).await?;
+        }
+        Ok(())
     }
 
     fn has_broken(&self, connection: &mut Connection) -> bool {
-        connection.broken.load(Ordering::Relaxed) || connection.epoch != self.presence.epoch.load(Ordering::Relaxed)
+        let state = &connection.state;
+        state.broken.load(Ordering::Relaxed) || state.epoch != self.presence.epoch.load(Ordering::Relaxed)
     }
 }
 
 async fn connect(client: &Client, timeout: Duration) -> Result<MultiplexedConnection, RedisError> {
     let config = AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
     client.get_multiplexed_async_connection_with_config(&config).await
-}
-
-pub(super) fn timed_out(after: Duration) -> StoreError {
-    let message = format!("Redis did not answer within {}", humantime::format_duration(after));
-    StoreError::Unavailable { message, did_not_run: false }
 }
 
 /// The connection on which the check asks whether Redis is fit.
@@ -207,64 +247,70 @@ impl Probe {
         let timeout = self.timeout;
         let asking = async {
             let had_connection = self.connection.is_some();
-            let first = self.ask_now(format_key).await;
+            let first = self.ask_now(format_key, presence).await;
             if first.is_ok() || !had_connection {
                 return first;
             }
             // It may be that only this connection was lost, and then the others were too.
             self.connection = None;
             presence.begin_epoch();
-            self.ask_now(format_key).await
+            self.ask_now(format_key, presence).await
         };
         let asked = tokio::time::timeout(timeout, asking).await;
-        let answer = asked.unwrap_or_else(|_| Err(timed_out(timeout).to_string()));
+        let answer = asked.unwrap_or_else(|_| Err(presence.timed_out(timeout, true).to_string()));
         if answer.is_err() {
             self.connection = None;
         }
         answer
     }
 
-    async fn ask_now(&mut self, format_key: &str) -> Result<fitness::Report, String> {
+    async fn ask_now(&mut self, format_key: &str, presence: &Presence) -> Result<fitness::Report, String> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => {
                 let connected = connect(&self.client, self.timeout).await;
-                none.insert(connected.map_err(|error| format!("cannot connect to Redis: {}", describe(&error)))?)
+                none.insert(connected.map_err(|error| presence.cannot_connect(&error))?)
             }
         };
-        fitness::examine(connection, format_key).await
+        let examined = fitness::examine(connection, format_key).await;
+        examined.map_err(|reason| format!("Redis at {}: {reason}", presence.address))
     }
 }
 
-/// What went wrong, without the address of the caller's secrets: redis-rs never puts the password in its messages.
+/// What went wrong: redis-rs never puts the password in its messages, but the names of its types.
 pub(super) fn describe(error: &RedisError) -> String {
-    error.to_string()
+    let text = error.to_string();
+    match text.split_once(" - ") {
+        Some((what, kind_and_detail)) => match kind_and_detail.split_once(": ") {
+            Some((_, detail)) => format!("{what}: {detail}"),
+            None => what.to_owned(),
+        },
+        None => text,
+    }
 }
 
-/// Whether a refusal of Redis means that it is full, away, or that there is a bug.
-pub(super) fn store_error(error: &RedisError) -> StoreError {
-    // Errors of commands inside a script come with Redis 6.2 as one long text, so their codes are looked for in it.
-    let text = describe(error);
-    let says = |code: &str| error.code() == Some(code) || text.contains(code);
-    if error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoScript) {
-        return StoreError::Unavailable { message: text, did_not_run: true };
-    }
-    if says("OOM") {
-        return StoreError::Full("Redis has reached its maxmemory".to_owned());
-    }
-    let refused = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY"];
-    let unauthorised = ["NOAUTH", "NOPERM", "WRONGPASS"];
-    if refused.iter().chain(&unauthorised).any(|code| says(code)) {
-        return StoreError::Unavailable { message: format!("Redis refuses: {text}"), did_not_run: true };
-    }
-    if error.is_io_error() || error.is_unrecoverable_error() {
-        return StoreError::Unavailable {
-            message: format!("the connection to Redis broke: {text}"),
-            did_not_run: false,
+impl Presence {
+    /// Whether a refusal of Redis means that it is full, away, or that there is a bug.
+    pub(super) fn store_error(&self, error: &RedisError) -> StoreError {
+        // Errors of commands inside a script come with Redis 6.2 as one long text, so their codes are looked for in it.
+        let text = error.to_string();
+        let says = |code: &&str| error.code() == Some(code) || text.contains(*code);
+        let unavailable = |what, did_not_run| {
+            let message = format!("Redis at {} {what}: {}", self.address, describe(error));
+            StoreError::Unavailable { message, did_not_run }
         };
-    }
-    match error.kind() {
-        redis::ErrorKind::Client => StoreError::Unavailable { message: text, did_not_run: false },
-        _ => StoreError::Broken(format!("Redis: {text}")),
+        let refused = ["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "BUSY"];
+        let unauthorised = ["NOAUTH", "NOPERM", "WRONGPASS"];
+        if error.kind() == redis::ErrorKind::Server(ServerErrorKind::NoScript) {
+            unavailable("forgets its scripts", true)
+        } else if says(&"OOM") {
+            StoreError::Full(format!("Redis at {} has reached its maxmemory", self.address))
+        } else if refused.iter().chain(&unauthorised).any(says) {
+            unavailable("refuses", true)
+        } else if error.is_io_error() || error.is_unrecoverable_error() || error.kind() == redis::ErrorKind::Client {
+            unavailable("was lost", false)
+        } else {
+            StoreError::Broken(format!("Redis at {}: {text}", self.address))
+        }
     }
 }

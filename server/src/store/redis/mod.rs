@@ -82,9 +82,9 @@ impl RedisShared {
     /// Reads the address; connects to nothing.
     pub fn new(config: &RedisConfig) -> Result<Self, String> {
         // redis-rs' own message says what is wrong with the address without repeating it.
-        let address = config.url.as_str().into_connection_info().map_err(|error| error.to_string())?;
+        let address = config.url.as_str().into_connection_info().map_err(|error| link::describe(&error))?;
         let address = address.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let client = Client::open(address).map_err(|error| error.to_string())?;
+        let client = Client::open(address).map_err(|error| link::describe(&error))?;
         let mut name = [0; 8];
         getrandom::fill(&mut name).map_err(|error| error.to_string())?;
         Ok(Self {
@@ -92,7 +92,7 @@ impl RedisShared {
             server: super::hex(&name),
             remember: config.remember,
             timeout: config.timeout,
-            presence: Arc::new(Presence::new()),
+            presence: Arc::new(Presence::new(client.get_connection_info().addr().to_string())),
             probe: tokio::sync::Mutex::new(Probe::new(client.clone(), config.timeout)),
             known: Mutex::default(),
             client,
@@ -130,7 +130,19 @@ impl RedisShared {
                     self.presence.begin_epoch();
                 }
                 if self.presence.set(Standing::Fit) || news {
-                    tracing::info!(version = report.version, "Redis is there; what OK survives: {}", report.survives);
+                    let (address, version, survives) = (self.presence.address(), report.version, report.survives);
+                    match report.durable {
+                        true => tracing::info!(
+                            address,
+                            version,
+                            "connected to Redis; what was answered OK survives {survives}"
+                        ),
+                        false => tracing::warn!(
+                            address,
+                            version,
+                            "connected to Redis; what was answered OK survives {survives}"
+                        ),
+                    }
                 }
                 Ok(())
             }
@@ -188,7 +200,9 @@ impl RedisStore {
     /// Bounds a call that may take several steps as one step is bounded.
     async fn within_timeout<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let timeout = self.shared.timeout;
-        tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(link::timed_out(timeout)))
+        tokio::time::timeout(timeout, call)
+            .await
+            .unwrap_or_else(|_| Err(self.shared.presence.timed_out(timeout, false)))
     }
 
     async fn pop_once(
@@ -514,9 +528,10 @@ impl Store for RedisStore {
     }
 
     async fn listen(&self, on_wake: OnWake) -> Result<(), StoreError> {
-        let lost = |error: redis::RedisError| link::store_error(&error);
+        let lost = |error: redis::RedisError| self.shared.presence.store_error(&error);
+        let silent = |_| self.shared.presence.timed_out(self.shared.timeout, true);
         let connecting = tokio::time::timeout(self.shared.timeout, self.shared.client.get_async_pubsub());
-        let mut pubsub = connecting.await.map_err(|_| link::timed_out(self.shared.timeout))?.map_err(lost)?;
+        let mut pubsub = connecting.await.map_err(silent)?.map_err(lost)?;
         pubsub.subscribe(format!("{}{}", self.shared.keys.channels(), self.shared.server)).await.map_err(lost)?;
         let (mut commands, mut messages) = pubsub.split();
         let mut alive = tokio::time::interval(LISTENING_CHECK);
@@ -526,7 +541,7 @@ impl Store for RedisStore {
                 _ = alive.tick() => {
                     // A connection that was dropped on the way would be silent for ever.
                     let pong = tokio::time::timeout(self.shared.timeout, commands.ping::<Value>()).await;
-                    pong.map_err(|_| link::timed_out(self.shared.timeout))?.map_err(lost)?;
+                    pong.map_err(silent)?.map_err(lost)?;
                     continue;
                 }
             };
