@@ -85,6 +85,9 @@ wire_tests! {
         assert!(ended.code == Some(1) && ended.stderr.contains(&one), "{ended:?}");
         let ended = run_to_end_in(&environment, &["--listen", &other]);
         assert!(ended.code == Some(1) && ended.stderr.contains(&other), "{ended:?}");
+        let empty = [("DATA_QUEUE_STORE", "memory"), ("DATA_QUEUE_LISTEN", one.as_str()), ("DATA_QUEUE_GRACE", "")];
+        let ended = run_to_end_in(&empty, &[]);
+        assert!(ended.code == Some(1) && ended.stderr.contains(&one), "an empty variable is none: {ended:?}");
         let ended = run_to_end_in(&[("DATA_QUEUE_GRACE", "soon"), ("DATA_QUEUE_STORE", "memory")], &[]);
         assert!(ended.code == Some(64) && ended.stderr.contains("--grace"), "{ended:?}");
     }
@@ -95,7 +98,8 @@ wire_tests! {
         assert!(open.log().contains("WARN") && open.log().contains("beyond this machine"), "{}", open.log());
         let local = Server::launch("memory", &[], None);
         local.ready().await;
-        assert!(!local.log().contains("WARN"), "{}", local.log());
+        assert!(!local.log().contains("beyond this machine"), "{}", local.log());
+        assert!(local.log().contains("in memory only"), "{}", local.log());
     }
 
     /// SIGINT stops the server as SIGTERM does.
