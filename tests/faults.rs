@@ -1,7 +1,10 @@
 //! Faults: what is killed, cut, filled or stopped while it works, and what must hold then.
 
 mod full;
+mod idle;
 mod load;
 mod replicas;
+mod rights;
+mod scripts;
 mod shutdown;
 mod store_faults;

@@ -1,12 +1,12 @@
 //! Histories: many callers write down what they sent and what they were answered while servers, Redis and connections
 //! fail, and a checker judges from these records alone whether the guarantees held.
 
+mod behind;
 mod checker;
 mod checker_tests;
-mod keys;
+mod give_back;
 mod kill;
 mod load;
-mod proxy;
 mod random;
 mod recorder;
 mod retry;

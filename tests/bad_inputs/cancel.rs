@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
-use data_queue_proto::v1::PopRequest;
+use data_queue_proto::v1::{Outcome, PopBatchRequest, PopBatchResponse, PopRequest, Task};
 use tokio::time::timeout;
 use tonic::Code;
 
 use crate::support::{
     PATIENCE,
-    call::{ack, insert_json, insert_request, json, pop, pop_for, pop_request, pop_waiting, proto, text},
-    on_every_store,
+    call::{
+        ack, ack_request, held_for_request, insert_json, insert_request, json, outcomes, pop, pop_batch,
+        pop_batch_request, pop_for, pop_request, pop_waiting, proto, text,
+    },
+    keys, on_every_store, poll_until,
     raw::Connection,
+    server::Backend,
     unique_queue,
 };
 
@@ -18,12 +22,122 @@ use crate::support::{
 const LEASE: Duration = Duration::from_secs(12 * 3_600);
 const ROUNDS: usize = 20;
 const POP: &str = "/dataqueue.v1.DataQueue/Pop";
+const POP_BATCH: &str = "/dataqueue.v1.DataQueue/PopBatch";
 
 fn long_pop(queue: &str) -> PopRequest {
     PopRequest { lease: Some(proto(LEASE)), wait: Some(proto(Duration::from_secs(60))), ..pop_request(queue) }
 }
 
+/// How a reader leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    Cancels,
+    Vanishes,
+}
+
+/// Several messages' worth: a PopBatch has at most 200 tasks in each.
+const MANY: usize = 650;
+const IN_A_MESSAGE: usize = 200;
+/// A message of 200 tasks has more bytes than this, and less than twice as many.
+const MESSAGE: u32 = 100_000;
+const PADDING: usize = MESSAGE as usize / IN_A_MESSAGE;
+
+fn long_batch(queue: &str, max_tasks: usize) -> PopBatchRequest {
+    let max_tasks = u32::try_from(max_tasks).unwrap();
+    PopBatchRequest { max_tasks, lease: Some(proto(LEASE)), ..pop_batch_request(queue) }
+}
+
+/// A PopBatch whose reader leaves when it has received the first message and the beginning of the second, or nothing. What
+/// was handed over, these two messages or nothing, stays leased; all else is back at the head, in order and uncounted.
+async fn batch_is_left(backend: Backend, leaving: Leaving, reads: bool) {
+    // One thread, so that it has seen whoever left before it answers who comes later.
+    let server = backend.start(&["--threads", "1"]).await;
+    let mut client = server.client().await;
+    let queue = unique_queue("batch");
+    let padding = "x".repeat(PADDING);
+    let tasks = (0..MANY).map(|number| json(&format!("\"{number} {padding}\""))).collect();
+    let inserted = client.insert(insert_request(&queue, tasks)).await.unwrap().into_inner();
+    let ids = inserted.results.into_iter().map(|result| result.id).collect::<Vec<_>>();
+    let handed_over = if reads { 2 * IN_A_MESSAGE } else { 0 };
+
+    let connection = Connection::with_window(server.address(), if reads { 2 * MESSAGE } else { 0 }).await;
+    let mut answering = connection.call(POP_BATCH, &[], &long_batch(&queue, MANY)).await;
+    let mut received = Vec::new();
+    if reads {
+        received = answering.first_message::<PopBatchResponse>().await.tasks;
+        is_each(&received, &ids[..IN_A_MESSAGE], (1, 0));
+    }
+    match leaving {
+        Leaving::Cancels => {
+            answering.cancel();
+            // An answer without a body, for which there is room.
+            let refused = connection.status("Ack", &[], &ack_request("", &[])).await;
+            assert_eq!(refused.code(), Code::InvalidArgument);
+        }
+        Leaving::Vanishes => {
+            connection.vanish().await;
+            drop(answering);
+        }
+    }
+    for _ in 0..8 {
+        pop(&mut server.client().await, &unique_queue("other")).await;
+    }
+    if backend == Backend::Redis {
+        let back = async || (keys::counter(server.redis(), "ready") == count(MANY - handed_over)).then_some(());
+        poll_until("the tasks to be back", PATIENCE, back).await;
+    }
+    let rest = pop_batch(&mut client, long_batch(&queue, MANY)).await.unwrap();
+    is_each(&rest, &ids[handed_over..], (1, 0));
+
+    // Nothing is lost: what was received is held, and the rest of what was handed over runs out or is taken back.
+    let held = received.iter().chain(&rest).map(|task| task.lease_token.clone()).collect::<Vec<_>>();
+    let acked = client.ack(ack_request(&queue, &held)).await.unwrap().into_inner();
+    assert_eq!(outcomes(&acked.outcomes), vec![Outcome::Applied; held.len()]);
+    let all_held = held_for_request(&queue, proto(Duration::ZERO));
+    let put_back = client.putback(all_held).await.unwrap().into_inner().put_back;
+    assert_eq!(put_back, (MANY - held.len()) as u64);
+    if put_back > 0 {
+        let unread = pop_batch(&mut client, long_batch(&queue, MANY)).await.unwrap();
+        is_each(&unread, &ids[received.len()..handed_over], (2, 1));
+        let tokens = unread.into_iter().map(|task| task.lease_token).collect::<Vec<_>>();
+        client.ack(ack_request(&queue, &tokens)).await.unwrap();
+    }
+    assert_eq!(pop(&mut client, &queue).await, None, "there were more");
+    if backend == Backend::Redis {
+        let counter = |name| keys::counter(server.redis(), name);
+        assert_eq!((counter("inserted"), counter("acked"), counter("ready")), (count(MANY), count(MANY), 0));
+        assert_eq!((keys::fields(server.redis(), "tasks"), keys::fields(server.redis(), "leases")), (0, 0));
+    }
+}
+
+fn count(tasks: usize) -> i64 {
+    i64::try_from(tasks).unwrap()
+}
+
+/// These tasks, in this order, with these deliveries and expiries.
+#[track_caller]
+fn is_each(tasks: &[Task], ids: &[String], counted: (u32, u32)) {
+    assert_eq!(tasks.len(), ids.len());
+    for (position, (task, id)) in tasks.iter().zip(ids).enumerate() {
+        assert_eq!((&task.id, (task.deliveries, task.expiries)), (id, counted), "at position {position}");
+    }
+}
+
 on_every_store! {
+    /// Row 38, G8, G11, G14: a PopBatch whose reader has room for no answer and leaves: everything is back.
+    async fn row_38_batch_left_before_its_first_message(backend) {
+        for leaving in [Leaving::Cancels, Leaving::Vanishes] {
+            batch_is_left(backend, leaving, false).await;
+        }
+    }
+
+    /// Row 38, G8, G11, G14: a PopBatch whose reader leaves in the middle of its second message.
+    async fn row_38_batch_left_in_its_second_message(backend) {
+        for leaving in [Leaving::Cancels, Leaving::Vanishes] {
+            batch_is_left(backend, leaving, true).await;
+        }
+    }
+
     /// Row 38, G8: who stops waiting takes no task, and no delivery is counted.
     async fn row_38_cancelled_while_waiting(backend) {
         let server = backend.start(&[]).await;

@@ -1,17 +1,18 @@
 //! Lease tokens that are malformed, old, of another queue, or used twice.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use data_queue_proto::reason;
 use data_queue_proto::v1::{Outcome, PopRequest};
 use prost_types::Duration as ProtoDuration;
 
 use crate::support::{
+    PATIENCE,
     call::{
         Call, Witness, ack, ack_request, heartbeat, insert_json, outcomes, pop, pop_for, pop_request, pop_waiting,
         putback, putback_answer, unknown_token,
     },
-    on_every_store,
+    on_every_store, poll_until,
     server::Client,
     status::Refusal,
     unique_queue,
@@ -151,10 +152,10 @@ on_every_store! {
         for operation in ["Ack", "Heartbeat", "Putback"] {
             let queue = unique_queue("late");
             insert_json(&mut client, &queue, &["1"]).await;
-            let lease = Duration::from_millis(100);
-            let first = pop_for(&mut client, &queue, lease).await;
-            // Not a wait for the server: the row is about a moment after the deadline.
-            tokio::time::sleep(lease + Duration::from_millis(20)).await;
+            let first = pop_for(&mut client, &queue, Duration::from_millis(100)).await;
+            // The store runs on this machine, by its clock.
+            let deadline = SystemTime::try_from(first.lease_expires_at.expect("a deadline")).unwrap();
+            poll_until("the deadline", PATIENCE, async || (SystemTime::now() > deadline).then_some(())).await;
             let outcome = match operation {
                 "Ack" => ack(&mut client, &queue, &first.lease_token).await,
                 "Heartbeat" => heartbeat(&mut client, &queue, &first.lease_token).await,

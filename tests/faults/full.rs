@@ -7,7 +7,7 @@ use tonic::Code;
 use crate::support::{
     call::{ack, data, heartbeat, insert_json, insert_request, pop, putback},
     redis::Options,
-    server::Server,
+    server::{Client, Server},
     status::{Details, Refusal},
     unique_queue, wire_tests,
 };
@@ -15,6 +15,25 @@ use crate::support::{
 const VALUE: usize = 64 << 10;
 /// Far more than fits.
 const MOST: usize = 10_000;
+
+fn full() -> Refusal {
+    Refusal::of(Code::ResourceExhausted, reason::STORE_FULL)
+}
+
+/// Inserts until the store is full and refuses it properly. Gives the ids of what is in.
+async fn fill(client: &mut Client, queue: &str) -> Vec<String> {
+    let mut ids = Vec::new();
+    let refused = loop {
+        assert!(ids.len() < MOST, "never full");
+        match client.insert(insert_request(queue, vec![data(vec![b'x'; VALUE])])).await {
+            Ok(answer) => ids.push(answer.into_inner().results[0].id.clone()),
+            Err(status) => break status,
+        }
+    };
+    let status = full().check("a full store", Err::<(), _>(refused));
+    assert!(status.retry_delay().is_some(), "no RetryInfo in {status:?}");
+    ids
+}
 
 wire_tests! {
     /// Row 35, G13: Redis is out of memory; inserts are refused, all else goes on, and then inserts do.
@@ -28,17 +47,7 @@ wire_tests! {
         server.ready().await;
         let mut client = server.client().await;
         let queue = unique_queue("full");
-        let mut ids = Vec::new();
-        let refused = loop {
-            assert!(ids.len() < MOST, "never full");
-            match client.insert(insert_request(&queue, vec![data(vec![b'x'; VALUE])])).await {
-                Ok(answer) => ids.push(answer.into_inner().results[0].id.clone()),
-                Err(status) => break status,
-            }
-        };
-        let refusal = Refusal::of(Code::ResourceExhausted, reason::STORE_FULL);
-        let status = refusal.check("a full Redis", Err::<(), _>(refused));
-        assert!(status.retry_delay().is_some(), "no RetryInfo in {status:?}");
+        let mut ids = fill(&mut client, &queue).await;
         assert!(ids.len() > 10, "full after {}", ids.len());
         // Small values take what little room is left.
         let mut small = Vec::new();
@@ -51,7 +60,7 @@ wire_tests! {
         // Under its own pressure too: a second later Redis may count another megabyte of buffers.
         server.redis().config_set("maxmemory", "1mb");
         let answer = client.insert(insert_request(&queue, vec![data("z")])).await;
-        refusal.check("a Redis far over its limit", answer);
+        full().check("a Redis far over its limit", answer);
 
         let mut held = pop(&mut client, &queue).await.expect("a pop from a full Redis");
         assert_eq!(heartbeat(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
@@ -74,17 +83,7 @@ wire_tests! {
         let server = Server::launch("memory", &["--memory-capacity", "1000000"], None);
         let mut client = server.client().await;
         let queue = unique_queue("full");
-        let mut ids = Vec::new();
-        let refused = loop {
-            assert!(ids.len() < MOST, "never full");
-            match client.insert(insert_request(&queue, vec![data(vec![b'x'; VALUE])])).await {
-                Ok(answer) => ids.push(answer.into_inner().results[0].id.clone()),
-                Err(status) => break status,
-            }
-        };
-        let refusal = Refusal::of(Code::ResourceExhausted, reason::STORE_FULL);
-        let status = refusal.check("a full store", Err::<(), _>(refused));
-        assert!(status.retry_delay().is_some(), "no RetryInfo in {status:?}");
+        let ids = fill(&mut client, &queue).await;
         let held = pop(&mut client, &queue).await.expect("a pop from a full store");
         assert_eq!(heartbeat(&mut client, &queue, &held.lease_token).await, Outcome::Applied);
         assert_eq!(putback(&mut client, &queue, &held.lease_token).await, Outcome::Applied);

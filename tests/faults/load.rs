@@ -10,7 +10,7 @@ use std::{
 };
 
 use data_queue_proto::v1::{InsertRequest, Outcome, PopRequest};
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tonic::{Code, Status};
 
 use crate::support::{
@@ -94,7 +94,7 @@ async fn produce(ledger: Arc<Ledger>, mut client: Client, values: Vec<String>) {
                 Ok(answer) => break answer.into_inner().results[0].id.clone(),
                 Err(status) => ledger.excuse(&status),
             }
-            tokio::time::sleep(RETRY).await;
+            sleep(RETRY).await;
         };
         ledger.inserted.lock().unwrap().insert(value, id);
     }
@@ -108,7 +108,7 @@ async fn work(ledger: Arc<Ledger>, mut client: Client) {
             Ok(answer) => answer.into_inner().task,
             Err(status) => {
                 ledger.excuse(&status);
-                tokio::time::sleep(RETRY).await;
+                sleep(RETRY).await;
                 None
             }
         };
@@ -127,7 +127,7 @@ async fn work(ledger: Arc<Ledger>, mut client: Client) {
                 }
                 Err(status) => ledger.excuse(&status),
             }
-            tokio::time::sleep(RETRY).await;
+            sleep(RETRY).await;
         }
     }
 }

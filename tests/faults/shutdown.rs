@@ -1,32 +1,57 @@
 //! SIGTERM.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use data_queue_proto::reason;
 use data_queue_proto::v1::{Outcome, PopBatchRequest, PopRequest};
 use tokio::time::{Instant, timeout};
-use tonic::Code;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+use tonic::{Code, Status, Streaming};
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 
 use crate::support::{
     PATIENCE,
     call::{
-        ack, insert_json, insert_request, outcomes, pop, pop_batch, pop_batch_request, pop_request, pop_waiting, proto,
+        Call, ack, insert_json, insert_request, json, outcomes, pop, pop_batch, pop_batch_request, pop_request,
+        pop_waiting, proto, text,
     },
-    on_every_store,
+    keys, on_every_store, poll_until,
+    proxy::Proxy,
     raw::Connection,
+    redis::Redis,
     server::{Backend, Client, Server},
-    status::Details,
-    unique_queue,
+    status::{Details, Refusal},
+    unique_queue, wire_tests,
 };
 
+type Watch = Streaming<HealthCheckResponse>;
+
 const LONG_WAIT: Duration = Duration::from_secs(60);
+const LONG_LEASE: Duration = Duration::from_secs(3_600);
+const POP: &str = "/dataqueue.v1.DataQueue/Pop";
 /// Far less than the wait, far more than the work.
 const AT_ONCE: Duration = Duration::from_secs(8);
 
 /// Waits that the server has read, on this client's connection.
 async fn sync(client: &mut Client) {
     pop(client, &unique_queue("sync")).await;
+}
+
+/// News of the health of a service that serves.
+async fn watch(server: &Server, service: &str) -> Watch {
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let mut watch = server.health_client().await.watch(request).await.unwrap().into_inner();
+    told(&mut watch, ServingStatus::Serving).await;
+    watch
+}
+
+async fn told(watch: &mut Watch, status: ServingStatus) {
+    let next = timeout(PATIENCE, watch.message()).await.expect("news in time").unwrap();
+    assert_eq!(next.expect("news").status(), status);
+}
+
+fn refused(case: &str, answer: Result<(), Status>) {
+    let status = Refusal::of(Code::Unavailable, reason::SHUTTING_DOWN).check(case, answer);
+    assert!(status.retry_delay().is_some(), "{case}: no RetryInfo in {status:?}");
 }
 
 fn exited_well(server: &Server, limit: Duration) {
@@ -74,29 +99,42 @@ on_every_store! {
         exited_well(&server, AT_ONCE);
     }
 
-    /// G16: health turns to not serving, and what is called afterwards is refused.
+    /// G16: health turns to not serving, and every call that comes afterwards is refused, with the reason and when to try
+    /// again, on old connections and new ones.
     async fn health_turns_and_new_calls_are_refused(backend) {
-        let server = backend.start(&[]).await;
+        let server = backend.start(&["--grace", "60s"]).await;
         let mut client = server.client().await;
-        let mut watches = Vec::new();
-        for service in ["", "dataqueue.v1.DataQueue"] {
-            let request = HealthCheckRequest { service: service.to_owned() };
-            let mut watch = server.health_client().await.watch(request).await.unwrap().into_inner();
-            let first = watch.message().await.unwrap().expect("the health now");
-            assert_eq!(first.status(), ServingStatus::Serving);
-            watches.push(watch);
-        }
+        let queue = unique_queue("refused");
+        insert_json(&mut client, &queue, &["\"kept\""]).await;
+        let connection = Connection::without_window(server.address()).await;
+        let under_way = connection.call(POP, &[], &PopRequest { lease: Some(proto(LONG_LEASE)), ..pop_request(&queue) }).await;
+        let mut watches = [watch(&server, "").await, watch(&server, "dataqueue.v1.DataQueue").await];
         server.terminate();
         for watch in &mut watches {
-            let next = timeout(PATIENCE, watch.message()).await.expect("news in time").unwrap();
-            assert_eq!(next.expect("news").status(), ServingStatus::NotServing);
+            told(watch, ServingStatus::NotServing).await;
         }
-        let refused = client.insert(insert_request("late", vec![])).await.unwrap_err();
-        if let Some(found) = refused.reason() {
-            assert_eq!((refused.code(), found.as_str()), (Code::Unavailable, reason::SHUTTING_DOWN), "{refused:?}");
+
+        // The call that is under way keeps the server: connections that were open and new ones are answered.
+        let late = server.client().await;
+        for mut client in [client, late] {
+            for call in Call::every(&queue) {
+                refused(&format!("{call:?}"), call.send(&mut client).await);
+            }
         }
-        drop((client, watches));
+        // A connection with a call under way takes no other.
+        let status = connection.status("Insert", &[], &insert_request(&queue, vec![json("1")])).await;
+        refused("an insert behind a pop", Err::<(), _>(status));
+        assert_eq!(server.health("").await, ServingStatus::NotServing);
+
+        under_way.cancel();
         exited_well(&server, Duration::from_secs(20));
+        if backend == Backend::Redis {
+            server.restart().await;
+            let mut client = server.client().await;
+            let task = pop_waiting(&mut client, &queue).await;
+            assert_eq!((text(&task), task.deliveries, task.expiries), ("\"kept\"", 1, 0));
+            assert_eq!(pop(&mut client, &queue).await, None, "an insert that was refused was done");
+        }
     }
 
     /// G16, G8: what was leased and not sent is put back, a client that never reads holds up nothing past the grace.
@@ -106,8 +144,8 @@ on_every_store! {
         let queue = unique_queue("unread");
         insert_json(&mut client, &queue, &["1", "2"]).await;
         let connection = Connection::without_window(server.address()).await;
-        let request = PopRequest { lease: Some(proto(Duration::from_secs(3_600))), ..pop_request(&queue) };
-        let answering = connection.call("/dataqueue.v1.DataQueue/Pop", &[], &request).await;
+        let request = PopRequest { lease: Some(proto(LONG_LEASE)), ..pop_request(&queue) };
+        let answering = connection.call(POP, &[], &request).await;
         server.terminate();
         exited_well(&server, Duration::from_secs(20));
         drop(answering);
@@ -129,5 +167,50 @@ on_every_store! {
         sync(&mut client).await;
         server.terminate();
         exited_well(&server, AT_ONCE);
+    }
+}
+
+wire_tests! {
+    /// G16: a call that waits for Redis when the server is told to stop is answered, and then the server ends.
+    async fn running_calls_are_answered() {
+        let redis = Arc::new(Redis::start());
+        let proxy = Proxy::start(&redis).await;
+        let flags = ["--store-timeout", "60s", "--grace", "120s", "--threads", "1"];
+        let server = Server::launch(&proxy.url(), &flags, Some(Arc::clone(&redis)));
+        server.ready().await;
+        let mut client = server.client().await;
+        let queue = unique_queue("running");
+        insert_json(&mut client, &queue, &["0", "1"]).await;
+        // Once before, so that Redis knows the scripts.
+        let warm = pop(&mut client, &queue).await.expect("a task").lease_token;
+        assert_eq!(ack(&mut client, &queue, &warm).await, Outcome::Applied);
+        let token = pop(&mut client, &queue).await.expect("a task").lease_token;
+        let mut watch = watch(&server, "").await;
+
+        proxy.hold_replies();
+        let insert = tokio::spawn({
+            let (mut client, queue) = (client.clone(), queue.clone());
+            async move { client.insert(insert_request(&queue, vec![json("2")])).await }
+        });
+        let inserted = async || (keys::fields(&redis, "tasks") == 2).then_some(());
+        poll_until("the insert to be done", PATIENCE, inserted).await;
+        let acked = tokio::spawn({
+            let (mut client, queue) = (client.clone(), queue.clone());
+            async move { ack(&mut client, &queue, &token).await }
+        });
+        let done = async || (keys::counter(&redis, "acked") == 2).then_some(());
+        poll_until("the ack to be done", PATIENCE, done).await;
+        assert!(!insert.is_finished() && !acked.is_finished(), "answered without Redis' reply");
+        server.terminate();
+        told(&mut watch, ServingStatus::NotServing).await;
+        refused("an insert", client.insert(insert_request(&queue, vec![json("3")])).await.map(drop));
+        assert!(!insert.is_finished() && !acked.is_finished(), "answered without Redis' reply");
+
+        proxy.let_go();
+        let answer = insert.await.unwrap().expect("an answer").into_inner();
+        assert_eq!((answer.results.len(), answer.replayed), (1, false));
+        assert_eq!(acked.await.unwrap(), Outcome::Applied);
+        exited_well(&server, PATIENCE);
+        assert_eq!((keys::counter(&redis, "inserted"), keys::counter(&redis, "ready")), (3, 1));
     }
 }

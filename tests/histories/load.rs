@@ -19,13 +19,13 @@ use tonic::{Code, Response, Status};
 
 use super::{
     checker::faults,
-    keys,
     random::Random,
     recorder::Recorder,
     worker::{Style, Worker},
 };
 use crate::support::{
     call::{insert_request, json, pop_request, proto},
+    keys, poll_until,
     server::{Client, Server},
     status::Details,
     unique_queue,
@@ -92,9 +92,8 @@ impl Load {
     pub async fn reached(&self, per_mille: u64) {
         let Supply::Tasks(total) = self.plan.supply else { panic!("no fixed number of tasks") };
         let wanted = total * usize::try_from(per_mille).unwrap() / 1_000;
-        while self.acked.lock().unwrap().len() < wanted && !self.over() {
-            sleep(Duration::from_millis(2)).await;
-        }
+        let reached = async || (self.acked.lock().unwrap().len() >= wanted || self.over()).then_some(());
+        poll_until("the load to go on", LIMIT * 2, reached).await;
     }
 
     /// Whether everything was acked, or it has become too late for that.

@@ -1,6 +1,6 @@
 //! Calls that are repeated because the answer to the first try never came.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use data_queue_proto::v1::{InsertRequest, Outcome, PopRequest, Task};
 use tokio::{
@@ -9,56 +9,20 @@ use tokio::{
 };
 use tonic::{Response, Status};
 
-use super::{keys, proxy::Proxy, random::Random};
+use super::{behind::Behind, random::Random};
 use crate::support::{
     PATIENCE,
     call::{ack, heartbeat, insert_json, insert_request, json, pop, pop_request, pop_waiting, proto, text},
-    poll_until,
-    redis::{Options, Persistence, Redis},
+    keys, poll_until,
+    redis::Persistence,
     rounds,
-    server::{Client, Server},
+    server::Client,
     unique_queue, wire_tests,
 };
 
+const FLAGS: &[&str] = &["--threads", "1"];
 /// So long that no lease runs out.
 const LEASE: Duration = Duration::from_secs(3_600);
-
-/// A server that reaches Redis through a proxy.
-struct Behind {
-    redis: Arc<Redis>,
-    proxy: Proxy,
-    server: Server,
-}
-
-impl Behind {
-    async fn start(persistence: Persistence) -> Self {
-        let redis = Arc::new(Redis::with(Options { persistence, ..Options::default() }));
-        let proxy = Proxy::start(&redis).await;
-        let server = Server::launch(&proxy.url(), &["--threads", "1"], Some(Arc::clone(&redis)));
-        server.ready().await;
-        Self { redis, proxy, server }
-    }
-
-    /// Another server, straight on the same Redis.
-    async fn straight(&self) -> Server {
-        let server = Server::on(Arc::clone(&self.redis), &[]);
-        server.ready().await;
-        server
-    }
-
-    /// Leaves an empty queue behind, a connection that is open, and scripts that are loaded.
-    async fn warm(&self, client: &mut Client, queue: &str) {
-        insert_json(client, queue, &["0"]).await;
-        let task = pop(client, queue).await.expect("a task");
-        assert_eq!(heartbeat(client, queue, &task.lease_token).await, Outcome::Applied);
-        assert_eq!(ack(client, queue, &task.lease_token).await, Outcome::Applied);
-    }
-
-    /// Waits until this part of the queue has so many entries in Redis.
-    async fn holds(&self, part: &str, entries: i64) {
-        poll_until("a commit", PATIENCE, async || (keys::fields(&self.redis, part) == entries).then_some(())).await;
-    }
-}
 
 fn named_pop(queue: &str) -> PopRequest {
     PopRequest { lease: Some(proto(LEASE)), request_id: "once".to_owned(), ..pop_request(queue) }
@@ -78,7 +42,7 @@ wire_tests! {
     /// G3: an Insert whose server was killed between commit and answer, repeated through another server, happened once.
     async fn an_insert_repeated_after_a_kill_before_its_answer() {
         for _ in 0..rounds(3, 30) {
-            let behind = Behind::start(Persistence::Always).await;
+            let behind = Behind::start(Persistence::Always, FLAGS).await;
             let queue = unique_queue("insert");
             let mut client = behind.server.client().await;
             behind.warm(&mut client, &queue).await;
@@ -114,7 +78,7 @@ wire_tests! {
     /// delivery, and so does each further try.
     async fn a_pop_repeated_after_a_kill_before_its_answer() {
         for _ in 0..rounds(3, 30) {
-            let behind = Behind::start(Persistence::Always).await;
+            let behind = Behind::start(Persistence::Always, FLAGS).await;
             let queue = unique_queue("pop");
             let mut client = behind.server.client().await;
             behind.warm(&mut client, &queue).await;
@@ -152,7 +116,7 @@ wire_tests! {
     /// G5, G8: the clean-up after a first try that nobody waits for any more leaves the second try its task, whichever
     /// server it went to, and whether the first was done before it or after it.
     async fn a_pop_repeated_while_its_first_try_is_cleaned_up() {
-        let behind = Behind::start(Persistence::None).await;
+        let behind = Behind::start(Persistence::None, FLAGS).await;
         let straight = behind.straight().await;
         let mut watcher = straight.client().await;
         behind.warm(&mut behind.server.client().await, "warm").await;

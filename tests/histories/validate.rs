@@ -8,14 +8,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    task::spawn_blocking,
-    time::{Instant, sleep},
-};
+use tokio::{task::spawn_blocking, time::sleep};
 
-use super::{keys, random::Random};
+use super::random::Random;
 use crate::support::{
-    PATIENCE, poll_until,
+    PATIENCE, keys, poll_until,
     redis::{Options, Persistence, Redis},
     server::Server,
     wire_tests,
@@ -61,11 +58,8 @@ struct Running(Option<Child>);
 impl Running {
     /// Waits for its end and reads what it said.
     async fn output(mut self) -> Output {
-        let deadline = Instant::now() + LIMIT;
-        while self.0.as_mut().unwrap().try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "{BINARY} still runs after {LIMIT:?}");
-            sleep(Duration::from_millis(20)).await;
-        }
+        let child = self.0.as_mut().unwrap();
+        poll_until("the run to end", LIMIT, async || child.try_wait().unwrap()).await;
         let child = self.0.take().unwrap();
         spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap()
     }

@@ -1,6 +1,8 @@
 //! What every wire test needs: a real server on a real store, calls, and patience.
 
 pub mod call;
+pub mod keys;
+pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod server;

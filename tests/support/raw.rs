@@ -42,7 +42,14 @@ impl Connection {
 
     /// A connection on which the server may send headers, and not a byte of a body.
     pub async fn without_window(address: SocketAddr) -> Self {
-        Self::with(address, Builder::new().initial_window_size(0)).await
+        Self::with_window(address, 0).await
+    }
+
+    /// A connection on which the server may send so many bytes of each body, and no more.
+    pub async fn with_window(address: SocketAddr, window: u32) -> Self {
+        const AMPLE: u32 = 1 << 24;
+        let mut builder = Builder::new();
+        Self::with(address, builder.initial_window_size(window).initial_connection_window_size(AMPLE)).await
     }
 
     async fn with(address: SocketAddr, builder: &Builder) -> Self {
@@ -112,7 +119,22 @@ impl Answering {
         Status::from_header_map(&trailers).unwrap_or_else(|| Status::new(Code::Unknown, "no grpc-status"))
     }
 
-    /// Resets the stream, of which nothing but headers was received.
+    /// Reads the first message and at least a byte of what comes behind it, and gives the server no more room for that.
+    pub async fn first_message<M: Message + Default>(&mut self) -> M {
+        let mut read = Vec::new();
+        loop {
+            if let Some((head, rest)) = read.split_first_chunk::<5>() {
+                let length = usize::try_from(u32::from_be_bytes([head[1], head[2], head[3], head[4]])).unwrap();
+                if rest.len() > length {
+                    return M::decode(&rest[..length]).expect("a message");
+                }
+            }
+            let data = timeout(PATIENCE, self.response.body_mut().data()).await.expect("a body in time");
+            read.extend_from_slice(&data.expect("more of the body").expect("a body"));
+        }
+    }
+
+    /// Resets the stream.
     pub fn cancel(mut self) {
         self.body.send_reset(Reason::CANCEL);
     }

@@ -11,7 +11,7 @@ use std::{
     process::{self, Child, Command, Stdio},
     sync::{
         Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -146,6 +146,29 @@ impl Redis {
             connection.call(&["AUTH", password])?;
         }
         connection.call(words)
+    }
+
+    /// Runs one command as this user, on a connection of its own.
+    pub fn try_command_as(&self, user: &str, password: &str, words: &[&str]) -> io::Result<Reply> {
+        let mut connection = Connection::open(self.port)?;
+        match connection.call(&["AUTH", user, password])? {
+            Reply::Error(error) => Err(io::Error::other(error)),
+            _ => connection.call(words),
+        }
+    }
+
+    /// Runs one command again and again, on one connection and as fast as it goes, until `enough`. Gives how often.
+    pub fn command_until(&self, words: &[&str], enough: &AtomicBool) -> u64 {
+        let mut connection = Connection::open(self.port).expect("a connection to Redis");
+        let mut times = 0;
+        while !enough.load(Ordering::Relaxed) {
+            match connection.call(words) {
+                Ok(Reply::Error(error)) => panic!("{words:?}: {error}"),
+                Ok(_) => times += 1,
+                Err(error) => panic!("{words:?}: {error}"),
+            }
+        }
+        times
     }
 
     /// Runs one command, which must succeed.

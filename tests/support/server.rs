@@ -92,6 +92,11 @@ impl Server {
         self.redis.as_ref().expect("a server on Redis")
     }
 
+    /// The same, for what outlives this.
+    pub fn shared_redis(&self) -> Arc<Redis> {
+        Arc::clone(self.redis.as_ref().expect("a server on Redis"))
+    }
+
     /// Everything the server wrote to stderr so far.
     pub fn log(&self) -> String {
         self.log.to_string()

@@ -21,6 +21,14 @@ pub fn fields(redis: &Redis, part: &str) -> i64 {
     }
 }
 
+/// How many keys the only queue has of parts that match this pattern: `acked:*`, `requests:*`.
+pub fn parts(redis: &Redis, pattern: &str) -> usize {
+    match redis.command(&["KEYS", &format!("dq:{{*}}:*:{pattern}")]) {
+        Reply::Array(keys) => keys.len(),
+        other => panic!("KEYS: {other:?}"),
+    }
+}
+
 /// A counter of the queue: `inserted`, `acked`, `ready`.
 pub fn counter(redis: &Redis, name: &str) -> i64 {
     let Some(key) = key(redis, "meta") else { return 0 };
