@@ -135,12 +135,18 @@ impl Trap {
             Some(bait) if contains(bytes, bait) => {
                 state.bait = None;
                 state.caught = bytes.to_vec();
-                return true;
+                true
             }
-            None if !state.caught.is_empty() => state.passed.extend_from_slice(bytes),
-            _ => {}
+            _ => false,
         }
-        false
+    }
+
+    /// Notes what has passed.
+    fn note(&self, bytes: &[u8]) {
+        let mut state = self.state.lock().unwrap();
+        if !state.caught.is_empty() {
+            state.passed.extend_from_slice(bytes);
+        }
     }
 }
 
@@ -153,14 +159,17 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     let mut buffer = vec![0; 64 << 10];
     while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
         let bytes = &buffer[..bytes];
-        if let Some(trap) = &trap
-            && trap.catches(bytes)
+        let caught = trap.as_ref().filter(|trap| trap.catches(bytes));
+        if let Some(trap) = caught
             && !trap.gate.passed().await
         {
             return;
         }
         if !gate.passed().await || to.write_all(bytes).await.is_err() {
             return;
+        }
+        if let (Some(trap), None) = (&trap, caught) {
+            trap.note(bytes);
         }
     }
 }

@@ -200,7 +200,10 @@ impl ManageConnection for Manager {
             }
             Err(error) => {
                 let reason = self.presence.cannot_connect(&error);
-                self.presence.set(Standing::Away(reason.into()));
+                // Unless the check has found out since that things have changed.
+                if self.presence.epoch.load(Ordering::Relaxed) == epoch {
+                    self.presence.set(Standing::Away(reason.into()));
+                }
                 Err(error.into())
             }
         }
