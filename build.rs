@@ -4,7 +4,7 @@
 use std::{env, error::Error, fs, path::PathBuf};
 
 const ROOT: &str = "proto";
-const FILES: [&str; 1] = ["dataqueue/v1/data_queue.proto"];
+const FILES: [&str; 2] = ["dataqueue/v1/data_queue.proto", "dataqueue/v1/queue_admin.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {

@@ -1,7 +1,7 @@
 //! The `dataqueue.v1` gRPC contract: the messages, the generated client and server, the descriptor set that
 //! reflection serves, and the reasons an error can carry. No logic lives here.
 //!
-//! The reference is `proto/dataqueue/v1/data_queue.proto`; its comments are repeated on the generated types.
+//! The reference is `proto/dataqueue/v1/data_queue.proto` and `queue_admin.proto` beside it; their comments are repeated on the generated types.
 
 /// Package `dataqueue.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -35,10 +35,16 @@ pub mod reason {
     pub const LEASE_TOKEN_INVALID: &str = "LEASE_TOKEN_INVALID";
     /// `RESOURCE_EXHAUSTED`: the request is larger than the server reads.
     pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
+    /// `INVALID_ARGUMENT`: the page's size is negative.
+    pub const PAGE_SIZE_OUT_OF_RANGE: &str = "PAGE_SIZE_OUT_OF_RANGE";
+    /// `INVALID_ARGUMENT`: the page's token is not one that a list gave.
+    pub const PAGE_TOKEN_INVALID: &str = "PAGE_TOKEN_INVALID";
     /// `INVALID_ARGUMENT`: neither tokens nor `held_for`.
     pub const PUTBACK_SELECTION_MISSING: &str = "PUTBACK_SELECTION_MISSING";
     /// `INVALID_ARGUMENT`: the queue's name is empty, too long or has a character that is not allowed.
     pub const QUEUE_NAME_INVALID: &str = "QUEUE_NAME_INVALID";
+    /// `NOT_FOUND`: there is no queue of this name.
+    pub const QUEUE_NOT_FOUND: &str = "QUEUE_NOT_FOUND";
     /// `INVALID_ARGUMENT`: the request id is longer than 128 bytes.
     pub const REQUEST_ID_INVALID: &str = "REQUEST_ID_INVALID";
     /// `ALREADY_EXISTS`: the request id was used before, with other content.

@@ -118,7 +118,7 @@ impl DataQueue for Fake {
 
     async fn putback(&self, request: Request<v1::PutbackRequest>) -> Result<Response<v1::PutbackResponse>, Status> {
         self.next(request, |script, _| script.others += 1)?;
-        Ok(Response::new(v1::PutbackResponse { outcomes: self.outcomes(1), put_back: 1 }))
+        Ok(Response::new(v1::PutbackResponse { outcomes: self.outcomes(1), put_back: 1, dead_lettered: 0 }))
     }
 }
 

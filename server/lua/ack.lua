@@ -1,6 +1,6 @@
 -- Ends tasks.
 --
 -- KEYS     as in common.lua
--- ARGV     6 and on: tokens
+-- ARGV     7 and on: tokens
 -- Returns  {outcomes}
-return ack(args_from(6))
+return ack(args_from(7))

@@ -9,14 +9,15 @@
 --       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0
 --       7 waiters ZSET   server -> until when it waits
 --       8 spare          never written, see `first_free`
+--       9 dead ZSET      id -> when it was given up
 -- ARGV  1 window, 2 half of the entries that a memory keeps, 3 this server, 4 the queue's name, 5 prefix of the channels
---       6 and on: the script's own
+--       6 after how many expiries a task is given up, 7 and on: the script's own
 -- Returns: nothing; each script states its own.
 --
 -- Fields that a later version appends to a lease or to tries are kept. Numbers never go through tostring, which rounds.
-local META, TASKS, READY, LEASED, LEASES, TRIES, WAITERS, SPARE = unpack(KEYS)
+local META, TASKS, READY, LEASED, LEASES, TRIES, WAITERS, SPARE, DEAD = unpack(KEYS)
 local BASE = string.sub(META, 1, -5)
-local APPLIED, ALREADY_ACKED, LEASE_LOST = 1, 2, 3
+local APPLIED, ALREADY_ACKED, LEASE_LOST, DEAD_LETTERED = 1, 2, 3, 4
 local RECLAIM_STEP = 200
 
 local function int(number)
@@ -211,38 +212,49 @@ local function ack(tokens)
 end
 
 -- Ends leases and puts their tasks at the head in the order of their delivery. Counts for each a delivery if `deliveries`
--- is 1, and an expiry if `expiries` is.
+-- is 1, and an expiry if `expiries` is; what expired once too often is a dead letter. Returns how many went to the head,
+-- and the set of the other tokens.
 local function to_head(leases, deliveries, expiries)
+  local tokens, members, ids, ready, dead, given_up = {}, {}, {}, {}, {}, {}
   if #leases == 0 then
-    return
+    return 0, given_up
   end
   table.sort(leases, function(a, b) return a.order > b.order end)
-  local tokens, members, ids = {}, {}, {}
   for i, lease in ipairs(leases) do
     tokens[i] = lease.token
     members[i] = member(lease)
     ids[i] = lease.id
   end
-  local tries
+  local records = {}
   if deliveries + expiries > 0 then
-    tries = redis.call('HMGET', TRIES, unpack(ids))
-    for i, record in ipairs(tries) do
+    for i, record in ipairs(redis.call('HMGET', TRIES, unpack(ids))) do
       local d, f, e, rest = read_tries(record)
-      tries[i] = table.concat({ int(d + deliveries), ' ', int(f), ' ', int(e + expiries), rest })
+      records[2 * i - 1] = ids[i]
+      records[2 * i] = table.concat({ int(d + deliveries), ' ', int(f), ' ', int(e + expiries), rest })
+      given_up[tokens[i]] = expiries > 0 and e + expiries >= tonumber(ARGV[6]) or nil
+    end
+  end
+  for i, id in ipairs(ids) do
+    if given_up[tokens[i]] then
+      dead[#dead + 1] = int(now)
+      dead[#dead + 1] = id
+    else
+      ready[#ready + 1] = id
     end
   end
   redis.call('ZREM', LEASED, unpack(members))
   redis.call('HDEL', LEASES, unpack(tokens))
-  redis.call('LPUSH', READY, unpack(ids))
-  redis.call('HINCRBY', META, 'ready', #ids)
-  if tries then
-    local records = {}
-    for i, id in ipairs(ids) do
-      records[2 * i - 1] = id
-      records[2 * i] = tries[i]
-    end
+  if #ready > 0 then
+    redis.call('LPUSH', READY, unpack(ready))
+    redis.call('HINCRBY', META, 'ready', #ready)
+  end
+  if #dead > 0 then
+    redis.call('ZADD', DEAD, unpack(dead))
+  end
+  if #records > 0 then
     redis.call('HSET', TRIES, unpack(records))
   end
+  return #ready, given_up
 end
 
 -- Takes a try off the leases that it was answered with. Returns those of which no other try is left.
@@ -272,15 +284,15 @@ local function disown(leases, attempt)
   return ownerless
 end
 
--- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many, and
--- whether there are more.
+-- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many tasks
+-- went to the head, and whether there are more.
 local function reclaim()
   local tokens = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
   for i, member_of_lease in ipairs(tokens) do
     tokens[i] = string.sub(member_of_lease, 9)
   end
-  to_head(leases_of(tokens), 1, 1)
-  return #tokens, #tokens == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0
+  local ready = to_head(leases_of(tokens), 1, 1)
+  return ready, #tokens == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0
 end
 
 -- How long until the first lease runs out, or -1.

@@ -1,9 +1,9 @@
 -- Moves deadlines to now + lease, never to an earlier time.
 --
 -- KEYS     as in common.lua
--- ARGV     6 lease in ms; then tokens
+-- ARGV     7 lease in ms; then tokens
 -- Returns  {left of the lease that ends first among those extended or -1, its deadline, {outcomes}}
-local lease_ms, tokens = tonumber(ARGV[6]), args_from(7)
+local lease_ms, tokens = tonumber(ARGV[7]), args_from(8)
 local leases = leases_of(tokens)
 local outcomes, records, scores, earliest = {}, {}, {}, nil
 local held = {}

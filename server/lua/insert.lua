@@ -1,13 +1,13 @@
 -- Puts tasks at the tail, all or none. Its first write is one that a full Redis refuses.
 --
 -- KEYS     as in common.lua
--- ARGV     6 request id or '', 7 fingerprint, 8 pops that wait on this server; then id, envelope of each task
+-- ARGV     7 request id or '', 8 fingerprint, 9 pops that wait on this server; then id, envelope of each task
 -- Returns  {0 inserted | 1 replayed | 2 request id reused, 1 if this made the queue, ids…}
-local request = ARGV[6] ~= '' and 'i' .. ARGV[6]
+local request = ARGV[7] ~= '' and 'i' .. ARGV[7]
 if request then
   local record = recall_request(request)
   if record then
-    if string.sub(record, 1, 16) ~= ARGV[7] then
+    if string.sub(record, 1, 16) ~= ARGV[8] then
       return { 2, 0 }
     end
     local answer = { 1, 0 }
@@ -21,7 +21,7 @@ end
 local ids, tasks = {}, {}
 -- An envelope is a protobuf message; the time of the insert is its field 1, a fixed64, put behind the others.
 local inserted_at = '\9' .. struct.pack('<I8', now)
-for at = 9, #ARGV, 2 do
+for at = 10, #ARGV, 2 do
   ids[#ids + 1] = ARGV[at]
   tasks[#tasks + 1] = ARGV[at]
   tasks[#tasks + 1] = ARGV[at + 1] .. inserted_at
@@ -37,9 +37,9 @@ redis.call('RPUSH', READY, unpack(ids))
 redis.call('HINCRBY', META, 'ready', #ids)
 local made = redis.call('HINCRBY', META, 'inserted', #ids) == #ids
 if request then
-  remember_request(request, ARGV[7] .. table.concat(ids))
+  remember_request(request, ARGV[8] .. table.concat(ids))
 end
-local others = #ids - tonumber(ARGV[8])
+local others = #ids - tonumber(ARGV[9])
 if others > 0 then
   wake_others(others)
 end

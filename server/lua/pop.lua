@@ -1,16 +1,16 @@
 -- Acks, takes back what ran out, then leases from the head.
 --
 -- KEYS     as in common.lua
--- ARGV     6 the most tasks, 7 envelope bytes after which no further one is leased, 8 lease in ms, 9 stem of the tokens,
---          10 for how many ms to say that this server waits if nothing is found, or 0, 11 1: pop even if more leases
---          ran out than one step takes back, 12 request id or '', 13 fingerprint, 14 attempt or '-'; then tokens to ack
+-- ARGV     7 the most tasks, 8 envelope bytes after which no further one is leased, 9 lease in ms, 10 stem of the tokens,
+--          11 for how many ms to say that this server waits if nothing is found, or 0, 12 1: pop even if more leases
+--          ran out than one step takes back, 13 request id or '', 14 fingerprint, 15 attempt or '-'; then tokens to ack
 -- Returns  {0, ready, reclaimed, due in or -1, 1 if more leases ran out and nothing was popped for that, {outcomes},
 --          {token, id, envelope, deliveries, expiries, left, deadline, … for each task}}, or {2}: request id reused
-local max, max_bytes, lease_ms, stem = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local max, max_bytes, lease_ms, stem = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 -- What insert.lua put behind each envelope.
 local INSERTED_AT_BYTES = 9
 local MAX_HOLDERS = 8
-local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
+local request, holder = ARGV[13] ~= '' and 'p' .. ARGV[13], ARGV[15]
 
 local own_tokens = tokens_of_stem(stem, max)
 
@@ -94,7 +94,7 @@ local function lease_from_head()
   redis.call('HSET', LEASES, unpack(records))
   redis.call('ZADD', LEASED, unpack(scores))
   if request then
-    remember_request(request, ARGV[13] .. table.concat(tokens))
+    remember_request(request, ARGV[14] .. table.concat(tokens))
   end
   return held
 end
@@ -133,12 +133,12 @@ local function answer(held)
 end
 
 local record = request and recall_request(request)
-if record and string.sub(record, 1, 16) ~= ARGV[13] then
+if record and string.sub(record, 1, 16) ~= ARGV[14] then
   return { 2 }
 end
-local outcomes = ack(args_from(15))
+local outcomes = ack(args_from(16))
 local reclaimed, more = reclaim()
-if more and ARGV[11] ~= '1' then
+if more and ARGV[12] ~= '1' then
   return { 0, 0, reclaimed, -1, 1, outcomes, {} }
 end
 local held = {}
@@ -158,7 +158,7 @@ end
 if #held > 0 then
   return { 0, ready, reclaimed, -1, 0, outcomes, answer(held) }
 end
-if ARGV[10] ~= '0' then
-  announce(tonumber(ARGV[10]))
+if ARGV[11] ~= '0' then
+  announce(tonumber(ARGV[11]))
 end
 return { 0, ready, reclaimed, due_in(), 0, outcomes, {} }

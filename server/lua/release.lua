@@ -1,11 +1,11 @@
 -- Gives leased tasks back to the head.
 --
 -- KEYS     as in common.lua
--- ARGV     6 'put_back': the delivery counts; 'unsent': it does not, and only leases are given back that no other try
+-- ARGV     7 'put_back': the delivery counts; 'unsent': it does not, and only leases are given back that no other try
 --          was answered with; 'held': delivery and expiry count, and only leases that were not renewed since a time are
---          given back, 7 the try, or that time, or '', 8 call id or '': a second run answers as the first; then tokens
--- Returns  {outcomes}
-local kind, condition, call = ARGV[6], ARGV[7], ARGV[8] ~= '' and call_key(ARGV[8])
+--          given back, 8 the try, or that time, or '', 9 call id or '': a second run answers as the first; then tokens
+-- Returns  {outcomes}, 4 for what 'held' made a dead letter
+local kind, condition, call = ARGV[7], ARGV[8], ARGV[9] ~= '' and call_key(ARGV[9])
 if call then
   local first = redis.call('GET', call)
   if first then
@@ -17,7 +17,7 @@ if call then
   end
 end
 
-local tokens = args_from(9)
+local tokens = args_from(10)
 local held = held_of(tokens)
 local released = held
 if kind == 'unsent' then
@@ -49,10 +49,15 @@ for i, token in ipairs(tokens) do
 end
 outcomes_of_others(tokens, outcomes)
 if #released > 0 then
-  to_head(released, kind == 'unsent' and 0 or 1, kind == 'held' and 1 or 0)
+  local ready, given_up = to_head(released, kind == 'unsent' and 0 or 1, kind == 'held' and 1 or 0)
+  for i, token in ipairs(tokens) do
+    if given_up[token] and outcomes[i] == APPLIED then
+      outcomes[i] = DEAD_LETTERED
+    end
+  end
   if call then
     redis.call('SET', call, table.concat(outcomes), 'PX', CALL_TTL)
   end
-  wake_others(#released)
+  wake_others(ready)
 end
 return outcomes

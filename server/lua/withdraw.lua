@@ -2,13 +2,13 @@
 -- was answered with it; if it has not run, it will lease nothing when it does.
 --
 -- KEYS     as in common.lua
--- ARGV     6 stem of its tokens, 7 the most tasks, 8 request id or '', 9 attempt or '-'
+-- ARGV     7 stem of its tokens, 8 the most tasks, 9 request id or '', 10 attempt or '-'
 -- Returns  how many tasks went back
-local stem, attempt = ARGV[6], ARGV[9]
-local tokens = tokens_of_stem(stem, tonumber(ARGV[7]))
-if ARGV[8] ~= '' then
+local stem, attempt = ARGV[7], ARGV[10]
+local tokens = tokens_of_stem(stem, tonumber(ARGV[8]))
+if ARGV[9] ~= '' then
   -- It may have been answered with what an earlier try had leased.
-  for _, token in ipairs(tokens_of_record(recall_request('p' .. ARGV[8]))) do
+  for _, token in ipairs(tokens_of_record(recall_request('p' .. ARGV[9]))) do
     tokens[#tokens + 1] = token
   end
 end

@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 
 use crate::{
     queue::{Limits, MAX_LEASE, MIN_LEASE},
-    store::{Backend, Remember, memory, redis},
+    store::{Backend, Remember, Rules, SystemClock, memory, redis},
 };
 
 /// What an envelope and a message add to a value at the most, in bytes: headers, the queue's name, framing.
@@ -51,6 +51,11 @@ pub struct Config {
     /// The lease of pops and heartbeats that do not say. 100ms to 12h.
     #[arg(long, env = "DATA_QUEUE_DEFAULT_LEASE", value_name = "TIME", default_value = "30s", value_parser = lease)]
     pub default_lease: Duration,
+
+    /// A task whose leases ran out so often becomes a dead letter: it is kept and counted, and not delivered any more.
+    /// Leases that Putback ended with held_for count too. 1 or more; servers that share queues should have the same.
+    #[arg(long, env = "DATA_QUEUE_MAX_EXPIRIES", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_expiries: u32,
 
     /// The largest value of a task, in bytes. At most --max-message less 160 KiB. A worker's gRPC library must accept
     /// messages of twice this; most accept 4 MiB unless told otherwise.
@@ -139,11 +144,11 @@ impl Config {
                 self.max_message.saturating_sub(MESSAGE_OVERHEAD)
             ));
         }
-        let remember = Remember { window: millis(self.memory_window), entries: self.memory_entries };
+        let rules = self.rules();
         if self.store == "memory" {
             return Ok(Backend::memory(memory::MemoryStore::new(
-                std::sync::Arc::new(memory::SystemClock),
-                remember,
+                std::sync::Arc::new(SystemClock::default()),
+                rules,
                 self.memory_capacity,
             )));
         }
@@ -155,10 +160,16 @@ impl Config {
             url: self.store.clone(),
             key_prefix: self.key_prefix.clone(),
             timeout: self.store_timeout,
-            remember,
+            rules,
         };
         let shared = redis::RedisShared::new(&config).map_err(|error| format!("--store: {error}; {expected}"))?;
         Ok(Backend::redis(shared))
+    }
+
+    /// The rules of all queues.
+    pub fn rules(&self) -> Rules {
+        let remember = Remember { window: millis(self.memory_window), entries: self.memory_entries };
+        Rules { remember, max_expiries: self.max_expiries }
     }
 
     /// The limits that are settings.

@@ -27,7 +27,10 @@ pub mod store;
 
 use std::{io, sync::Arc, thread, time::Duration};
 
-use data_queue_proto::{FILE_DESCRIPTOR_SET, v1::data_queue_server::DataQueueServer};
+use data_queue_proto::{
+    FILE_DESCRIPTOR_SET,
+    v1::{data_queue_server::DataQueueServer, queue_admin_server::QueueAdminServer},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -45,14 +48,14 @@ use tonic_health::{
 
 use crate::{
     config::Config,
-    grpc::{Calls, DataQueueService, EdgeLayer, Socket},
+    grpc::{Calls, DataQueueService, EdgeLayer, QueueAdminService, Socket},
     queue::{Queues, Waits},
     reaper::Reaper,
     store::{Backend, Store},
 };
 
-/// The names under which health is told: the server as a whole, and the service.
-const HEALTH_NAMES: [&str; 2] = ["", "dataqueue.v1.DataQueue"];
+/// The names under which health is told: the server as a whole, and the services.
+const HEALTH_NAMES: [&str; 3] = ["", "dataqueue.v1.DataQueue", "dataqueue.v1.QueueAdmin"];
 /// Between two checks whether the store is there.
 const CHECK_STORE_EVERY: Duration = Duration::from_millis(500);
 /// Before listening again for other servers' hints, after the store was lost.
@@ -108,7 +111,7 @@ pub async fn serve(
         closing: CancellationToken::new(),
         cut_off: CancellationToken::new(),
     };
-    let store = process.backend.for_this_thread();
+    let store: Arc<dyn Store> = process.backend.for_this_thread();
     // The first answer, whichever it is, comes before the first call, so that an early caller is not refused for nothing.
     let first = store.check().await.map_err(|error| error.to_string());
     process.tell_health(&first).await;
@@ -175,6 +178,8 @@ impl Process {
             self.calls.stopping.clone(),
             self.background.clone(),
         );
+        let admin = QueueAdminServer::new(QueueAdminService::new(queues.clone(), config))
+            .max_decoding_message_size(config.max_message);
         let service = DataQueueServer::new(DataQueueService::new(queues)).max_decoding_message_size(config.max_message);
         let mut server = Server::builder()
             .max_concurrent_streams(config.max_streams)
@@ -194,6 +199,7 @@ impl Process {
         };
         let mut router = server
             .add_service(service)
+            .add_service(admin)
             .add_service(HealthServer::new(HealthService::from_health_reporter(self.health.clone())));
         if !config.no_reflection {
             router = router

@@ -1,5 +1,6 @@
 //! The gRPC edge. It translates and decides nothing: decode, ask the queue, encode.
 
+mod admin;
 mod edge;
 mod handover;
 mod service;
@@ -7,6 +8,7 @@ mod socket;
 mod status;
 
 pub use self::{
+    admin::QueueAdminService,
     edge::{Calls, EdgeLayer},
     service::DataQueueService,
     socket::Socket,

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::{edge::Deadline, handover::Handover};
 use crate::{
     queue::{InsertCall, NewTask, PopBatchCall, PopCall, Queues, Span, Task, Value},
-    store::{Fingerprint, Millis, Outcome},
+    store::{Fingerprint, Millis, Outcome, Released},
 };
 
 /// The six calls.
@@ -119,11 +119,12 @@ impl DataQueue for DataQueueService {
             Some(Selection::Tokens(tokens)) => {
                 let done = self.queues.put_back(&request.queue, &tokens.lease_tokens).await?;
                 let put_back = done.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
-                v1::PutbackResponse { outcomes: outcomes(&done), put_back }
+                v1::PutbackResponse { outcomes: outcomes(&done), put_back, dead_lettered: 0 }
             }
             Some(Selection::HeldFor(held_for)) => {
-                let put_back = self.queues.put_back_held(&request.queue, span(held_for)).await?;
-                v1::PutbackResponse { outcomes: Vec::new(), put_back }
+                let Released { put_back, dead_lettered } =
+                    self.queues.put_back_held(&request.queue, span(held_for)).await?;
+                v1::PutbackResponse { outcomes: Vec::new(), put_back, dead_lettered }
             }
             None => return Err(Queues::nothing_selected(&request.queue).into()),
         };
@@ -184,7 +185,7 @@ fn span(duration: prost_types::Duration) -> Span {
     Span(sound.then_some(seconds * 1_000_000_000 + nanos))
 }
 
-fn duration(millis: Millis) -> prost_types::Duration {
+pub(super) fn duration(millis: Millis) -> prost_types::Duration {
     let (seconds, nanos) = seconds_and_nanos(millis);
     prost_types::Duration { seconds, nanos }
 }

@@ -21,6 +21,10 @@ impl From<Error> for Status {
                 details.add_bad_request_violation(&invalid.field, &invalid.message);
                 refuse(Code::InvalidArgument, invalid.to_string(), details)
             }
+            Error::QueueNotFound(_) => {
+                let message = format!("{error}; the first insert makes a queue");
+                refuse(Code::NotFound, message, info(reason::QUEUE_NOT_FOUND, HashMap::new()))
+            }
             Error::Store(StoreError::Unavailable { message, .. }) => {
                 let details = retry(info(reason::STORE_UNAVAILABLE, HashMap::new()), RETRY_STORE_AFTER);
                 refuse(Code::Unavailable, format!("the store is not available: {message}"), details)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::store::StoreError;
+use crate::store::{QueueName, StoreError};
 
 /// Why a call was not done.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +10,9 @@ pub enum Error {
     /// A field of the request is not right. Nothing was done.
     #[error(transparent)]
     Invalid(#[from] Box<Invalid>),
+    /// Nothing was ever inserted into this queue.
+    #[error("there is no queue {0:?}")]
+    QueueNotFound(QueueName),
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -2,6 +2,7 @@
 //!
 //! Handlers translate, this module decides, the store persists. Nothing here knows gRPC.
 
+mod admin;
 mod delivery;
 mod error;
 mod limits;
@@ -20,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use data_queue_proto::reason;
 
 pub use self::{
+    admin::QueuePage,
     delivery::{Delivery, Unsent},
     error::{Error, Invalid},
     limits::{Limits, MAX_BATCH, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
@@ -27,8 +29,8 @@ pub use self::{
     waits::{Seat, Waits},
 };
 use crate::store::{
-    Attempt, Beaten, Fingerprint, Insert, Inserted, Leased, NewTask as StoredTask, Outcome, Pop, PopRequest, QueueName,
-    RECLAIM_STEP, Release, RequestKey, Stem, Store, StoreError, TaskId, Token, Withdrawal,
+    Admin, Attempt, Beaten, Fingerprint, Insert, Inserted, Leased, NewTask as StoredTask, Outcome, Pop, PopRequest,
+    QueueName, RECLAIM_STEP, Release, Released, RequestKey, Stem, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// The envelopes in one message of a PopBatch have about this size at most, in bytes, unless a single one has more.
@@ -87,7 +89,7 @@ pub struct PopBatchCall {
 /// All queues, as one thread reaches them.
 #[derive(Clone)]
 pub struct Queues {
-    store: Arc<dyn Store>,
+    store: Arc<dyn Admin>,
     waits: Arc<Waits>,
     limits: Limits,
     stopping: CancellationToken,
@@ -97,7 +99,7 @@ pub struct Queues {
 impl Queues {
     /// `waits` is the process' own; `stopping` ends all waiting; `background` is what must end before the process does.
     pub fn new(
-        store: Arc<dyn Store>,
+        store: Arc<dyn Admin>,
         waits: Arc<Waits>,
         limits: Limits,
         stopping: CancellationToken,
@@ -206,13 +208,13 @@ impl Queues {
     }
 
     /// Gives back what anybody has held for so long.
-    pub async fn put_back_held(&self, queue: &str, held_for: Span) -> Result<u64, Error> {
+    pub async fn put_back_held(&self, queue: &str, held_for: Span) -> Result<Released, Error> {
         let queue = limits::queue(queue)?;
         let held_for = limits::held_for(held_for)?;
         let this = self.clone();
         self.uncancelled(async move {
             let released = this.store.release_held(&queue, held_for).await?;
-            this.waits.wake(&queue, usize::try_from(released).unwrap_or(usize::MAX));
+            this.waits.wake(&queue, usize::try_from(released.put_back).unwrap_or(usize::MAX));
             Ok(released)
         })
         .await

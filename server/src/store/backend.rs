@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Store,
+    Admin,
     memory::MemoryStore,
     redis::{RedisShared, RedisStore},
 };
@@ -30,9 +30,9 @@ impl Backend {
     }
 
     /// The store as the thread reaches it whose runtime this is called in.
-    pub fn for_this_thread(&self) -> Arc<dyn Store> {
+    pub fn for_this_thread(&self) -> Arc<dyn Admin> {
         match &self.0 {
-            Kind::Memory(store) => Arc::clone(store) as Arc<dyn Store>,
+            Kind::Memory(store) => Arc::clone(store) as Arc<dyn Admin>,
             Kind::Redis(shared) => Arc::new(RedisStore::new(Arc::clone(shared))),
         }
     }

@@ -34,9 +34,9 @@ use bytes::Bytes;
 
 use self::redis_server::Redis;
 use super::{
-    Admin, Attempt, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, Outcome, Pop, PopRequest,
-    QueueName, Release, Remember, RequestKey, Stem, Store, StoreError, TaskId, Token, Withdrawal,
-    memory::{Clock, MemoryStore},
+    Admin, Attempt, Clock, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, Outcome, Pop, PopRequest,
+    QueueName, Release, Released, Remember, RequestKey, Rules, Stem, Store, StoreError, TaskId, Token, Withdrawal,
+    memory::MemoryStore,
     redis::{RedisConfig, RedisShared, RedisStore},
 };
 
@@ -162,7 +162,7 @@ conformance! {
 }
 
 /// Opens an empty store.
-type Open = fn(Remember) -> Rig;
+type Open = fn(Rules) -> Rig;
 
 /// When the clock of a store begins to stand still.
 const START: Millis = 1_700_000_000_000;
@@ -170,8 +170,8 @@ const START: Millis = 1_700_000_000_000;
 /// For how long [`pop`] leases.
 const LEASE: Millis = 30_000;
 
-/// What most cases need to be remembered.
-const REMEMBER: Remember = Remember { window: 300_000, entries: 1_000_000 };
+/// The rules of most cases.
+const RULES: Rules = Rules { remember: Remember { window: 300_000, entries: 1_000_000 }, max_expiries: 20 };
 
 /// A store under test, reached through its traits, and its clock.
 struct Rig {
@@ -263,12 +263,29 @@ impl Rig {
         self.release(queue, Release::Unsent(tokens.to_vec(), attempt)).await.unwrap()
     }
 
+    /// How many tasks went back to the head, when none became a dead letter.
+    async fn held_released(&self, queue: &QueueName, held_for: Millis) -> u64 {
+        let Released { put_back, dead_lettered } = self.release_held(queue, held_for).await.unwrap();
+        assert_eq!(dead_lettered, 0);
+        put_back
+    }
+
+    async fn count(&self, queue: &QueueName) -> Option<Counts> {
+        self.counts(std::slice::from_ref(queue)).await.unwrap()[0]
+    }
+
     /// Of a queue that must be there, and in which no task is nowhere or twice.
     async fn counted(&self, queue: &QueueName) -> Counts {
-        let counts = self.counts(queue).await.unwrap().expect("the queue is known");
-        assert_eq!(counts.inserted, counts.ready + counts.leased + counts.acked, "{counts:?}");
-        counts
+        let counts = self.count(queue).await.expect("the queue is known");
+        assert_eq!(counts.inserted, counts.ready + counts.leased + counts.dead + counts.acked, "{counts:?}");
+        assert_eq!(counts.oldest_ready.is_some(), counts.ready > 0, "{counts:?}");
+        // Most cases do not care.
+        Counts { oldest_ready: None, ..counts }
     }
+}
+
+fn remembering(remember: Remember) -> Rules {
+    Rules { remember, ..RULES }
 }
 
 fn queue(name: &str) -> QueueName {
@@ -341,9 +358,9 @@ struct Memory {
 
 const MEMORY_CAPACITY: u64 = 16 << 20;
 
-fn memory(remember: Remember) -> Rig {
+fn memory(rules: Rules) -> Rig {
     let clock = Arc::new(TestClock::default());
-    Rig::new(Memory { store: MemoryStore::new(Arc::clone(&clock) as _, remember, MEMORY_CAPACITY), clock })
+    Rig::new(Memory { store: MemoryStore::new(Arc::clone(&clock) as _, rules, MEMORY_CAPACITY), clock })
 }
 
 #[async_trait]
@@ -377,13 +394,13 @@ struct OnRedis {
 
 const REDIS_TIMEOUT: Duration = Duration::from_secs(20);
 
-fn redis(remember: Remember) -> Rig {
-    Rig::new(OnRedis::connect(&Arc::new(Redis::start()), remember))
+fn redis(rules: Rules) -> Rig {
+    Rig::new(OnRedis::connect(&Arc::new(Redis::start()), rules))
 }
 
 impl OnRedis {
-    fn connect(redis: &Arc<Redis>, remember: Remember) -> Self {
-        let config = RedisConfig { url: redis.url(), key_prefix: "test".to_owned(), timeout: REDIS_TIMEOUT, remember };
+    fn connect(redis: &Arc<Redis>, rules: Rules) -> Self {
+        let config = RedisConfig { url: redis.url(), key_prefix: "test".to_owned(), timeout: REDIS_TIMEOUT, rules };
         let shared = Arc::new(RedisShared::new(&config).unwrap());
         Self { store: RedisStore::new(Arc::clone(&shared)), shared, redis: Arc::clone(redis) }
     }

@@ -8,40 +8,21 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use async_trait::async_trait;
 
 use super::{
-    Admin, Attempt, Beaten, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, OnWake, Outcome, Pop,
-    Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, RequestKey, Sight, Stem, Store, StoreError,
-    TaskId, Token, Withdrawal,
+    Admin, Attempt, Beaten, Clock, Counts, Description, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, OnWake,
+    Outcome, Pop, Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember, RequestKey, Rules,
+    Sight, Stem, Store, StoreError, Survives, TaskId, Token, Withdrawal,
 };
-
-/// Tells the time, in milliseconds since the Unix epoch.
-pub trait Clock: Send + Sync + 'static {
-    /// Now.
-    fn now(&self) -> Millis;
-}
-
-/// The machine's clock.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Millis {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-    }
-}
 
 /// The store.
 pub struct MemoryStore {
     queues: Mutex<BTreeMap<QueueName, Queue>>,
     clock: Arc<dyn Clock>,
-    remember: Remember,
+    rules: Rules,
     capacity: u64,
     used: Arc<AtomicU64>,
 }
@@ -51,8 +32,23 @@ const TASK_OVERHEAD: u64 = 128;
 
 impl MemoryStore {
     /// An empty store that refuses inserts when its tasks would take more than `capacity` bytes.
-    pub fn new(clock: Arc<dyn Clock>, remember: Remember, capacity: u64) -> Self {
-        Self { queues: Mutex::new(BTreeMap::new()), clock, remember, capacity, used: Arc::new(AtomicU64::new(0)) }
+    pub fn new(clock: Arc<dyn Clock>, rules: Rules, capacity: u64) -> Self {
+        Self { queues: Mutex::new(BTreeMap::new()), clock, rules, capacity, used: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// What becomes of a store that keeps its tasks when its process ends and another one opens it: leases run their full
+    /// length again, and no pop is under way any more.
+    #[cfg(test)]
+    pub(super) fn open_again(&self) {
+        let now = self.clock.now();
+        for queue in self.queues().values_mut() {
+            queue.withdrawn.clear();
+            queue.deadlines.clear();
+            for (token, lease) in &mut queue.leases {
+                lease.deadline = now + (lease.deadline - lease.renewed_at);
+                queue.deadlines.insert((lease.deadline, lease.order, *token));
+            }
+        }
     }
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<QueueName, Queue>> {
@@ -73,6 +69,8 @@ impl MemoryStore {
 struct Queue {
     tasks: HashMap<TaskId, Task>,
     ready: VecDeque<TaskId>,
+    /// The last given up is last.
+    dead: Vec<TaskId>,
     leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
@@ -83,6 +81,7 @@ struct Queue {
     delivered: u64,
     inserted_count: u64,
     acked_count: u64,
+    max_expiries: u32,
     used: Arc<AtomicU64>,
 }
 
@@ -149,9 +148,11 @@ fn size_of_task(task: &NewTask) -> u64 {
 
 impl Queue {
     fn new(store: &MemoryStore) -> Self {
-        let remember = store.remember;
+        let Rules { remember, max_expiries } = store.rules;
         Self {
             used: Arc::clone(&store.used),
+            max_expiries,
+            dead: Vec::new(),
             tasks: HashMap::new(),
             ready: VecDeque::new(),
             leases: HashMap::new(),
@@ -344,16 +345,16 @@ impl Queue {
         outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64
     }
 
-    fn release_held(&mut self, held_for: Millis, now: Millis) -> u64 {
+    fn release_held(&mut self, held_for: Millis, now: Millis) -> Released {
         let old = |lease: &Lease| now.saturating_sub(lease.renewed_at) >= held_for;
         let tokens: Vec<Token> = self.leases.iter().filter(|(_, lease)| old(lease)).map(|(token, _)| *token).collect();
         let ended: Vec<Lease> = tokens.iter().filter_map(|token| self.end_lease(token)).collect();
         let count = ended.len() as u64;
-        self.give_to_head(ended, 1, 1);
-        count
+        let put_back = self.give_to_head(ended, 1, 1);
+        Released { put_back, dead_lettered: count - put_back }
     }
 
-    /// Takes back the leases that ran out.
+    /// Takes back the leases that ran out. Answers how many tasks went back to the head.
     fn reclaim(&mut self, now: Millis) -> u64 {
         self.acked.forget(now);
         self.requests.forget(now);
@@ -366,8 +367,7 @@ impl Queue {
                 return count;
             }
             let ended: Vec<Lease> = step.iter().filter_map(|token| self.end_lease(token)).collect();
-            count += ended.len() as u64;
-            self.give_to_head(ended, 1, 1);
+            count += self.give_to_head(ended, 1, 1);
         }
     }
 
@@ -377,15 +377,21 @@ impl Queue {
         Some(lease)
     }
 
-    fn give_to_head(&mut self, mut ended: Vec<Lease>, deliveries: u32, expiries: u32) {
+    /// Answers how many; the others expired once too often.
+    fn give_to_head(&mut self, mut ended: Vec<Lease>, deliveries: u32, expiries: u32) -> u64 {
         ended.sort_by_key(|lease| std::cmp::Reverse(lease.order));
-        for lease in ended {
-            if let Some(task) = self.tasks.get_mut(&lease.id) {
-                task.deliveries += deliveries;
-                task.expiries += expiries;
+        let ready_before = self.ready.len();
+        for Lease { id, .. } in ended {
+            let Some(task) = self.tasks.get_mut(&id) else { continue };
+            task.deliveries += deliveries;
+            task.expiries += expiries;
+            if expiries > 0 && task.expiries >= self.max_expiries {
+                self.dead.push(id);
+            } else {
+                self.ready.push_front(id);
             }
-            self.ready.push_front(lease.id);
         }
+        (self.ready.len() - ready_before) as u64
     }
 
     fn due_in(&self, now: Millis) -> Option<Millis> {
@@ -469,7 +475,7 @@ impl Store for MemoryStore {
         Ok(self.step(queue, |queue, now| queue.withdraw(withdrawal, now)))
     }
 
-    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError> {
+    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError> {
         Ok(self.step(queue, |queue, now| queue.release_held(held_for, now)))
     }
 
@@ -506,16 +512,35 @@ impl Store for MemoryStore {
 
 #[async_trait]
 impl Admin for MemoryStore {
-    async fn counts(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
+    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
         let now = self.clock.now();
-        Ok(self.queues().get_mut(queue).map(|queue| {
+        let mut known = self.queues();
+        let mut count = |name| {
+            let queue = known.get_mut(name)?;
             queue.reclaim(now);
-            Counts {
+            let head = queue.ready.front().and_then(|id| queue.tasks.get(id));
+            Some(Counts {
                 ready: queue.ready.len() as u64,
                 leased: queue.leases.len() as u64,
+                dead: queue.dead.len() as u64,
                 inserted: queue.inserted_count,
                 acked: queue.acked_count,
-            }
-        }))
+                oldest_ready: head.map(|task| now.saturating_sub(task.inserted_at)),
+            })
+        };
+        Ok(queues.iter().map(&mut count).collect())
+    }
+
+    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
+        let behind = |name: &&QueueName| after.is_none_or(|after| *name > after);
+        Ok(self.queues().keys().filter(behind).take(max).cloned().collect())
+    }
+
+    fn describe(&self) -> Description {
+        Description {
+            engine: "memory".to_owned(),
+            survives: Survives::Nothing,
+            note: "nothing: tasks are kept in the memory of the server and are gone when it ends".to_owned(),
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! Ids and tokens are made by the caller and passed in, so that a step that runs twice finds them and changes nothing.
 
 mod backend;
+mod clock;
 mod ident;
 pub mod memory;
 pub mod redis;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use backend::Backend;
+pub use clock::{Clock, SystemClock};
 pub(crate) use ident::hex;
 pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, Stem, TaskId, Token, TokenError};
 
@@ -37,6 +39,15 @@ pub struct Remember {
     pub window: Millis,
     /// The most entries of a kind that a queue remembers; at least the newest half of them.
     pub entries: u64,
+}
+
+/// What a store is told of the rules of queues.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// How requests and acks are remembered.
+    pub remember: Remember,
+    /// A task whose leases ran out so often is a dead letter. At least 1.
+    pub max_expiries: u32,
 }
 
 /// A task to insert. The envelope is opaque here.
@@ -135,7 +146,7 @@ pub struct Popped {
     pub tasks: Vec<Leased>,
     /// How many tasks are ready now.
     pub ready: u64,
-    /// How many expired leases were taken back on the way.
+    /// How many tasks went back to the head on the way, because their leases ran out.
     pub reclaimed: u64,
     /// When nothing was found: how long until the first lease runs out.
     pub due_in: Option<Millis>,
@@ -172,6 +183,15 @@ pub struct Withdrawal {
     pub request: Option<PopRequest>,
 }
 
+/// What [`Store::release_held`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Tasks that went back to the head.
+    pub put_back: u64,
+    /// Tasks that became dead letters, because it was one expiry too many.
+    pub dead_lettered: u64,
+}
+
 /// Which leases to release, and what that counts as. In every form the tasks go to the head, in the order of their delivery.
 #[derive(Clone, Debug)]
 pub enum Release {
@@ -188,7 +208,7 @@ pub struct Sight {
     pub ready: u64,
     /// How long until the first lease runs out.
     pub due_in: Option<Millis>,
-    /// How many expired leases were taken back.
+    /// How many tasks went back to the head, because their leases ran out.
     pub reclaimed: u64,
 }
 
@@ -206,7 +226,7 @@ pub struct ReapCursor {
 pub struct Reaped {
     /// The queues that were visited.
     pub visited: usize,
-    /// Those in which leases were taken back, and how many.
+    /// Those in which tasks went back to the head, and how many.
     pub reclaimed: Vec<(QueueName, u64)>,
     /// Where to go on; the default when the round is complete.
     pub next: ReapCursor,
@@ -239,8 +259,8 @@ pub trait Store: Send + Sync + 'static {
     async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError>;
 
     /// Gives back every task whose delivery or last heartbeat is at least this old; each counts as an expiry.
-    /// Atomic for a task, not for the call. Answers how many.
-    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError>;
+    /// Atomic for a task, not for the call.
+    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError>;
 
     /// Takes back expired leases and looks at queues, for those who wait on them.
     async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError>;
@@ -262,17 +282,50 @@ pub struct Counts {
     pub ready: u64,
     /// Tasks that are held.
     pub leased: u64,
+    /// Tasks that were given up, and are kept.
+    pub dead: u64,
     /// Tasks ever inserted.
     pub inserted: u64,
     /// Tasks ever acked.
     pub acked: u64,
+    /// Of the task at the head, how long ago it was inserted.
+    pub oldest_ready: Option<Millis>,
+}
+
+/// What a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Its engine and version, for people; without a version as long as that is not known.
+    pub engine: String,
+    /// What an answered change survives at least.
+    pub survives: Survives,
+    /// The same in words, with the settings that it follows from.
+    pub note: String,
+}
+
+/// What an answered insert or ack survives at least. Each survives what those before it do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Survives {
+    /// Nothing: it is gone when the server ends.
+    Nothing,
+    /// The end of the server, whatever ends it.
+    ServerKill,
+    /// A power cut of the machine that keeps it.
+    PowerCut,
 }
 
 /// Administration.
 #[async_trait]
 pub trait Admin: Store {
-    /// Counts a queue's tasks in one step, after expired leases were taken back. Nothing for an unknown queue.
-    async fn counts(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError>;
+    /// Counts the tasks of each queue, in one step a queue, after expired leases were taken back. Nothing for an unknown
+    /// queue.
+    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError>;
+
+    /// Known queues by name, those behind `after`, at most so many. Some may have gone since.
+    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError>;
+
+    /// What the store is, as far as is known now.
+    fn describe(&self) -> Description;
 }
 
 /// Why a store did not do it.

@@ -4,7 +4,7 @@ use super::*;
 
 /// G6: the deadline becomes now + lease, unless it is later already.
 pub(super) async fn a_heartbeat_extends_and_never_shortens(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..1).await;
     let leased = rig.take_one(&q).await;
     rig.pass(10_000);
@@ -26,7 +26,7 @@ pub(super) async fn a_heartbeat_extends_and_never_shortens(open: Open) {
 
 /// G5: after its deadline a lease can still be extended, until its task was taken back.
 pub(super) async fn an_expired_lease_can_be_extended_until_it_is_taken_back(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..2).await;
     let held = tokens(&rig.take(&q, 2).await);
     rig.pass(3 * LEASE);
@@ -40,7 +40,7 @@ pub(super) async fn an_expired_lease_can_be_extended_until_it_is_taken_back(open
 
 /// G5: whoever lost the lease, or ended it, is told so and moves nothing.
 pub(super) async fn a_heartbeat_needs_the_current_token(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..4).await;
     let held = tokens(&rig.take(&q, 4).await);
     rig.ack_one(&q, held[0]).await;
@@ -53,7 +53,7 @@ pub(super) async fn a_heartbeat_needs_the_current_token(open: Open) {
     assert_eq!(answer.outcomes, [Outcome::AlreadyAcked, Outcome::LeaseLost, Outcome::LeaseLost]);
     assert_eq!(answer.earliest, None);
     let counts = rig.counted(&q).await;
-    assert_eq!(counts, Counts { ready: 2, leased: 1, inserted: 4, acked: 1 });
+    assert_eq!(counts, Counts { ready: 2, leased: 1, inserted: 4, acked: 1, ..Counts::default() });
     // The tasks that were lost have other holders now, whose deadlines the old tokens do not move.
     let again = rig.take(&q, 2).await;
     assert_eq!(rig.heartbeat(&q, &held[1..3], 9 * LEASE).await.unwrap().outcomes, [Outcome::LeaseLost; 2]);
@@ -64,7 +64,7 @@ pub(super) async fn a_heartbeat_needs_the_current_token(open: Open) {
 
 /// The answer's lease is the earliest of those extended, so that a client that beats in time for it is in time for all.
 pub(super) async fn the_answer_tells_the_lease_that_ends_first(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..3).await;
     let mut held = Vec::new();
     for lease in [60_000, 40_000, 5_000] {
@@ -82,7 +82,7 @@ pub(super) async fn the_answer_tells_the_lease_that_ends_first(open: Open) {
 
 /// G5: a token twice in one call is the same lease twice.
 pub(super) async fn a_token_twice_in_one_call_is_extended_once(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..2).await;
     let held = tokens(&rig.take(&q, 2).await);
     let answer = rig.heartbeat(&q, &[held[0], held[1], held[0], Token([1; 16])], 2 * LEASE).await.unwrap();
@@ -93,7 +93,7 @@ pub(super) async fn a_token_twice_in_one_call_is_extended_once(open: Open) {
 
 /// G5: the outcomes of a large call are in the order of its tokens, and its earliest lease is of all of them.
 pub(super) async fn hundreds_are_extended_in_one_call(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..500).await;
     let mut all = Vec::new();
     for part in 0..5 {

@@ -26,7 +26,7 @@ pub(super) async fn round(rig: &Rig, budget: usize) -> (usize, HashMap<QueueName
 
 /// G15: what ran out comes back where nobody pops, and nothing else does.
 pub(super) async fn the_reaper_finds_queues_that_nobody_pops(open: Open) {
-    let rig = open(REMEMBER);
+    let rig = open(RULES);
     assert_eq!(round(&rig, 10).await, (0, HashMap::new()));
     let names = ["a", "a::b", "B", "idle", "alive"].map(queue);
     for q in &names {
@@ -54,7 +54,7 @@ pub(super) async fn the_reaper_finds_queues_that_nobody_pops(open: Open) {
 
 /// G15: with many queues, a round goes on step by step, comes to each and ends.
 pub(super) async fn a_round_visits_all_queues_and_ends(open: Open) {
-    let rig = open(REMEMBER);
+    let rig = open(RULES);
     let names: HashSet<QueueName> = (0..300).map(|number| queue(&format!("queue/{number}"))).collect();
     for q in &names {
         rig.insert_numbers(q, 0..1).await;

@@ -5,7 +5,7 @@ use crate::store::{RECLAIM_STEP, Sight};
 
 /// G6: up to its deadline a lease holds, whoever looks; with it, the task is ready.
 pub(super) async fn nothing_is_taken_back_before_its_deadline(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..1).await;
     let leased = rig.take_one(&q).await;
     rig.set_now(leased.expires_at - 1);
@@ -24,7 +24,7 @@ pub(super) async fn nothing_is_taken_back_before_its_deadline(open: Open) {
 
 /// G6: an extended lease is not taken back at its old deadline.
 pub(super) async fn a_heartbeat_puts_the_taking_back_off(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..2).await;
     let held = rig.take(&q, 2).await;
     rig.pass(LEASE - 1);
@@ -40,7 +40,7 @@ pub(super) async fn a_heartbeat_puts_the_taking_back_off(open: Open) {
 
 /// G11: what runs out together is at the head in the order of its delivery, whatever its deadlines.
 pub(super) async fn what_ran_out_is_at_the_head_in_the_order_of_delivery(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..8).await;
     for lease in [500, 300, 400, 9 * LEASE, 100, 200] {
         rig.pop(&q, Pop { lease, ..pop(1) }).await.unwrap();
@@ -64,13 +64,13 @@ async fn hundreds_come_back_in_order(rig: &Rig, q: &QueueName) {
     let popped = rig.pop(q, pop(1)).await.unwrap();
     assert_eq!((numbers(&popped.tasks), popped.reclaimed, popped.ready), (vec![0], 450, 454));
     assert_eq!((popped.tasks[0].deliveries, popped.tasks[0].expiries), (2, 1));
-    assert_eq!(rig.counted(q).await, Counts { ready: 454, leased: 1, inserted: 455, acked: 0 });
+    assert_eq!(rig.counted(q).await, Counts { ready: 454, leased: 1, inserted: 455, acked: 0, ..Counts::default() });
     assert_eq!(rig.drain(q).await, (1..455).collect::<Vec<_>>());
 }
 
 /// G11, G15: more leases than one step takes back run out: the next pop gets what was delivered first, the others follow.
 pub(super) async fn hundreds_that_ran_out_come_back_in_order(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     lease_hundreds(&rig, &q, 1).await;
     rig.pass(LEASE);
     hundreds_come_back_in_order(&rig, &q).await;
@@ -78,7 +78,7 @@ pub(super) async fn hundreds_that_ran_out_come_back_in_order(open: Open) {
 
 /// G11: also when the same millisecond is the deadline of all, as after one large batch or one heartbeat for all.
 pub(super) async fn hundreds_that_run_out_in_the_same_instant_come_back_in_order(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     lease_hundreds(&rig, &q, 0).await;
     rig.pass(LEASE);
     hundreds_come_back_in_order(&rig, &q).await;
@@ -86,7 +86,7 @@ pub(super) async fn hundreds_that_run_out_in_the_same_instant_come_back_in_order
 
 /// Of more leases than one step takes back, those with the latest deadlines go back first, so that the others end in front.
 pub(super) async fn of_many_that_ran_out_the_latest_deadlines_go_back_first(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     const MANY: usize = 450;
     rig.insert_numbers(&q, 0..MANY).await;
     let mut left = Vec::new();
@@ -109,7 +109,7 @@ pub(super) async fn of_many_that_ran_out_the_latest_deadlines_go_back_first(open
 
 /// G15: a look takes back what ran out, and tells when to look again.
 pub(super) async fn a_look_takes_back_and_tells(open: Open) {
-    let (rig, one, two) = (open(REMEMBER), queue("one"), queue("two"));
+    let (rig, one, two) = (open(RULES), queue("one"), queue("two"));
     let look = async || rig.look(&[two.clone(), queue("unknown"), one.clone()]).await.unwrap();
     rig.insert_numbers(&one, 0..3).await;
     rig.insert_numbers(&two, 0..2).await;
@@ -143,10 +143,10 @@ pub(super) async fn a_look_takes_back_and_tells(open: Open) {
 
 /// G14: counts are of the moment, so what ran out is taken back before it is counted.
 pub(super) async fn counting_takes_back(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     lease_hundreds(&rig, &q, 0).await;
     rig.pass(LEASE - 1);
-    assert_eq!(rig.counted(&q).await, Counts { ready: 5, leased: 450, inserted: 455, acked: 0 });
+    assert_eq!(rig.counted(&q).await, Counts { ready: 5, leased: 450, inserted: 455, acked: 0, ..Counts::default() });
     rig.pass(1);
-    assert_eq!(rig.counted(&q).await, Counts { ready: 455, leased: 0, inserted: 455, acked: 0 });
+    assert_eq!(rig.counted(&q).await, Counts { ready: 455, leased: 0, inserted: 455, acked: 0, ..Counts::default() });
 }

@@ -8,7 +8,7 @@ use super::{
 };
 
 fn connected(redis: &Arc<Redis>) -> Rig {
-    Rig::new(OnRedis::connect(redis, REMEMBER))
+    Rig::new(OnRedis::connect(redis, RULES))
 }
 
 /// Every script is loaded again when Redis forgot it, at any time.
@@ -29,7 +29,7 @@ async fn scripts_survive_a_flush_of_the_scripts() {
         forget();
         assert_eq!(rig.put_back(&q, &held[1..2]).await, [Outcome::Applied]);
         forget();
-        assert_eq!(rig.release_held(&q, 0).await.unwrap(), 1);
+        assert_eq!(rig.held_released(&q, 0).await, 1);
         forget();
         assert_eq!(rig.look(std::slice::from_ref(&q)).await.unwrap()[0].ready, 3);
         forget();
@@ -104,7 +104,7 @@ async fn fields_of_a_later_version_are_kept() {
     const OF_LEASE: &str = " later lease\n=ü\0 1";
     const OF_TRIES: &str = " later tries\n 12 3\0-";
     let redis = Arc::new(Redis::start());
-    let engine = OnRedis::connect(&redis, REMEMBER);
+    let engine = OnRedis::connect(&redis, RULES);
     let q = queue("q");
     let [leases, tries] = ["leases", "tries"].map(|part| engine.shared.key_of(&q, part).unwrap());
     let rig = Rig::new(engine);
@@ -130,7 +130,7 @@ async fn fields_of_a_later_version_are_kept() {
     let again = rig.take(&q, 3).await;
     let counters: Vec<_> = again.iter().map(|task| (task.deliveries, task.expiries)).collect();
     assert_eq!((numbers(&again), counters), (vec![2, 1, 0], vec![(3, 1), (3, 0), (2, 0)]));
-    assert_eq!(rig.release_held(&q, 0).await.unwrap(), 3);
+    assert_eq!(rig.held_released(&q, 0).await, 3);
     assert_eq!(ending(&redis, &tries, OF_TRIES), (3, 3));
     let held = tokens(&rig.take(&q, 3).await);
     append(&redis, &leases, OF_LEASE);
@@ -173,11 +173,11 @@ async fn a_newer_layout_is_refused() {
         let message = refusal(connected(&redis).check().await);
         assert!(message.contains(newer) && message.contains("test:format"), "{message}");
         refusal(rig.check().await);
-        refusal(rig.counts(&queue("q")).await.map(|_| ()));
+        refusal(rig.counts(&[queue("q")]).await.map(|_| ()));
     }
     redis.command(&["SET", "test:format", "1"]);
     rig.check().await.unwrap();
-    assert_eq!(rig.counts(&queue("q")).await.unwrap(), None);
+    assert_eq!(rig.count(&queue("q")).await, None);
 }
 
 /// What was known about a Redis is not believed of another run of it: its queues are registered again, and so reaped.
@@ -192,7 +192,7 @@ async fn a_redis_that_came_back_empty_is_served_from_scratch() {
     rig.set_now(START);
     // The first calls may meet a connection that broke.
     while rig.look(std::slice::from_ref(&q)).await.is_err() {}
-    assert_eq!(rig.counts(&q).await.unwrap(), None);
+    assert_eq!(rig.count(&q).await, None);
     rig.insert_numbers(&q, 0..2).await;
     assert_eq!(numbers(&rig.take(&q, 1).await), [0]);
     rig.pass(LEASE);

@@ -4,7 +4,7 @@ use super::*;
 
 /// The same request gets the same tokens, counted once, and its deadline does not move.
 pub(super) async fn a_repeated_pop_gets_the_same_delivery(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..6).await;
     let done = rig.take_one(&q).await.token;
     let acks = vec![done];
@@ -19,7 +19,7 @@ pub(super) async fn a_repeated_pop_gets_the_same_delivery(open: Open) {
         }
         assert_eq!(again.tasks.len(), 2);
     }
-    assert_eq!(rig.counted(&q).await, Counts { ready: 3, leased: 2, inserted: 6, acked: 1 });
+    assert_eq!(rig.counted(&q).await, Counts { ready: 3, leased: 2, inserted: 6, acked: 1, ..Counts::default() });
     rig.put_back(&q, &tokens(&first.tasks)).await;
     assert_eq!(rig.take_one(&q).await.deliveries, 2);
     // Another request is another pop.
@@ -28,7 +28,7 @@ pub(super) async fn a_repeated_pop_gets_the_same_delivery(open: Open) {
 
 /// A repeated pop gets what is left of its delivery: not what was acked, put back or taken back.
 pub(super) async fn a_repeated_pop_leaves_out_what_ended(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..6).await;
     let held = tokens(&rig.pop(&q, attempt(5, "r", 1)).await.unwrap().tasks);
     rig.ack_one(&q, held[0]).await;
@@ -46,7 +46,7 @@ pub(super) async fn a_repeated_pop_leaves_out_what_ended(open: Open) {
 
 /// When all of its delivery ended, a repeated pop is a new one, with new tokens, which is then the one that is repeated.
 pub(super) async fn a_repeated_pop_pops_anew_when_nothing_is_left(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..3).await;
     let next = async |number| {
         let tasks = rig.pop(&q, attempt(1, "r", number)).await.unwrap().tasks;
@@ -78,7 +78,7 @@ pub(super) async fn a_repeated_pop_pops_anew_when_nothing_is_left(open: Open) {
 
 /// A pop that got nothing is not kept from getting something when it is tried again.
 pub(super) async fn a_pop_that_found_nothing_pops_anew(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..1).await;
     let held = rig.take_one(&q).await;
     assert!(rig.pop(&q, attempt(2, "r", 1)).await.unwrap().tasks.is_empty());
@@ -90,13 +90,13 @@ pub(super) async fn a_pop_that_found_nothing_pops_anew(open: Open) {
 
 /// G5: the same request id with other content does nothing at all; not even its acks.
 pub(super) async fn a_reused_request_id_is_refused_and_acks_nothing(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..3).await;
     let held = rig.pop(&q, attempt(1, "r", 1)).await.unwrap().tasks;
     let other = PopRequest { key: key("r", 2), attempt: name_of_attempt(2) };
     let refused = rig.pop(&q, Pop { acks: tokens(&held), request: Some(other), ..pop(1) }).await;
     assert!(matches!(refused, Err(StoreError::RequestIdReused)));
-    assert_eq!(rig.counted(&q).await, Counts { ready: 2, leased: 1, inserted: 3, acked: 0 });
+    assert_eq!(rig.counted(&q).await, Counts { ready: 2, leased: 1, inserted: 3, acked: 0, ..Counts::default() });
     assert_eq!(rig.pop(&q, attempt(1, "r", 3)).await.unwrap().tasks, held);
     assert_eq!(rig.ack_one(&q, held[0].token).await, Outcome::Applied);
 }
@@ -104,7 +104,7 @@ pub(super) async fn a_reused_request_id_is_refused_and_acks_nothing(open: Open) 
 /// A pop's request is remembered for the window at least, and for twice the window at most.
 pub(super) async fn a_pop_request_is_remembered_for_the_window_and_forgotten_after_two(open: Open) {
     let window = 1000;
-    let (rig, q) = (open(Remember { window, ..REMEMBER }), queue("q"));
+    let (rig, q) = (open(remembering(Remember { window, ..RULES.remember })), queue("q"));
     rig.insert_numbers(&q, 0..4).await;
     let first = rig.pop(&q, attempt(1, "r", 1)).await.unwrap().tasks;
     rig.pass(window - 1);
@@ -121,7 +121,7 @@ pub(super) async fn a_pop_request_is_remembered_for_the_window_and_forgotten_aft
 
 /// G4, G9: a step that runs twice, with the stem that was minted for it, is as one that ran once.
 pub(super) async fn a_second_run_changes_nothing(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..10).await;
     for call in [pop(3), attempt(3, "r", 1)] {
         let first = rig.pop(&q, call.clone()).await.unwrap();
@@ -137,28 +137,28 @@ pub(super) async fn a_second_run_changes_nothing(open: Open) {
 
 /// G1, G4: a second run that comes when a part of the first one's delivery ended gives no token a second task.
 pub(super) async fn a_second_run_that_comes_late_takes_nothing_away(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..6).await;
     let call = pop(3);
     let held = rig.pop(&q, call.clone()).await.unwrap().tasks;
     rig.ack_one(&q, held[0].token).await;
     let again = rig.pop(&q, call).await.unwrap();
     assert_eq!(again.tasks, held[1..]);
-    assert_eq!(rig.counted(&q).await, Counts { ready: 3, leased: 2, inserted: 6, acked: 1 });
+    assert_eq!(rig.counted(&q).await, Counts { ready: 3, leased: 2, inserted: 6, acked: 1, ..Counts::default() });
     rig.put_back(&q, &tokens(&again.tasks)).await;
     assert_eq!(rig.drain(&q).await, [1, 2, 3, 4, 5]);
 }
 
 /// G8: the clean-up of a try that was not sent leaves what a later try was given.
 pub(super) async fn an_earlier_attempt_takes_nothing_back(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..3).await;
     let held = tokens(&rig.pop(&q, attempt(2, "r", 1)).await.unwrap().tasks);
     rig.pop(&q, attempt(2, "r", 2)).await.unwrap();
     for not_the_last in [Some(name_of_attempt(1)), Some(name_of_attempt(3)), None] {
         assert_eq!(rig.unsent(&q, &held, not_the_last).await, [Outcome::LeaseLost; 2]);
     }
-    assert_eq!(rig.counted(&q).await, Counts { ready: 1, leased: 2, inserted: 3, acked: 0 });
+    assert_eq!(rig.counted(&q).await, Counts { ready: 1, leased: 2, inserted: 3, acked: 0, ..Counts::default() });
     // A heartbeat does not change whose it is.
     rig.heartbeat(&q, &held, 2 * LEASE).await.unwrap();
     assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(1))).await, [Outcome::LeaseLost; 2]);
@@ -168,7 +168,7 @@ pub(super) async fn an_earlier_attempt_takes_nothing_back(open: Open) {
 
 /// G8, G11: what every try was given and none sent is at the head again, in order and as if never delivered.
 pub(super) async fn when_every_attempt_gave_up_it_goes_back(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..4).await;
     rig.pop(&q, attempt(3, "r", 1)).await.unwrap();
     let held = tokens(&rig.pop(&q, attempt(3, "r", 2)).await.unwrap().tasks);
@@ -186,7 +186,7 @@ pub(super) async fn when_every_attempt_gave_up_it_goes_back(open: Open) {
 
 /// G4, G5: tries may reach the store in another order than they were made, so none of them takes back from another.
 pub(super) async fn a_later_attempt_takes_nothing_back_either(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..1).await;
     let held = tokens(&rig.pop(&q, attempt(1, "r", 1)).await.unwrap().tasks);
     for later in 2..=20 {
@@ -200,7 +200,7 @@ pub(super) async fn a_later_attempt_takes_nothing_back_either(open: Open) {
 
 /// G4: of more tries at once than are kept apart, none takes anything back; the lease runs out.
 pub(super) async fn too_many_attempts_take_nothing_back(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..1).await;
     let mut held = Vec::new();
     for one in 1..=12 {
@@ -216,7 +216,7 @@ pub(super) async fn too_many_attempts_take_nothing_back(open: Open) {
 
 /// G8: a pop without a request has one try, and what it did not send goes back, once.
 pub(super) async fn without_a_request_the_unsent_goes_back(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..3).await;
     let held = tokens(&rig.take(&q, 2).await);
     assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(0))).await, [Outcome::LeaseLost; 2]);
@@ -235,7 +235,7 @@ fn withdrawal(pop: &Pop) -> Withdrawal {
 /// G8: what a pop leased whose answer was lost is at the head again, in order, and as if never delivered; but for what
 /// ended meanwhile.
 pub(super) async fn a_withdrawn_pop_gives_back(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..5).await;
     let lost = pop(4);
     let held = tokens(&rig.pop(&q, lost.clone()).await.unwrap().tasks);
@@ -250,7 +250,7 @@ pub(super) async fn a_withdrawn_pop_gives_back(open: Open) {
 
 /// G4, G8: a pop that arrives after it was withdrawn leases nothing, though what it was done with is acked.
 pub(super) async fn a_pop_that_comes_after_its_withdrawal_leases_nothing(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..2).await;
     let done = rig.take_one(&q).await;
     for late in [Pop { acks: vec![done.token], ..pop(1) }, attempt(1, "r", 1)] {
@@ -264,7 +264,7 @@ pub(super) async fn a_pop_that_comes_after_its_withdrawal_leases_nothing(open: O
 
 /// G4, G8: of several tries whose answers were lost, the last one withdrawn gives back; one that was answered keeps.
 pub(super) async fn all_tries_of_a_pop_are_withdrawn(open: Open) {
-    let (rig, q) = (open(REMEMBER), queue("q"));
+    let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..1).await;
     let tries = [attempt(1, "r", 1), attempt(1, "r", 2), attempt(1, "r", 3)];
     let mut held = Vec::new();

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use bb8_redis::redis::{ErrorKind, ServerErrorKind, aio::MultiplexedConnection, cmd};
 
 use super::{keys::FORMAT, link::describe};
+use crate::store::Survives;
 
 /// The oldest Redis whose commands the scripts can use.
 const MINIMUM_VERSION: (u32, u32) = (6, 2);
@@ -15,7 +16,9 @@ pub(super) struct Report {
     /// As Redis says.
     pub(super) version: String,
     /// What is left of an answered insert or ack, at least, after which fault.
-    pub(super) survives: &'static str,
+    pub(super) survives: Survives,
+    /// The same in words.
+    pub(super) note: &'static str,
     /// False if nothing is known to survive the end of Redis.
     pub(super) durable: bool,
     /// Differs when Redis was started again: what was known about its data may be wrong then.
@@ -36,9 +39,11 @@ pub(super) async fn examine(connection: &mut MultiplexedConnection, format_key: 
         Some(&"1") => appendfsync(connection).await,
         _ => None,
     };
+    let (survives, note) = survives(&info, appendfsync.as_deref());
     Ok(Report {
         version: info.get("redis_version").copied().unwrap_or("unknown").to_owned(),
-        survives: survives(&info, appendfsync.as_deref()),
+        survives,
+        note,
         durable: info.get("aof_enabled") == Some(&"1"),
         run_id: info.get("run_id").copied().unwrap_or_default().to_owned(),
     })
@@ -94,18 +99,27 @@ async fn appendfsync(connection: &mut MultiplexedConnection) -> Option<String> {
     answer.ok()?.into_iter().nth(1)
 }
 
+/// What nothing is known of.
+pub(super) const UNKNOWN: &str = "a kill of this server, and nothing that ends Redis as far as is known";
+
 /// What cannot be read is unknown and claims the weakest.
-fn survives(info: &HashMap<&str, &str>, appendfsync: Option<&str>) -> &'static str {
+fn survives(info: &HashMap<&str, &str>, appendfsync: Option<&str>) -> (Survives, &'static str) {
     match (info.get("aof_enabled").copied(), appendfsync) {
-        (Some("1"), Some("always")) => "a power cut of Redis' host (append-only file, fsync always)",
-        (Some("1"), Some("everysec")) => {
-            "a kill of this server; if Redis or its host fails, up to 2 s of it can go (append-only file, fsync every second)"
+        (Some("1"), Some("always")) => {
+            (Survives::PowerCut, "a power cut of Redis' host (append-only file, fsync always)")
         }
-        (Some("1"), _) => {
-            "a kill of this server; if Redis or its host fails, some of it can go (append-only file, fsync unknown)"
+        (Some("1"), Some("everysec")) => (
+            Survives::ServerKill,
+            "a kill of this server; if Redis or its host fails, up to 2 s of it can go (append-only file, fsync every second)",
+        ),
+        (Some("1"), _) => (
+            Survives::ServerKill,
+            "a kill of this server; if Redis or its host fails, some of it can go (append-only file, fsync unknown)",
+        ),
+        (Some(_), _) => {
+            (Survives::ServerKill, "a kill of this server, and nothing that ends Redis (no append-only file)")
         }
-        (Some(_), _) => "a kill of this server, and nothing that ends Redis (no append-only file)",
-        (None, _) => "a kill of this server, and nothing that ends Redis as far as is known (INFO is refused)",
+        (None, _) => (Survives::ServerKill, UNKNOWN),
     }
 }
 
@@ -128,8 +142,9 @@ mod tests {
 
     #[test]
     fn what_is_unknown_claims_the_weakest() {
-        assert!(survives(&fields(""), Some("always")).contains("nothing that ends Redis"));
-        assert!(survives(&fields("aof_enabled:1"), None).contains("unknown"));
-        assert!(survives(&fields("aof_enabled:1"), Some("always")).contains("power cut"));
+        assert_eq!(survives(&fields(""), Some("always")), (Survives::ServerKill, UNKNOWN));
+        assert!(survives(&fields("aof_enabled:1"), None).1.contains("unknown"));
+        assert_eq!(survives(&fields("aof_enabled:1"), Some("everysec")).0, Survives::ServerKill);
+        assert_eq!(survives(&fields("aof_enabled:1"), Some("always")).0, Survives::PowerCut);
     }
 }

@@ -16,7 +16,7 @@ pub(super) const REGISTRY_PARTS: u32 = 16;
 
 /// The parts of a queue that every script is given, in the order of `common.lua`. Further keys have names that depend on
 /// data; scripts build them from the first one's.
-const PARTS: [&str; 8] = ["meta", "tasks", "ready:0", "leased", "leases", "tries", "waiters", "spare"];
+const PARTS: [&str; 9] = ["meta", "tasks", "ready:0", "leased", "leases", "tries", "waiters", "spare", "dead"];
 
 /// Makes keys under one prefix.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ mod link;
 mod script;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -25,8 +25,9 @@ use self::{
     script::{Call, Source},
 };
 use super::{
-    Admin, Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, OnWake, Outcome, Pop, Popped, QueueName,
-    RECLAIM_STEP, ReapCursor, Reaped, Release, Remember, Sight, Store, StoreError, TaskId, Token, Withdrawal,
+    Admin, Attempt, Beaten, Counts, Description, Insert, Inserted, Leased, Millis, OnWake, Outcome, Pop, Popped,
+    QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives, TaskId,
+    Token, Withdrawal,
 };
 
 /// For how long a server's word that it waits on a queue holds. It is renewed by each look, at least every 0.9 s.
@@ -41,6 +42,9 @@ const RECLAIM_ROUNDS: usize = 64;
 /// How many queues this process remembers to have registered.
 const REGISTERED_MAX: usize = 100_000;
 
+/// How many names of queues a step reads.
+const NAMES_PER_STEP: usize = 1_000;
+
 /// A name without keys leaves the registry when it was seen so for this long: a server that registered it may be just
 /// about to insert. Should it insert later still, its insert finds that it made the queue and registers it again.
 const FORGET_NAME_AFTER: Duration = Duration::from_secs(60);
@@ -50,7 +54,7 @@ pub struct RedisShared {
     client: Client,
     keys: Keys,
     server: String,
-    remember: Remember,
+    rules: Rules,
     timeout: Duration,
     presence: Arc<Presence>,
     probe: tokio::sync::Mutex<Probe>,
@@ -74,8 +78,8 @@ pub struct RedisConfig {
     pub key_prefix: String,
     /// Bounds a call, connecting included.
     pub timeout: Duration,
-    /// How requests and acks are remembered.
-    pub remember: Remember,
+    /// The rules of its queues.
+    pub rules: Rules,
 }
 
 impl RedisShared {
@@ -90,7 +94,7 @@ impl RedisShared {
         Ok(Self {
             keys: Keys::new(&config.key_prefix),
             server: super::hex(&name),
-            remember: config.remember,
+            rules: config.rules,
             timeout: config.timeout,
             presence: Arc::new(Presence::new(client.get_connection_info().addr().to_string())),
             probe: tokio::sync::Mutex::new(Probe::new(client.clone(), config.timeout)),
@@ -130,7 +134,7 @@ impl RedisShared {
                     self.presence.begin_epoch();
                 }
                 if self.presence.set(Standing::Fit) || news {
-                    let (address, version, survives) = (self.presence.address(), report.version, report.survives);
+                    let (address, version, survives) = (self.presence.address(), report.version, report.note);
                     match report.durable {
                         true => tracing::info!(
                             address,
@@ -172,11 +176,12 @@ impl RedisStore {
     fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
         let shared = &self.shared;
         Call::new(script, &shared.keys.of_queue(queue))
-            .arg(shared.remember.window)
-            .arg((shared.remember.entries / 2).max(1))
+            .arg(shared.rules.remember.window)
+            .arg((shared.rules.remember.entries / 2).max(1))
             .arg(&shared.server)
             .arg(queue.as_str())
             .arg(shared.keys.channels())
+            .arg(shared.rules.max_expiries)
     }
 
     async fn run<T: FromRedisValue>(&self, call: Call) -> Result<T, StoreError> {
@@ -362,11 +367,17 @@ fn holder(attempt: Option<Attempt>) -> String {
     attempt.map_or_else(|| "-".to_owned(), |attempt| super::hex(&attempt.0))
 }
 
+/// As `common.lua` has them.
+const APPLIED: u8 = 1;
+const ALREADY_ACKED: u8 = 2;
+const LEASE_LOST: u8 = 3;
+const DEAD_LETTERED: u8 = 4;
+
 fn outcomes(numbers: Vec<u8>) -> Result<Vec<Outcome>, StoreError> {
     let outcome = |number| match number {
-        1 => Ok(Outcome::Applied),
-        2 => Ok(Outcome::AlreadyAcked),
-        3 => Ok(Outcome::LeaseLost),
+        APPLIED => Ok(Outcome::Applied),
+        ALREADY_ACKED => Ok(Outcome::AlreadyAcked),
+        LEASE_LOST => Ok(Outcome::LeaseLost),
         _ => Err(unreadable()),
     };
     numbers.into_iter().map(outcome).collect()
@@ -492,13 +503,15 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<u64, StoreError> {
+    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError> {
         let (since, tokens) = self.held_since(queue, held_for).await?;
-        let mut released = 0;
+        let mut released = Released::default();
         for step in tokens.chunks(RECLAIM_STEP) {
             let call = self.call(&script::RELEASE, queue).arg("held").arg(since).arg(call_id()?);
-            let step = outcomes(self.run(with_tokens(call, step)).await?)?;
-            released += step.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
+            let step: Vec<u8> = self.run(with_tokens(call, step)).await?;
+            let count = |wanted| step.iter().filter(|outcome| **outcome == wanted).count() as u64;
+            released.put_back += count(APPLIED);
+            released.dead_lettered += count(DEAD_LETTERED);
         }
         Ok(released)
     }
@@ -568,16 +581,54 @@ fn call_id() -> Result<String, StoreError> {
     Ok(holder(Some(attempt)))
 }
 
-#[async_trait]
-impl Admin for RedisStore {
-    async fn counts(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
+impl RedisStore {
+    async fn counts_of(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
         for round in 0..=RECLAIM_ROUNDS {
-            let (more, exists, ready, leased, inserted, acked): (bool, bool, u64, u64, u64, u64) =
+            let (more, exists, ready, leased, dead, inserted, acked, age): (bool, bool, u64, u64, u64, u64, u64, i64) =
                 self.run(self.call(&script::COUNTS, queue)).await?;
             if !more || round == RECLAIM_ROUNDS {
-                return Ok(exists.then_some(Counts { ready, leased, inserted, acked }));
+                let oldest_ready = u64::try_from(age).ok();
+                return Ok(exists.then_some(Counts { ready, leased, dead, inserted, acked, oldest_ready }));
             }
         }
         Ok(None)
+    }
+}
+
+#[async_trait]
+impl Admin for RedisStore {
+    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
+        future::join_all(queues.iter().map(|queue| self.counts_of(queue))).await.into_iter().collect()
+    }
+
+    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
+        let mut first = BTreeSet::new();
+        let mut cursor = ReapCursor::default();
+        loop {
+            let (next, names) = self.registered_in(cursor, NAMES_PER_STEP).await?;
+            first.extend(names.into_iter().filter(|name| after.is_none_or(|after| name > after)));
+            while first.len() > max {
+                first.pop_last();
+            }
+            cursor = next;
+            if cursor == ReapCursor::default() {
+                return Ok(first.into_iter().collect());
+            }
+        }
+    }
+
+    fn describe(&self) -> Description {
+        match self.shared.known(|known| known.report.clone()) {
+            Some(report) => Description {
+                engine: format!("Redis {}", report.version),
+                survives: report.survives,
+                note: report.note.to_owned(),
+            },
+            None => Description {
+                engine: "Redis".to_owned(),
+                survives: Survives::ServerKill,
+                note: fitness::UNKNOWN.to_owned(),
+            },
+        }
     }
 }
