@@ -90,7 +90,7 @@ impl Engine {
         let mut turn = Turn { tables: Tables(&self.connection), now: self.setup.clock.now(), next_task, sweeper };
         match queues.get_mut(name) {
             Some(queue) => {
-                if !self.touched.contains(name) {
+                if queue.touch() {
                     self.touched.push(name.clone());
                 }
                 step(queue, &mut turn)
