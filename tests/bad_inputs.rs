@@ -2,6 +2,7 @@
 //!
 //! After each row the server answers good calls, and nothing was inserted, leased or changed (`Witness`).
 
+mod admin;
 mod batches;
 mod cancel;
 mod queues;

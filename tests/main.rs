@@ -3,6 +3,7 @@
 //! `tests/run` builds the binaries first and runs everything.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+mod admin;
 mod bad_inputs;
 mod faults;
 mod guarantees;

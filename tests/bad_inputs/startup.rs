@@ -16,7 +16,7 @@ use crate::support::{
     unique_queue, wire_tests,
 };
 
-const SERVICE: &str = "dataqueue.v1.DataQueue";
+const SERVICES: [&str; 3] = ["", "dataqueue.v1.DataQueue", "dataqueue.v1.QueueAdmin"];
 const PASSWORD: &str = "correct-horse-battery";
 const WRONG: &str = "wrong-staple-9271";
 
@@ -34,10 +34,10 @@ fn one_line(ended: &Ended, code: i32, words: &[&str]) {
 /// Up, healthy to nobody, and every call hears why.
 async fn up_and_not_ready(server: &Server, why: &[&str]) {
     let mut client = server.client().await;
-    for service in ["", SERVICE] {
+    for service in SERVICES {
         assert_eq!(server.health(service).await, ServingStatus::NotServing, "{service:?}");
     }
-    for call in Call::every(&unique_queue("unready")) {
+    for call in Call::every_at_all(&unique_queue("unready")) {
         let case = format!("{call:?}");
         let answer = call.send(&mut client).await;
         let status = Refusal::of(Code::Unavailable, reason::STORE_UNAVAILABLE).check(&case, answer);
@@ -53,7 +53,9 @@ async fn up_and_not_ready(server: &Server, why: &[&str]) {
 
 async fn becomes_ready(server: &Server) {
     server.ready().await;
-    assert_eq!(server.health(SERVICE).await, ServingStatus::Serving);
+    for service in SERVICES {
+        assert_eq!(server.health(service).await, ServingStatus::Serving, "{service:?}");
+    }
     let mut client = server.client().await;
     let queue = unique_queue("ready");
     insert_json(&mut client, &queue, &["1"]).await;
@@ -77,6 +79,8 @@ wire_tests! {
             (&["--store-timeout", "-1s"], &["-1"]),
             (&["--default-lease", "13h"], &["--default-lease"]),
             (&["--default-lease", "1ms"], &["--default-lease"]),
+            (&["--max-expiries", "0"], &["--max-expiries"]),
+            (&["--max-expiries", "often"], &["--max-expiries", "often"]),
             (&["--max-value", "lots"], &["--max-value", "lots"]),
             (&["--log-format", "xml"], &["--log-format", "xml"]),
             (&["--listen"], &["--listen"]),

@@ -4,6 +4,7 @@ use std::{
     env,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
+    ops::{Deref, DerefMut},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, mpsc},
@@ -11,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use data_queue_proto::v1::data_queue_client::DataQueueClient;
+use data_queue_proto::v1::{data_queue_client::DataQueueClient, queue_admin_client::QueueAdminClient};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient as RawHealthClient,
@@ -22,8 +23,27 @@ use super::{
     redis::{Options, Redis},
 };
 
-/// The generated client over one connection.
-pub type Client = DataQueueClient<Channel>;
+/// The generated clients of both services, over one connection. It is that of `DataQueue` unless told otherwise.
+#[derive(Clone, Debug)]
+pub struct Client {
+    queue: DataQueueClient<Channel>,
+    pub admin: QueueAdminClient<Channel>,
+}
+
+impl Deref for Client {
+    type Target = DataQueueClient<Channel>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.queue
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.queue
+    }
+}
+
 /// The health service's client over one connection.
 pub type HealthClient = RawHealthClient<Channel>;
 
@@ -102,9 +122,10 @@ impl Server {
         self.log.to_string()
     }
 
-    /// The generated client on a connection of its own.
+    /// The generated clients on a connection of their own.
     pub async fn client(&self) -> Client {
-        DataQueueClient::new(self.channel().await)
+        let channel = self.channel().await;
+        Client { queue: DataQueueClient::new(channel.clone()), admin: QueueAdminClient::new(channel) }
     }
 
     /// Health checks on a connection of their own.
