@@ -5,6 +5,7 @@
 mod admin;
 mod batches;
 mod cancel;
+mod files;
 mod queues;
 mod request_ids;
 mod startup;

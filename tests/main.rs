@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 mod admin;
+mod backup;
 mod bad_inputs;
 mod faults;
 mod guarantees;

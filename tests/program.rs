@@ -1,6 +1,6 @@
 //! The server as a program: its flags, its log, what it offers beside the queue.
 
-use std::{collections::BTreeMap, net::TcpListener, time::Duration};
+use std::{collections::BTreeMap, fs, net::TcpListener, os::unix::fs::PermissionsExt, time::Duration};
 
 use data_queue_proto::v1::{NewTask, Outcome, new_task::Value};
 use tokio::time::Instant;
@@ -10,7 +10,8 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::support::{
     PATIENCE,
-    call::{ack, heartbeat, insert_json, insert_request, json, pop, pop_request, pop_waiting, proto, putback},
+    call::{ack, five, heartbeat, insert_json, insert_request, json, pop, pop_request, pop_waiting, proto, putback},
+    directory::Directory,
     on_every_store, poll_until,
     server::{Server, run_to_end, run_to_end_in},
     unique_queue, wire_tests,
@@ -58,7 +59,8 @@ wire_tests! {
         let help = run_to_end_in(&[("DATA_QUEUE_STORE", "redis://:swordfish@127.0.0.1:1")], &["--help"]);
         assert_eq!(help.code, Some(0), "{help:?}");
         let flags = [
-            ("listen", "127.0.0.1:50051"), ("store", ""), ("key-prefix", "dq"), ("store-timeout", "5s"),
+            ("listen", "127.0.0.1:50051"), ("store", ""), ("data-dir", ""), ("durability", "full"),
+            ("disk-reserve", "67108864"), ("key-prefix", "dq"), ("store-timeout", "5s"),
             ("memory-capacity", "1073741824"), ("default-lease", "30s"), ("max-expiries", "20"), ("max-value", "1048576"),
             ("max-message", "4194304"), ("memory-window", "5m"), ("memory-entries", "1000000"), ("threads", ""),
             ("grace", "10s"), ("max-connections", "10000"), ("max-streams", "1024"), ("keepalive-interval", "20s"),
@@ -73,6 +75,35 @@ wire_tests! {
         assert!(!help.stdout.contains("swordfish"), "{}", help.stdout);
         let version = run_to_end(&["--version"]);
         assert_eq!((version.code, version.stdout.as_str()), (Some(0), "data-queue-server 0.1.0\n"));
+    }
+
+    /// The first run: without a flag the tasks are kept in a folder of the user's own, which it tells; the next run has them.
+    async fn without_flags_there_is_a_data_folder() {
+        let home = Directory::default();
+        let state = home.join("state");
+        let cases = [
+            (vec![("HOME", home.text())], home.join(".local/state/data-queue")),
+            (vec![("HOME", home.text()), ("XDG_STATE_HOME", "")], home.join(".local/state/data-queue")),
+            (vec![("HOME", home.text()), ("XDG_STATE_HOME", &state)], home.join("state/data-queue")),
+            (vec![("HOME", home.text()), ("DATA_QUEUE_DATA_DIR", &state)], state.clone()),
+        ];
+        for (number, (environment, folder)) in cases.into_iter().enumerate() {
+            let server = Server::in_environment(&environment);
+            let said = server.said().lines().collect::<Vec<_>>();
+            let listening = format!("listening on {}", server.address());
+            assert_eq!(said, [format!("data in {folder}"), listening], "{environment:?}");
+            let mut client = server.client().await;
+            if number != 1 {
+                insert_json(&mut client, "q", &["1"]).await;
+            }
+            assert_eq!(five(&mut client, "q").await, [1, 0, 0, 1, 0], "{environment:?}");
+            let mode = |path: &str| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+            assert_eq!((mode(&folder), mode(&format!("{folder}/data-queue.db"))), (0o700, 0o600));
+            server.terminate();
+            assert_eq!(server.wait_exit(PATIENCE).code(), Some(0));
+        }
+        run_to_end(&[]).one_line(64, &["--data-dir", "HOME"]);
+        run_to_end_in(&[("HOME", "not/absolute")], &[]).one_line(64, &["--data-dir"]);
     }
 
     /// Settings come from the environment too, and the command line wins.
