@@ -66,7 +66,8 @@ impl Lock {
                 .create(directory)
                 .map_err(|error| format!("cannot make the folder {}: {error}", directory.display()))?;
         }
-        let name = beside(path, ".lock");
+        // By the file's own name, whatever link leads to it.
+        let name = beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), ".lock");
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
