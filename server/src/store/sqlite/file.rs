@@ -235,7 +235,13 @@ pub(super) fn backup(path: &Path, to: &Path) -> Result<(), OpenError> {
     let connection = open_to_read(path)?;
     let part = beside(to, ".part");
     // SQLite writes only into a file that is new or empty.
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&part)
+        .map_err(|error| OpenError::Refused(format!("cannot be copied: cannot write {}: {error}", part.display())))?;
     let copied = connection
         .execute("VACUUM INTO ?1", [part.to_string_lossy()])
         .map_err(OpenError::from)
