@@ -37,8 +37,8 @@ fn refused(directory: &Directory, file: &[u8], case: &str, words: &[&str]) {
     fs::write(&path, file).unwrap();
     let name = path.to_str().unwrap();
     for round in 0..2 {
-        let ended = start_on(directory.text());
         eprintln!("{case}, round {round}");
+        let ended = start_on(directory.text());
         ended.one_line(1, &[&[name], words].concat());
         assert!(fs::read(&path).unwrap() == file, "{case}: the file was changed");
     }
@@ -66,8 +66,8 @@ wire_tests! {
             ["--store", &format!("sqlite:{name}")],
             ["--store", &format!("sqlite:{link}")],
         ] {
-            let ended = run_to_end(&[&["--listen", "127.0.0.1:0"][..], &place].concat());
             eprintln!("{place:?}");
+            let ended = run_to_end(&[&["--listen", "127.0.0.1:0"][..], &place].concat());
             ended.one_line(1, &["in use", FILE]);
             witness.unchanged(&mut client, "a second server").await;
         }
@@ -90,7 +90,7 @@ wire_tests! {
             start_on(&folder).one_line(1, &[word]);
         }
         let below = format!("sqlite:{}", directory.join("file/below.db"));
-        run_to_end(&["--listen", "127.0.0.1:0", "--store", &below]).one_line(1, &["below.db"]);
+        run_to_end(&["--listen", "127.0.0.1:0", "--store", &below]).one_line(1, &["file"]);
         assert_eq!(fs::read(directory.path().join("file")).unwrap(), b"a file");
     }
 
