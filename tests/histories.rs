@@ -4,7 +4,10 @@
 mod behind;
 mod checker;
 mod checker_tests;
+mod disk;
+mod embedded;
 mod give_back;
+mod injected;
 mod kill;
 mod load;
 mod random;

@@ -1,12 +1,15 @@
 //! What every wire test needs: a real server on a real store, calls, and patience.
 
 pub mod call;
+pub mod disk;
+pub mod embedded;
 pub mod keys;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod server;
 pub mod status;
+pub mod strace;
 
 use std::{
     env,

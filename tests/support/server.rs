@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
     path::PathBuf,
@@ -53,6 +54,8 @@ impl Backend {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    /// Words in front of the command.
+    prefix: Vec<String>,
     arguments: Vec<String>,
     process: Mutex<Option<Child>>,
     log: Log,
@@ -73,14 +76,18 @@ impl Server {
 
     /// A server with this `--store`, listening, perhaps not ready.
     pub fn launch(store: &str, flags: &[&str], redis: Option<Arc<Redis>>) -> Self {
-        let mut arguments = vec!["--store".to_owned(), store.to_owned()];
-        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        Self::launch_behind(&[], &[&["--store", store], flags].concat(), redis)
+    }
+
+    /// A server with exactly these flags, behind a command that becomes what it is given, listening, perhaps not ready.
+    pub fn launch_behind(prefix: &[String], flags: &[&str], redis: Option<Arc<Redis>>) -> Self {
+        let arguments = flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
         let log = Log::default();
-        let (child, address) = match spawn(&arguments, "127.0.0.1:0", &log) {
+        let (child, address) = match spawn(prefix, &arguments, "127.0.0.1:0", &log) {
             Ok(started) => started,
             Err(status) => panic!("{BINARY} {arguments:?} did not start: {status}\n{log}"),
         };
-        Self { address, arguments, process: Mutex::new(Some(child)), log, redis }
+        Self { address, prefix: prefix.to_vec(), arguments, process: Mutex::new(Some(child)), log, redis }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -95,6 +102,11 @@ impl Server {
     /// The same, for what outlives this.
     pub fn shared_redis(&self) -> Arc<Redis> {
         Arc::clone(self.redis.as_ref().expect("a server on Redis"))
+    }
+
+    /// The id of the process.
+    pub fn pid(&self) -> u32 {
+        self.process().as_ref().expect("the server runs").id()
     }
 
     /// Everything the server wrote to stderr so far.
@@ -163,13 +175,24 @@ impl Server {
         let deadline = Instant::now() + PATIENCE;
         // The system may have lent the port to an outgoing connection for a moment.
         let child = loop {
-            match spawn(&self.arguments, &self.address.to_string(), &self.log) {
+            match spawn(&self.prefix, &self.arguments, &self.address.to_string(), &self.log) {
                 Ok((child, _)) => break child,
                 Err(status) => assert!(Instant::now() < deadline, "no restart: {status}\n{}", self.log),
             }
         };
         *self.process() = Some(child);
         self.ready().await;
+    }
+
+    /// Starts another process on the same store, which is killed again after this time, whatever it is at then.
+    pub async fn start_and_kill(&self, after: Duration) {
+        self.kill();
+        let command = command(&self.prefix).args(["--listen", "127.0.0.1:0"]).args(&self.arguments).spawn();
+        let mut child = command.expect("the server's binary");
+        self.log.drain(child.stderr.take().expect("a pipe"));
+        tokio::time::sleep(after).await;
+        let _ = child.kill();
+        let _ = child.wait();
     }
 
     /// A connection.
@@ -207,7 +230,16 @@ pub fn run_to_end(flags: &[&str]) -> Ended {
 
 /// The same with these settings in the environment.
 pub fn run_to_end_in(environment: &[(&str, &str)], flags: &[&str]) -> Ended {
-    let mut child = command().envs(environment.iter().copied()).args(flags).spawn().expect("the server's binary");
+    end_of(command(&[]).envs(environment.iter().copied()).args(flags))
+}
+
+/// The same behind a command that becomes what it is given.
+pub fn run_to_end_behind(prefix: &[String], flags: &[&str]) -> Ended {
+    end_of(command(prefix).args(flags))
+}
+
+fn end_of(command: &mut Command) -> Ended {
+    let mut child = command.spawn().expect("the server's binary");
     let read = |stream: Option<Box<dyn Read + Send>>| {
         let mut stream = stream.expect("a pipe");
         thread::spawn(move || {
@@ -228,12 +260,12 @@ pub fn run_to_end_in(environment: &[(&str, &str)], flags: &[&str]) -> Ended {
         stdout: stdout.join().unwrap(),
         stderr: stderr.join().unwrap(),
     };
-    assert!(status.is_some(), "{BINARY} {flags:?} did not end: {ended:?}");
+    assert!(status.is_some(), "{command:?} did not end: {ended:?}");
     ended
 }
 
-fn spawn(arguments: &[String], listen: &str, log: &Log) -> Result<(Child, SocketAddr), String> {
-    let mut child = command().args(["--listen", listen]).args(arguments).spawn().expect("the server's binary");
+fn spawn(prefix: &[String], arguments: &[String], listen: &str, log: &Log) -> Result<(Child, SocketAddr), String> {
+    let mut child = command(prefix).args(["--listen", listen]).args(arguments).spawn().expect("the server's binary");
     log.drain(child.stderr.take().expect("a pipe"));
     let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
     let (send, lines) = mpsc::channel();
@@ -250,8 +282,10 @@ fn spawn(arguments: &[String], listen: &str, log: &Log) -> Result<(Child, Socket
     Err(child.wait().map_or_else(|error| error.to_string(), |status| status.to_string()))
 }
 
-fn command() -> Command {
-    let mut command = Command::new(binary());
+fn command(prefix: &[String]) -> Command {
+    let mut words = prefix.iter().map(OsString::from).chain([binary().into_os_string()]);
+    let mut command = Command::new(words.next().expect("the binary at least"));
+    command.args(words);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // Every flag has a variable; those of whoever runs the tests must not count.
     for (name, _) in env::vars_os() {

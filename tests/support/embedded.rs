@@ -1,0 +1,105 @@
+//! A server on SQLite, with a directory of its own that is kept while it is killed and started again.
+
+use std::{
+    env, fs,
+    ops::Deref,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use super::{
+    disk::Disk,
+    server::{Ended, Server, run_to_end_behind},
+    strace::Strace,
+};
+
+/// The server, and what it keeps its tasks in.
+#[derive(Debug)]
+pub struct Embedded {
+    server: Server,
+    disk: Option<Disk>,
+    directory: Directory,
+}
+
+impl Embedded {
+    /// Ready to serve, with these flags besides.
+    pub async fn start(flags: &[&str]) -> Self {
+        Self::start_in(Directory::new(), None, flags).await
+    }
+
+    /// On a file system of its own, of so many bytes.
+    pub async fn start_on_disk(bytes: u64, flags: &[&str]) -> Self {
+        let directory = Directory::new();
+        let disk = Disk::mount(&directory.0, bytes);
+        Self::start_in(directory, Some(disk), flags).await
+    }
+
+    async fn start_in(directory: Directory, disk: Option<Disk>, flags: &[&str]) -> Self {
+        let prefix = disk.as_ref().map(Disk::prefix).unwrap_or_default();
+        let mut arguments = vec!["--data-dir", directory.data()];
+        arguments.extend(flags);
+        let server = Server::launch_behind(&prefix, &arguments, None);
+        server.ready().await;
+        Self { server, disk, directory }
+    }
+
+    /// The file system of its own.
+    pub fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("a file system of its own")
+    }
+
+    /// Traces what the server does to its file and to the log of changes beside it. At most one at a time.
+    pub fn strace(&self, options: &[&str]) -> Strace {
+        let paths = ["data-queue.db", "data-queue.db-wal"].map(|name| self.directory.0.join(name));
+        let paths = paths.iter().flat_map(|path| ["-P", path.to_str().expect("a path in UTF-8")]);
+        let options = options.iter().copied().chain(paths).collect::<Vec<_>>();
+        Strace::attach(self.pid(), &options, self.directory.0.with_extension("strace"))
+    }
+
+    /// What `data-queue-server check` says of the directory. The server must not run.
+    pub fn check(&self) -> Ended {
+        let prefix = self.disk.as_ref().map(Disk::prefix).unwrap_or_default();
+        run_to_end_behind(&prefix, &["check", "--data-dir", self.directory.data()])
+    }
+
+    /// Kills the server and checks that it left a sound file behind, without having panicked.
+    pub fn kill_and_check(&self) {
+        self.kill();
+        let found = self.check();
+        assert_eq!(found.code, Some(0), "{found:?}");
+        assert!(!self.log().contains("panicked"), "the server panicked:\n{}", self.log());
+    }
+}
+
+impl Deref for Embedded {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
+/// Removed when dropped.
+#[derive(Debug)]
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("data-queue-sqlite-{}-{number}", process::id()));
+        fs::create_dir_all(&path).expect("a directory");
+        Self(path)
+    }
+
+    fn data(&self) -> &str {
+        Path::to_str(&self.0).expect("a path in UTF-8")
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
