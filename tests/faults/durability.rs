@@ -88,8 +88,8 @@ async fn every_change(watched: &mut Watched) -> Vec<(&'static str, Seen, Duratio
         let back = async |client: &mut Client| assert_eq!(putback(client, queue, &token).await, Outcome::Applied);
         all.push(("putback", watched.seen(back).await));
         token = pop_for(&mut watched.client, queue, lease).await.lease_token;
-        let ack = async |client: &mut Client| assert_eq!(ack(client, queue, &token).await, Outcome::Applied);
-        all.push(("ack", watched.seen(ack).await));
+        let done = async |client: &mut Client| assert_eq!(ack(client, queue, &token).await, Outcome::Applied);
+        all.push(("ack", watched.seen(done).await));
         token = pop_for(&mut watched.client, queue, lease).await.lease_token;
         let request = PopRequest { ack_lease_tokens: vec![token], lease: Some(proto(lease)), ..pop_request(queue) };
         let next = async |client: &mut Client| drop(client.pop(request).await.expect("a pop"));
