@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     embedded::plan,
+    injected::FAILED,
     load::{NO_DEAD_LETTERS, Plan, run},
     random::Random,
 };
@@ -30,12 +31,18 @@ wire_tests! {
             let mut felt = 0;
             for round in 0..all {
                 load.moment(random, round, all).await;
+                // The log of changes is empty at the start: it will want room.
+                server.restart().await;
                 let before = load.unanswered();
-                let taken = server.disk().fill(FOREIGN);
+                let mut taken = server.disk().fill(FOREIGN);
                 let deadline = Instant::now() + BITE_LIMIT;
                 let bitten = async || (load.unanswered() > before || Instant::now() > deadline).then_some(());
                 poll_until("the load to feel it", BITE_LIMIT + PATIENCE, bitten).await;
-                sleep(random.up_to(Duration::from_millis(500))).await;
+                for _ in 0..random.below(4) {
+                    sleep(random.up_to(Duration::from_millis(200))).await;
+                    // What the server made free to begin anew.
+                    taken += server.disk().fill(FOREIGN);
+                }
                 let killed = random.chance(500);
                 if killed {
                     server.kill();
@@ -50,6 +57,9 @@ wire_tests! {
                 load.conserved(&server).await;
             }
             assert!(felt > 0, "a full file system was never felt");
+            let failures = server.log().matches(FAILED).count();
+            println!("the server noticed {failures} failures of its file");
+            assert!(failures > 0, "nothing but inserts was refused");
         })
         .await;
         server.kill_and_check();

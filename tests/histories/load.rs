@@ -41,8 +41,8 @@ const RETRY: Duration = Duration::from_millis(20);
 /// For servers: no habit of workers makes dead letters.
 pub const NO_DEAD_LETTERS: [&str; 2] = ["--max-expiries", "1000000"];
 const LARGEST_BATCH: u64 = 40;
-/// Producers that have time wait while so many tasks are open.
-const MOST_OPEN: usize = 1_000;
+/// Producers wait while so many tasks are open, so that there are inserts until the end.
+const MOST_OPEN: usize = 300;
 const FAULTS_TOLD: usize = 20;
 /// Of the run, in thousandths: what happens later happens to next to nothing.
 const LAST_MOMENT: u64 = 950;
@@ -200,6 +200,9 @@ impl Load {
     async fn take(&self, most: usize) -> Option<std::ops::Range<usize>> {
         match self.plan.supply {
             Supply::Tasks(total) => {
+                while self.open() > MOST_OPEN && !self.over() {
+                    sleep(RETRY).await;
+                }
                 let first = self.next.fetch_add(most, Ordering::SeqCst);
                 (first < total).then(|| first..total.min(first + most))
             }
