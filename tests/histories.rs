@@ -10,6 +10,7 @@ mod give_back;
 mod injected;
 mod kill;
 mod load;
+mod power_cut;
 mod random;
 mod recorder;
 mod retry;

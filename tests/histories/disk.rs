@@ -6,7 +6,6 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     embedded::plan,
-    injected::FAILED,
     load::{NO_DEAD_LETTERS, Plan, run},
     random::Random,
 };
@@ -15,6 +14,8 @@ use crate::support::{PATIENCE, embedded::Embedded, poll_until, rounds, wire_test
 const DISK: u64 = 48 << 20;
 const FLAGS: &[&str] = &["--disk-reserve", "4194304", NO_DEAD_LETTERS[0], NO_DEAD_LETTERS[1]];
 const FOREIGN: &str = "foreign";
+/// What the server says in its log.
+const FAILED: &str = "the store failed";
 const TASKS_A_ROUND: u64 = 600;
 /// How long a round waits for the load to feel it.
 const BITE_LIMIT: Duration = Duration::from_secs(10);

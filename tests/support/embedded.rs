@@ -14,6 +14,9 @@ use super::{
     strace::Strace,
 };
 
+/// Its files: the tasks, and the log of changes that are not among them yet.
+pub const FILES: [&str; 2] = ["data-queue.db", "data-queue.db-wal"];
+
 /// The server, and what it keeps its tasks in.
 #[derive(Debug)]
 pub struct Embedded {
@@ -35,6 +38,20 @@ impl Embedded {
         Self::start_in(directory, Some(disk), flags).await
     }
 
+    /// On files that are there already, given by their names.
+    pub async fn start_on(files: &[(&str, &[u8])], flags: &[&str]) -> Self {
+        let directory = Directory::new();
+        for (name, bytes) in files {
+            fs::write(directory.0.join(name), bytes).expect("a file");
+        }
+        Self::start_in(directory, None, flags).await
+    }
+
+    /// What a file of the directory has in it now; nothing if it is not there.
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.directory.0.join(name)).unwrap_or_default()
+    }
+
     async fn start_in(directory: Directory, disk: Option<Disk>, flags: &[&str]) -> Self {
         let prefix = disk.as_ref().map(Disk::prefix).unwrap_or_default();
         let mut arguments = vec!["--data-dir", directory.data()];
@@ -51,7 +68,7 @@ impl Embedded {
 
     /// Traces what the server does to its file and to the log of changes beside it. At most one at a time.
     pub fn strace(&self, options: &[&str]) -> Strace {
-        let paths = ["data-queue.db", "data-queue.db-wal"].map(|name| self.directory.0.join(name));
+        let paths = FILES.map(|name| self.directory.0.join(name));
         let paths = paths.iter().flat_map(|path| ["-P", path.to_str().expect("a path in UTF-8")]);
         let options = options.iter().copied().chain(paths).collect::<Vec<_>>();
         Strace::attach(self.pid(), &options, self.directory.0.with_extension("strace"))

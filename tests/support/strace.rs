@@ -61,23 +61,36 @@ impl Strace {
 
     /// Each call that was traced so far and has come to its end, a line each, in the order in which they ended.
     pub fn calls(&self) -> Vec<String> {
+        self.placed_calls().into_iter().map(|(_, call)| call).collect()
+    }
+
+    /// The same, each with [`Strace::place`] just behind it.
+    pub fn placed_calls(&self) -> Vec<(u64, String)> {
         let text = fs::read(&self.output).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
-        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         let mut begun = BTreeMap::new();
         let mut calls = Vec::new();
-        for line in complete.lines() {
+        let mut place = 0;
+        for line in text.split_inclusive('\n') {
+            place += line.len() as u64;
+            let Some(line) = line.strip_suffix('\n') else { break };
             let (thread, call) = line.split_once(' ').unwrap_or_default();
             let call = call.trim_start();
             if let Some(begin) = call.strip_suffix(" <unfinished ...>") {
                 begun.insert(thread, begin);
-            } else if let Some((_, end)) = call.split_once(" resumed>") {
-                calls.push(format!("{}{end}", begun.remove(thread).unwrap_or_default()));
+            } else if let Some(end) = call.strip_prefix("<... ") {
+                let (_, end) = end.split_once(" resumed>").unwrap_or_default();
+                calls.push((place, format!("{}{end}", begun.remove(thread).unwrap_or_default())));
             } else if call.contains('(') {
-                calls.push(call.to_owned());
+                calls.push((place, call.to_owned()));
             }
         }
         calls
+    }
+
+    /// How far the trace has come, in bytes: whatever came to its end before is in front of this.
+    pub fn place(&self) -> u64 {
+        fs::metadata(&self.output).map_or(0, |output| output.len())
     }
 
     /// How many calls were made to fail so far.
