@@ -144,12 +144,15 @@ fn scripts_have_headers() {
 /// or take a time to work, and faults at moments that chance chooses.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 11] = [
+    const MAY: [&str; 14] = [
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
         "tests/faults/load.rs",
         "tests/faults/store_faults.rs",
+        "tests/histories/disk.rs",
+        "tests/histories/embedded.rs",
+        "tests/histories/injected.rs",
         "tests/histories/kill.rs",
         "tests/histories/load.rs",
         "tests/histories/retry.rs",

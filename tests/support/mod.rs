@@ -2,12 +2,15 @@
 
 pub mod call;
 pub mod directory;
+pub mod disk;
+pub mod embedded;
 pub mod keys;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod server;
 pub mod status;
+pub mod strace;
 
 use std::{
     env,
