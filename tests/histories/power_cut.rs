@@ -277,14 +277,14 @@ wire_tests! {
     /// G1–G3, G7, G14: with --durability full, no insert and no ack that was answered OK is undone by a power cut, whatever
     /// the disk kept of what was not synced, and the file is sound.
     async fn full_keeps_what_was_answered_when_the_power_is_cut() {
-        let (cuts, first) = cuts("full", rounds(25, 400)).await;
+        let (cuts, first) = cuts("full", rounds(20, 400)).await;
         assert_eq!(cuts, 0, "{first:?}");
     }
 
     /// With --durability normal the file is sound, too, and inserts are there as a whole or not at all; the last of them may
     /// be gone, which shows that this would be noticed above.
     async fn normal_keeps_a_sound_file_when_the_power_is_cut() {
-        let (cuts, _) = cuts("normal", rounds(15, 100)).await;
+        let (cuts, _) = cuts("normal", rounds(6, 100)).await;
         assert!(cuts > 0, "no cut took anything: these are no power cuts");
     }
 }
