@@ -117,6 +117,12 @@ fn only_its_store_names_redis() {
     }
 }
 
+/// Nothing but its store names SQLite's library.
+#[test]
+fn only_its_store_names_sqlite() {
+    assert_eq!(who_names(&["rusqlite"], &["store/sqlite/"]), [""; 0]);
+}
+
 /// Each script says what it is given and what it answers; what scripts are put together from, what it is for.
 #[test]
 fn scripts_have_headers() {

@@ -7,20 +7,18 @@ use std::{
     time::Duration,
 };
 
-use data_queue_proto::v1::{
-    AckRequest, GetQueueRequest, InsertRequest, Outcome, PopBatchRequest, Task, queue_admin_client::QueueAdminClient,
-};
+use data_queue_proto::v1::{AckRequest, InsertRequest, Outcome, PopBatchRequest, Task};
 use tokio::task::JoinSet;
 
 use super::random::Random;
 use crate::support::{
     call::{
-        ack_request, heartbeat_request, held_for_request, insert_request, json, outcomes, pop_batch, pop_batch_request,
-        proto, putback_request, text,
+        ack_request, get_queue_request, heartbeat_request, held_for_request, insert_request, json, outcomes, pop_batch,
+        pop_batch_request, proto, putback_request, text,
     },
     embedded::{Embedded, FILES},
     rounds,
-    server::{Client, Server},
+    server::Client,
     strace::Strace,
     unique_queue, wire_tests,
 };
@@ -196,7 +194,7 @@ impl Run {
         let server = Embedded::start_on(&named, &[]).await;
         let mut client = server.client().await;
         let mut broken = Vec::new();
-        let left = self.left(&server, &mut client).await;
+        let left = self.left(&mut client).await;
         let mut known = BTreeSet::new();
         for (answered, request, ids) in &self.promises.inserts {
             known.extend(ids);
@@ -239,9 +237,8 @@ impl Run {
     }
 
     /// Every task that is there, by its id.
-    async fn left(&self, server: &Server, client: &mut Client) -> BTreeMap<String, String> {
-        let mut admin = QueueAdminClient::new(server.channel().await);
-        let Ok(counted) = admin.get_queue(GetQueueRequest { queue: self.queue.clone() }).await else {
+    async fn left(&self, client: &mut Client) -> BTreeMap<String, String> {
+        let Ok(counted) = client.admin.get_queue(get_queue_request(&self.queue)).await else {
             return BTreeMap::new();
         };
         let counts = counted.into_inner().queue.expect("a queue").counts.expect("counts");

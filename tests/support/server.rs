@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     io::{BufRead, BufReader, Read},
     net::SocketAddr,
+    ops::{Deref, DerefMut},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, mpsc},
@@ -12,19 +13,40 @@ use std::{
     time::{Duration, Instant},
 };
 
-use data_queue_proto::v1::data_queue_client::DataQueueClient;
+use data_queue_proto::v1::{data_queue_client::DataQueueClient, queue_admin_client::QueueAdminClient};
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient as RawHealthClient,
 };
 
 use super::{
-    PATIENCE, poll_until,
+    PATIENCE,
+    directory::Directory,
+    poll_until,
     redis::{Options, Redis},
 };
 
-/// The generated client over one connection.
-pub type Client = DataQueueClient<Channel>;
+/// The generated clients of both services, over one connection. It is that of `DataQueue` unless told otherwise.
+#[derive(Clone, Debug)]
+pub struct Client {
+    queue: DataQueueClient<Channel>,
+    pub admin: QueueAdminClient<Channel>,
+}
+
+impl Deref for Client {
+    type Target = DataQueueClient<Channel>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.queue
+    }
+}
+
+impl DerefMut for Client {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.queue
+    }
+}
+
 /// The health service's client over one connection.
 pub type HealthClient = RawHealthClient<Channel>;
 
@@ -36,6 +58,7 @@ const POLL: Duration = Duration::from_millis(5);
 pub enum Backend {
     Memory,
     Redis,
+    Sqlite,
 }
 
 impl Backend {
@@ -44,22 +67,26 @@ impl Backend {
         let server = match self {
             Self::Memory => Server::launch("memory", flags, None),
             Self::Redis => Server::on(Arc::new(Redis::start()), flags),
+            Self::Sqlite => Server::on_sqlite_with(flags),
         };
         server.ready().await;
         server
     }
 }
 
-/// One running server, and the Redis it uses, if any.
+/// One running server, and the Redis or the directory it uses, if any.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     /// Words in front of the command.
     prefix: Vec<String>,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    said: String,
     process: Mutex<Option<Child>>,
     log: Log,
     redis: Option<Arc<Redis>>,
+    directory: Option<Arc<Directory>>,
 }
 
 impl Server {
@@ -74,20 +101,59 @@ impl Server {
         Self::on(Arc::new(Redis::with(options)), flags)
     }
 
-    /// A server with this `--store`, listening, perhaps not ready.
-    pub fn launch(store: &str, flags: &[&str], redis: Option<Arc<Redis>>) -> Self {
-        Self::launch_behind(&[], &[&["--store", store], flags].concat(), redis)
+    /// A server with its file in a new directory, listening, perhaps not ready.
+    pub fn on_sqlite_with(flags: &[&str]) -> Self {
+        Self::on_directory(Arc::default(), flags)
     }
 
-    /// A server with exactly these flags, behind a command that becomes what it is given, listening, perhaps not ready.
-    pub fn launch_behind(prefix: &[String], flags: &[&str], redis: Option<Arc<Redis>>) -> Self {
-        let arguments = flags.iter().map(|flag| (*flag).to_owned()).collect::<Vec<_>>();
+    /// A server with its file in this directory, listening, perhaps not ready.
+    pub fn on_directory(directory: Arc<Directory>, flags: &[&str]) -> Self {
+        let path = directory.text().to_owned();
+        Self::begin(&[], &[&["--data-dir", &path], flags].concat(), &[], None, Some(directory))
+    }
+
+    /// The same behind a command that becomes what it is given.
+    pub fn on_directory_behind(prefix: &[String], directory: Arc<Directory>, flags: &[&str]) -> Self {
+        let path = directory.text().to_owned();
+        Self::begin(prefix, &[&["--data-dir", &path], flags].concat(), &[], None, Some(directory))
+    }
+
+    /// A server with this `--store`, listening, perhaps not ready.
+    pub fn launch(store: &str, flags: &[&str], redis: Option<Arc<Redis>>) -> Self {
+        Self::begin(&[], &[&["--store", store], flags].concat(), &[], redis, None)
+    }
+
+    /// A server without a flag, that has only these variables to go by, listening on a free port, perhaps not ready.
+    pub fn in_environment(environment: &[(&str, &str)]) -> Self {
+        Self::begin(&[], &[], environment, None, None)
+    }
+
+    fn begin(
+        prefix: &[String],
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        redis: Option<Arc<Redis>>,
+        directory: Option<Arc<Directory>>,
+    ) -> Self {
+        let arguments = arguments.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment = environment.iter().map(own).collect::<Vec<_>>();
         let log = Log::default();
-        let (child, address) = match spawn(prefix, &arguments, "127.0.0.1:0", &log) {
+        let Started { child, address, said } = match spawn(prefix, &arguments, &environment, "127.0.0.1:0", &log) {
             Ok(started) => started,
             Err(status) => panic!("{BINARY} {arguments:?} did not start: {status}\n{log}"),
         };
-        Self { address, prefix: prefix.to_vec(), arguments, process: Mutex::new(Some(child)), log, redis }
+        Self {
+            address,
+            prefix: prefix.to_vec(),
+            arguments,
+            environment,
+            said,
+            process: Mutex::new(Some(child)),
+            log,
+            redis,
+            directory,
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -109,14 +175,25 @@ impl Server {
         self.process().as_ref().expect("the server runs").id()
     }
 
+    /// The directory of this server's file; panics on another store.
+    pub fn directory(&self) -> &Arc<Directory> {
+        self.directory.as_ref().expect("a server on SQLite")
+    }
+
+    /// What it wrote to stdout when it was first started, up to the line that tells its address.
+    pub fn said(&self) -> &str {
+        &self.said
+    }
+
     /// Everything the server wrote to stderr so far.
     pub fn log(&self) -> String {
         self.log.to_string()
     }
 
-    /// The generated client on a connection of its own.
+    /// The generated clients on a connection of their own.
     pub async fn client(&self) -> Client {
-        DataQueueClient::new(self.channel().await)
+        let channel = self.channel().await;
+        Client { queue: DataQueueClient::new(channel.clone()), admin: QueueAdminClient::new(channel) }
     }
 
     /// Health checks on a connection of their own.
@@ -175,8 +252,8 @@ impl Server {
         let deadline = Instant::now() + PATIENCE;
         // The system may have lent the port to an outgoing connection for a moment.
         let child = loop {
-            match spawn(&self.prefix, &self.arguments, &self.address.to_string(), &self.log) {
-                Ok((child, _)) => break child,
+            match spawn(&self.prefix, &self.arguments, &self.environment, &self.address.to_string(), &self.log) {
+                Ok(Started { child, .. }) => break child,
                 Err(status) => assert!(Instant::now() < deadline, "no restart: {status}\n{}", self.log),
             }
         };
@@ -223,6 +300,27 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// It ended with this code and one line on stderr that says these words.
+    #[track_caller]
+    pub fn one_line(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        assert_eq!(self.stderr.trim_end().lines().count(), 1, "not one line: {self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is not in {:?}", self.stderr);
+        }
+        assert!(!self.stdout.contains("listening on"), "{self:?}");
+        assert!(!self.stderr.contains("panicked"), "{self:?}");
+    }
+
+    /// It ended well. Gives what it said.
+    #[track_caller]
+    pub fn ok(&self) -> &str {
+        assert_eq!((self.code, self.stderr.as_str()), (Some(0), ""), "{self:?}");
+        &self.stdout
+    }
+}
+
 /// Runs the binary with exactly these flags until it ends by itself.
 pub fn run_to_end(flags: &[&str]) -> Ended {
     run_to_end_in(&[], flags)
@@ -264,18 +362,37 @@ fn end_of(command: &mut Command) -> Ended {
     ended
 }
 
-fn spawn(prefix: &[String], arguments: &[String], listen: &str, log: &Log) -> Result<(Child, SocketAddr), String> {
-    let mut child = command(prefix).args(["--listen", listen]).args(arguments).spawn().expect("the server's binary");
+/// A server that listens.
+struct Started {
+    child: Child,
+    address: SocketAddr,
+    said: String,
+}
+
+fn spawn(
+    prefix: &[String],
+    arguments: &[String],
+    environment: &[(String, String)],
+    listen: &str,
+    log: &Log,
+) -> Result<Started, String> {
+    let mut command = command(prefix);
+    // In the variable, so that a flag of the test's goes before it.
+    command.envs(environment.iter().cloned()).env("DATA_QUEUE_LISTEN", listen).args(arguments);
+    let mut child = command.spawn().expect("the server's binary");
     log.drain(child.stderr.take().expect("a pipe"));
     let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
     let (send, lines) = mpsc::channel();
     // Read to the end even when nobody listens any more: a full pipe would stop the server.
     thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(|line| drop(send.send(line))));
     let deadline = Instant::now() + PATIENCE;
+    let mut said = String::new();
     while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        said.push_str(&line);
+        said.push('\n');
         if let Some((_, address)) = line.split_once("listening on ") {
             let address = address.trim().parse().unwrap_or_else(|error| panic!("{line:?}: {error}"));
-            return Ok((child, address));
+            return Ok(Started { child, address, said });
         }
     }
     let _ = child.kill();
@@ -293,6 +410,8 @@ fn command(prefix: &[String]) -> Command {
             command.env_remove(name);
         }
     }
+    // Nor may a test that does not say where write into their home.
+    command.env_remove("HOME").env_remove("XDG_STATE_HOME");
     command
 }
 
