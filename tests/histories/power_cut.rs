@@ -149,6 +149,7 @@ impl Run {
             ended.expect("a caller");
         }
         let events = strace.placed_calls().into_iter().filter_map(Event::of).collect::<Vec<_>>();
+        assert!(events.iter().any(|event| event.file == 0), "the log was never brought into the file");
         let promises = std::mem::take(&mut *promises.lock().unwrap());
         println!(
             "{durability}: {} inserts, {} acks, {} changes of files, {} syncs",
