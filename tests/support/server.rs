@@ -78,15 +78,27 @@ impl Backend {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    launch: Launch,
+    said: String,
+    process: Mutex<Option<Child>>,
+    log: Log,
+}
+
+/// How the server is started, and started again.
+#[derive(Debug, Default)]
+struct Launch {
     /// Words in front of the command.
     prefix: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    said: String,
-    process: Mutex<Option<Child>>,
-    log: Log,
     redis: Option<Arc<Redis>>,
     directory: Option<Arc<Directory>>,
+}
+
+impl Launch {
+    fn with(arguments: &[&str]) -> Self {
+        Self { arguments: arguments.iter().map(|word| (*word).to_owned()).collect(), ..Self::default() }
+    }
 }
 
 impl Server {
@@ -109,51 +121,32 @@ impl Server {
     /// A server with its file in this directory, listening, perhaps not ready.
     pub fn on_directory(directory: Arc<Directory>, flags: &[&str]) -> Self {
         let path = directory.text().to_owned();
-        Self::begin(&[], &[&["--data-dir", &path], flags].concat(), &[], None, Some(directory))
-    }
-
-    /// The same behind a command that becomes what it is given.
-    pub fn on_directory_behind(prefix: &[String], directory: Arc<Directory>, flags: &[&str]) -> Self {
-        let path = directory.text().to_owned();
-        Self::begin(prefix, &[&["--data-dir", &path], flags].concat(), &[], None, Some(directory))
+        Self::begin(Launch { directory: Some(directory), ..Launch::with(&[&["--data-dir", &path], flags].concat()) })
     }
 
     /// A server with this `--store`, listening, perhaps not ready.
     pub fn launch(store: &str, flags: &[&str], redis: Option<Arc<Redis>>) -> Self {
-        Self::begin(&[], &[&["--store", store], flags].concat(), &[], redis, None)
+        Self::begin(Launch { redis, ..Launch::with(&[&["--store", store], flags].concat()) })
+    }
+
+    /// A server with exactly these flags, behind a command that becomes what it is given, listening, perhaps not ready.
+    pub fn launch_behind(prefix: &[String], flags: &[&str]) -> Self {
+        Self::begin(Launch { prefix: prefix.to_vec(), ..Launch::with(flags) })
     }
 
     /// A server without a flag, that has only these variables to go by, listening on a free port, perhaps not ready.
     pub fn in_environment(environment: &[(&str, &str)]) -> Self {
-        Self::begin(&[], &[], environment, None, None)
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Self::begin(Launch { environment: environment.iter().map(own).collect(), ..Launch::default() })
     }
 
-    fn begin(
-        prefix: &[String],
-        arguments: &[&str],
-        environment: &[(&str, &str)],
-        redis: Option<Arc<Redis>>,
-        directory: Option<Arc<Directory>>,
-    ) -> Self {
-        let arguments = arguments.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        let environment = environment.iter().map(own).collect::<Vec<_>>();
+    fn begin(launch: Launch) -> Self {
         let log = Log::default();
-        let Started { child, address, said } = match spawn(prefix, &arguments, &environment, "127.0.0.1:0", &log) {
+        let Started { child, address, said } = match spawn(&launch, "127.0.0.1:0", &log) {
             Ok(started) => started,
-            Err(status) => panic!("{BINARY} {arguments:?} did not start: {status}\n{log}"),
+            Err(status) => panic!("{BINARY} {:?} did not start: {status}\n{log}", launch.arguments),
         };
-        Self {
-            address,
-            prefix: prefix.to_vec(),
-            arguments,
-            environment,
-            said,
-            process: Mutex::new(Some(child)),
-            log,
-            redis,
-            directory,
-        }
+        Self { address, launch, said, process: Mutex::new(Some(child)), log }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -162,27 +155,27 @@ impl Server {
 
     /// The Redis under this server; panics on another store.
     pub fn redis(&self) -> &Redis {
-        self.redis.as_ref().expect("a server on Redis")
+        self.launch.redis.as_ref().expect("a server on Redis")
     }
 
     /// The same, for what outlives this.
     pub fn shared_redis(&self) -> Arc<Redis> {
-        Arc::clone(self.redis.as_ref().expect("a server on Redis"))
-    }
-
-    /// The id of the process.
-    pub fn pid(&self) -> u32 {
-        self.process().as_ref().expect("the server runs").id()
+        Arc::clone(self.launch.redis.as_ref().expect("a server on Redis"))
     }
 
     /// The directory of this server's file; panics on another store.
     pub fn directory(&self) -> &Arc<Directory> {
-        self.directory.as_ref().expect("a server on SQLite")
+        self.launch.directory.as_ref().expect("a server on SQLite")
     }
 
     /// What it wrote to stdout when it was first started, up to the line that tells its address.
     pub fn said(&self) -> &str {
         &self.said
+    }
+
+    /// The id of the process.
+    pub fn pid(&self) -> u32 {
+        self.process().as_ref().expect("the server runs").id()
     }
 
     /// Everything the server wrote to stderr so far.
@@ -252,7 +245,7 @@ impl Server {
         let deadline = Instant::now() + PATIENCE;
         // The system may have lent the port to an outgoing connection for a moment.
         let child = loop {
-            match spawn(&self.prefix, &self.arguments, &self.environment, &self.address.to_string(), &self.log) {
+            match spawn(&self.launch, &self.address.to_string(), &self.log) {
                 Ok(Started { child, .. }) => break child,
                 Err(status) => assert!(Instant::now() < deadline, "no restart: {status}\n{}", self.log),
             }
@@ -264,7 +257,8 @@ impl Server {
     /// Starts another process on the same store, which is killed again after this time, whatever it is at then.
     pub async fn start_and_kill(&self, after: Duration) {
         self.kill();
-        let command = command(&self.prefix).args(["--listen", "127.0.0.1:0"]).args(&self.arguments).spawn();
+        let command =
+            command(&self.launch.prefix).args(["--listen", "127.0.0.1:0"]).args(&self.launch.arguments).spawn();
         let mut child = command.expect("the server's binary");
         self.log.drain(child.stderr.take().expect("a pipe"));
         tokio::time::sleep(after).await;
@@ -369,16 +363,10 @@ struct Started {
     said: String,
 }
 
-fn spawn(
-    prefix: &[String],
-    arguments: &[String],
-    environment: &[(String, String)],
-    listen: &str,
-    log: &Log,
-) -> Result<Started, String> {
-    let mut command = command(prefix);
+fn spawn(launch: &Launch, listen: &str, log: &Log) -> Result<Started, String> {
+    let mut command = command(&launch.prefix);
     // In the variable, so that a flag of the test's goes before it.
-    command.envs(environment.iter().cloned()).env("DATA_QUEUE_LISTEN", listen).args(arguments);
+    command.envs(launch.environment.iter().cloned()).env("DATA_QUEUE_LISTEN", listen).args(&launch.arguments);
     let mut child = command.spawn().expect("the server's binary");
     log.drain(child.stderr.take().expect("a pipe"));
     let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
