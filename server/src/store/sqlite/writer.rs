@@ -74,6 +74,7 @@ impl Engine {
     pub(super) fn open(setup: &Arc<Setup>, connection: Connection, restarted: bool) -> Result<Self, OpenError> {
         let renewed = restarted.then(|| setup.clock.now());
         let index = load::index(&connection, setup.rules, renewed)?;
+        file::accept(&connection)?;
         let (setup, touched) = (Arc::clone(setup), Vec::new());
         Ok(Self { connection, index, setup, touched, room: None, syncs: true })
     }
