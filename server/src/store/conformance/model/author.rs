@@ -100,6 +100,18 @@ impl Plot {
             && self.withdrawn.get(&pop.number).is_none_or(|at| self.now < at + MAY_STILL_ARRIVE)
     }
 
+    /// Whether a history is one that can happen.
+    pub(super) fn allows_all(&self, steps: &[Step]) -> bool {
+        let mut plot = self.clone();
+        for step in steps {
+            if !plot.allows(step) {
+                return false;
+            }
+            plot = plot.after(step);
+        }
+        true
+    }
+
     fn after(mut self, step: &Step) -> Self {
         match step {
             Step::Pass(span) => self.now += span,
@@ -119,6 +131,7 @@ impl Plot {
             Step::Disturb(Disturbance::CloseAndReopen | Disturbance::CrashAndReopen) => {
                 self.opened_before = self.next_pop;
             }
+            Step::Again(step) => return self.after(step),
             _ => {}
         }
         let surplus = self.past.len().saturating_sub(RECENT);
@@ -257,7 +270,11 @@ impl Plot {
 
     /// Tokens to ack: one at most where it matters when the older half is dropped.
     fn acks(&self) -> BoxedStrategy<Vec<Ticket>> {
-        if self.forgets_early() { self.tickets().prop_map(|tickets| tickets[..tickets.len().min(1)].to_vec()).boxed() } else { self.tickets() }
+        if self.forgets_early() {
+            self.tickets().prop_map(|tickets| tickets[..tickets.len().min(1)].to_vec()).boxed()
+        } else {
+            self.tickets()
+        }
     }
 
     /// Tokens of one queue mostly, and mostly of late.

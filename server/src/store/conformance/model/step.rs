@@ -69,8 +69,7 @@ impl Ticket {
     }
 
     fn of(token: Token) -> Self {
-        let ticket =
-            Self { pop: read(&token.0), position: u16::from_be_bytes(token.0[14..].try_into().unwrap()) };
+        let ticket = Self { pop: read(&token.0), position: u16::from_be_bytes(token.0[14..].try_into().unwrap()) };
         assert!(ticket.token() == token, "a token that nobody minted: {token}");
         ticket
     }
@@ -91,7 +90,7 @@ fn tokens_of(tickets: &[Ticket]) -> Vec<Token> {
 pub(super) struct TaskNumber(pub(super) u32);
 
 impl TaskNumber {
-    fn of(id: TaskId) -> Self {
+    pub(super) fn of(id: TaskId) -> Self {
         let number = Self(read(&id.0));
         assert_eq!(TaskId(spelled(number.0)), id, "an id that nobody minted");
         number
@@ -194,8 +193,13 @@ pub(super) enum Step {
     Pass(Millis),
     Counts(Vec<Queue>),
     Look(Vec<Queue>),
-    Queues { after: Option<Queue>, max: usize },
-    Reap { budget: usize },
+    Queues {
+        after: Option<Queue>,
+        max: usize,
+    },
+    Reap {
+        budget: usize,
+    },
     Insert(Queue, Batch, Option<Request>),
     Pop(Queue, PopStep),
     Ack(Queue, Vec<Ticket>),
@@ -207,6 +211,16 @@ pub(super) enum Step {
     Disturb(Disturbance),
     /// A step that the way to the store takes a second time, or late: an insert or a pop.
     Again(Box<Step>),
+}
+
+impl Step {
+    /// The step that runs, be it the first or the second time.
+    pub(super) fn once(&self) -> &Self {
+        match self {
+            Self::Again(step) => step.once(),
+            step => step,
+        }
+    }
 }
 
 /// A delivery, in short words.
@@ -279,9 +293,7 @@ pub(super) async fn take(rig: &mut Rig, step: &Step, rounds: usize) -> Answer {
         Step::Look(queues) => look(rig, queues, rounds).await,
         Step::Reap { budget } => reap(rig, *budget, rounds).await,
         Step::Counts(queues) => rig.counts(&names(queues)).await.map(Answer::Counted),
-        Step::Queues { after, max } => {
-            rig.queues(after.map(Queue::name).as_ref(), *max).await.map(Answer::Named)
-        }
+        Step::Queues { after, max } => rig.queues(after.map(Queue::name).as_ref(), *max).await.map(Answer::Named),
         step => call(rig, step).await,
     };
     answer.unwrap_or_else(|error| Answer::Refused(error.to_string()))
