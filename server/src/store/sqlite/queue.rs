@@ -110,6 +110,8 @@ pub(super) struct Queue {
     max_expiries: u32,
     /// Whether the counts are to be written with this transaction.
     changed: bool,
+    /// Whether this transaction has come to it.
+    touched: bool,
 }
 
 impl Queue {
@@ -132,7 +134,13 @@ impl Queue {
             acked_count: 0,
             max_expiries: rules.max_expiries,
             changed: false,
+            touched: false,
         }
+    }
+
+    /// True for the first step of a transaction: it has to be finished.
+    pub(super) fn touch(&mut self) -> bool {
+        !std::mem::replace(&mut self.touched, true)
     }
 
     /// Puts a lease in the index.
@@ -527,6 +535,7 @@ impl Queue {
 
     /// Writes what is written once a transaction.
     pub(super) fn finish(&mut self, tables: Tables<'_>) -> Sql<()> {
+        self.touched = false;
         self.write_acked(tables)?;
         if std::mem::take(&mut self.changed) {
             tables.save_counts(self.key, self.inserted_count, self.acked_count)?;
