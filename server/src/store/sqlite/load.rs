@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::{
     file::OpenError,
     memories::{Generation, Kind, Sweeper},
-    queue::{Lease, Queue, request_digest},
+    queue::{Lease, Queue, Withdrawn, request_digest},
     tables::{Sql, Tries, holders_from_bytes},
 };
 use crate::store::{Millis, QueueName, Rules, TaskId, Token};
@@ -17,6 +17,8 @@ pub(super) struct Index {
     pub(super) queues: BTreeMap<QueueName, Queue>,
     pub(super) next_task: i64,
     pub(super) sweeper: Sweeper,
+    /// Not in the file: when it is opened, no pop is under way.
+    pub(super) withdrawn: Withdrawn,
 }
 
 struct Stored {
@@ -55,7 +57,7 @@ pub(super) fn index(connection: &Connection, rules: Rules, renewed: Option<Milli
     let mut sweeper = Sweeper::default();
     memories(connection, &mut queues, &mut sweeper)?;
 
-    let mut index = Index { queues: BTreeMap::new(), next_task, sweeper };
+    let mut index = Index { queues: BTreeMap::new(), next_task, sweeper, withdrawn: HashMap::new() };
     for (key, queue) in queues {
         let name = names.remove(&key).unwrap_or_default();
         if !queue.balances() {

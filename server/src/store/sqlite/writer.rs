@@ -88,8 +88,9 @@ impl Engine {
         name: &QueueName,
         step: impl FnOnce(&mut Queue, &mut Turn<'_>) -> Sql<T>,
     ) -> Sql<T> {
-        let Index { queues, next_task, sweeper } = &mut self.index;
-        let mut turn = Turn { tables: Tables(&self.connection), now: self.setup.clock.now(), next_task, sweeper };
+        let Index { queues, next_task, sweeper, withdrawn } = &mut self.index;
+        let (tables, now) = (Tables(&self.connection), self.setup.clock.now());
+        let mut turn = Turn { tables, now, next_task, sweeper, withdrawn };
         match queues.get_mut(name) {
             Some(queue) => {
                 if queue.touch() {
