@@ -50,7 +50,7 @@ impl MemoryStore {
             queue.withdrawn().clear();
             queue.deadlines.clear();
             for (token, lease) in &mut queue.leases {
-                lease.deadline = now + (lease.deadline - lease.renewed_at);
+                lease.deadline = now + lease.length;
                 queue.deadlines.insert((lease.deadline, lease.order, *token));
             }
         }
@@ -115,6 +115,8 @@ struct Lease {
     order: u64,
     renewed_at: Millis,
     deadline: Millis,
+    /// What was left when it was renewed.
+    length: Millis,
     /// The tries of a repeatable pop that were answered with this lease. They may be answered in another order than they
     /// were made, so each of them counts.
     holders: Vec<Attempt>,
@@ -257,8 +259,14 @@ impl Queue {
             bytes += task.task.envelope.len();
             let token = pop.stem.token(held.len() as u16);
             self.delivered += 1;
-            let lease =
-                Lease { id, order: self.delivered, renewed_at: now, deadline: now + pop.lease, holders: Vec::new() };
+            let lease = Lease {
+                id,
+                order: self.delivered,
+                renewed_at: now,
+                deadline: now + pop.lease,
+                length: pop.lease,
+                holders: Vec::new(),
+            };
             self.deadlines.insert((lease.deadline, lease.order, token));
             self.leases.insert(token, lease);
             held.push(token);
@@ -308,6 +316,7 @@ impl Queue {
             self.deadlines.remove(&(held.deadline, held.order, *token));
             held.deadline = held.deadline.max(now + lease);
             held.renewed_at = now;
+            held.length = held.deadline.saturating_sub(now);
             self.deadlines.insert((held.deadline, held.order, *token));
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
             Outcome::Applied

@@ -38,9 +38,9 @@ pub(super) fn latest_time(connection: &Connection) -> Sql<Millis> {
     connection.query_row(sql, (), |row| number(row, 0))
 }
 
-/// `renewed`: leases run their full length again from this time on, because whoever holds them could not be heard for a
-/// while.
-pub(super) fn index(connection: &Connection, rules: Rules, renewed: Option<Millis>) -> Result<Index, OpenError> {
+/// `opened`: leases that were renewed before run their full length again from this time on, because whoever holds them
+/// could not be heard for a while.
+pub(super) fn index(connection: &Connection, rules: Rules, opened: Option<Millis>) -> Result<Index, OpenError> {
     let mut names = HashMap::new();
     let mut queues: HashMap<i64, Queue> = HashMap::new();
     each(connection, "SELECT key, name, inserted, acked FROM queues", |row| {
@@ -53,7 +53,7 @@ pub(super) fn index(connection: &Connection, rules: Rules, renewed: Option<Milli
         queues.insert(key, queue);
         Ok(())
     })?;
-    let next_task = tasks(connection, &mut queues, renewed)?;
+    let next_task = tasks(connection, &mut queues, opened)?;
     let mut sweeper = Sweeper::default();
     memories(connection, &mut queues, &mut sweeper)?;
 
@@ -87,7 +87,7 @@ fn each(connection: &Connection, sql: &str, mut take: impl FnMut(&rusqlite::Row<
 }
 
 /// Answers the key of the next task.
-fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, renewed: Option<Millis>) -> Result<i64, OpenError> {
+fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Option<Millis>) -> Result<i64, OpenError> {
     let mut leases = HashMap::new();
     each(connection, "SELECT task, token, place, renewed_at, deadline, holders FROM leases", |row| {
         let holders = row.get_ref(5)?.as_blob()?.to_vec();
@@ -125,7 +125,7 @@ fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, renewed: Opt
         });
         if let Some(stored) = leases.remove(&task) {
             of_queue.delivered = of_queue.delivered.max(stored.order);
-            of_queue.index_lease(stored.token, stored.lease(id, task, renewed));
+            of_queue.index_lease(stored.token, stored.lease(id, task, opened));
         } else if dead.remove(&task) {
             of_queue.dead += 1;
         } else if let Some(position) = position {
@@ -149,10 +149,11 @@ fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, renewed: Opt
 }
 
 impl Stored {
-    fn lease(self, id: TaskId, task: i64, renewed: Option<Millis>) -> Lease {
+    fn lease(self, id: TaskId, task: i64, opened: Option<Millis>) -> Lease {
         let Self { order, renewed_at, deadline, holders, .. } = self;
-        let deadline = renewed.map_or(deadline, |now| now + deadline.saturating_sub(renewed_at));
-        Lease { id, task, order, renewed_at, deadline, holders: holders_from_bytes(&holders) }
+        let length = deadline.saturating_sub(renewed_at);
+        let deadline = opened.filter(|opened| renewed_at < *opened).map_or(deadline, |opened| opened + length);
+        Lease { length, id, task, order, renewed_at, deadline, holders: holders_from_bytes(&holders) }
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) struct Lease {
     pub(super) order: u64,
     pub(super) renewed_at: Millis,
     pub(super) deadline: Millis,
+    /// What was left when it was renewed.
+    pub(super) length: Millis,
     /// The tries of a repeatable pop that were answered with this lease.
     pub(super) holders: Vec<Attempt>,
 }
@@ -245,6 +247,7 @@ impl Queue {
                 order: self.delivered,
                 renewed_at: turn.now,
                 deadline: turn.now + pop.lease,
+                length: pop.lease,
                 holders: attempt.into_iter().collect(),
             };
             turn.tables.add_lease(&token, &lease)?;
@@ -323,6 +326,7 @@ impl Queue {
             self.deadlines.remove(&(held.deadline, held.order, *token));
             held.deadline = held.deadline.max(now + lease);
             held.renewed_at = now;
+            held.length = held.deadline.saturating_sub(now);
             self.deadlines.insert((held.deadline, held.order, *token));
             turn.tables.save_lease(held)?;
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));

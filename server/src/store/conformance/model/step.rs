@@ -104,10 +104,16 @@ impl fmt::Debug for TaskNumber {
 }
 
 /// A caller's request id, and a number for what the request is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Request {
     pub(super) id: u8,
     pub(super) content: u8,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {}{}", self.id, if self.content == 0 { "" } else { " about something else" })
+    }
 }
 
 impl Request {
@@ -117,10 +123,16 @@ impl Request {
 }
 
 /// A repeatable pop, and which try of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Try {
     pub(super) request: Request,
     pub(super) attempt: u8,
+}
+
+impl fmt::Debug for Try {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "try {} of {:?}", self.attempt, self.request)
+    }
 }
 
 impl Try {
@@ -157,8 +169,9 @@ impl fmt::Debug for Batch {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(super) struct PopStep {
+    /// Of its tokens.
     pub(super) number: u32,
     pub(super) max_tasks: usize,
     pub(super) max_bytes: usize,
@@ -166,6 +179,20 @@ pub(super) struct PopStep {
     pub(super) request: Option<Try>,
     pub(super) acks: Vec<Ticket>,
     pub(super) will_wait: bool,
+}
+
+impl fmt::Debug for PopStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { number, max_tasks, max_bytes, lease, request, acks, will_wait } = self;
+        write!(f, "t{number}: at most {max_tasks} of {max_bytes} bytes for {lease} ms")?;
+        if let Some(one) = request {
+            write!(f, ", {one:?}")?;
+        }
+        if !acks.is_empty() {
+            write!(f, ", acks {acks:?}")?;
+        }
+        f.write_str(if *will_wait { ", will wait" } else { "" })
+    }
 }
 
 impl PopStep {
