@@ -146,14 +146,15 @@ impl Comparison {
         if found != expected {
             return Err(format!("{step:?}\n  answered  {found:?}\n  in memory {expected:?}"));
         }
-        for label in labels(step, &found) {
-            *self.tally.entry(label).or_default() += 1;
-        }
         Ok(found)
     }
 
     async fn step(&mut self, step: &Step) -> Result<(), String> {
         let answer = self.same(step).await?;
+        let known = |ticket: Ticket| self.tickets.iter().any(|(_, known)| *known == ticket);
+        for label in labels(step, &answer, known) {
+            *self.tally.entry(label).or_default() += 1;
+        }
         match step {
             Step::Insert(q, _, Some(_)) | Step::Pop(q, PopStep { request: Some(_), .. }) => {
                 self.requests.push((*q, step.clone()));
@@ -243,7 +244,7 @@ impl Trial for Comparison {
 }
 
 /// In short, what a step did.
-fn labels(step: &Step, answer: &Answer) -> Vec<String> {
+fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<String> {
     let name = |step: &Step| {
         let text = format!("{step:?}");
         text.split(|letter: char| !letter.is_alphanumeric()).next().unwrap_or_default().to_owned()
@@ -261,10 +262,8 @@ fn labels(step: &Step, answer: &Answer) -> Vec<String> {
         Answer::Inserted { tasks, .. } if tasks.len() >= RECLAIM_STEP => vec![format!("{kind}: many")],
         Answer::Popped { acks, tasks, reclaimed, .. } => {
             let mut labels = of_all(acks);
-            let own =
-                matches!(step.once(), Step::Pop(_, pop) if tasks.iter().any(|task| task.ticket.pop == pop.number));
             let many = *reclaimed > RECLAIM_STEP as u64;
-            labels.extend((!tasks.is_empty() && !own).then(|| format!("{kind}: given the same again")));
+            labels.extend(tasks.iter().any(|task| known(task.ticket)).then(|| format!("{kind}: given the same again")));
             labels.extend((*reclaimed > 0).then(|| format!("{kind}: reclaimed")));
             labels.extend(many.then(|| format!("{kind}: reclaimed many")));
             labels.extend(
@@ -330,9 +329,11 @@ const MET: &[&str] = &[
     "Pop: given the same again",
     "Pop: the request id was used before, with other content",
     "Pop: reclaimed",
+    "Pop: reclaimed many",
     "Pop: nothing",
     "Pop: came back",
     "Again Pop",
+    "Again Pop: given the same again",
     "Again Pop: nothing",
     "Ack: Applied",
     "Ack: AlreadyAcked",

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use proptest::{
     collection::vec,
     option,
-    prelude::{Just, Strategy, any},
+    prelude::{Just, Strategy, any, prop},
     prop_oneof,
     sample::select,
     strategy::BoxedStrategy,
@@ -44,6 +44,8 @@ pub(super) struct Wanted {
 pub(super) struct Plot {
     pub(super) rules: Rules,
     wanted: Wanted,
+    /// Often there are more tasks than one step takes.
+    crowded: bool,
     next_task: u32,
     next_pop: u32,
     now: Millis,
@@ -66,9 +68,10 @@ pub(super) fn histories(wanted: Wanted) -> Sequential<Plot, Step, Opening, Next>
 fn opening(wanted: Wanted) -> Opening {
     let entries = prop_oneof![3 => Just(RULES.remember.entries), 1 => 4_u64..12];
     let max_expiries = prop_oneof![2 => Just(RULES.max_expiries), 3 => 1_u32..4];
-    let plot = move |(entries, max_expiries)| Plot {
+    let plot = move |(entries, max_expiries, crowded)| Plot {
         rules: Rules { remember: Remember { window: WINDOW, entries }, max_expiries },
         wanted: wanted.clone(),
+        crowded,
         next_task: 0,
         next_pop: 0,
         now: 0,
@@ -78,7 +81,7 @@ fn opening(wanted: Wanted) -> Opening {
         withdrawn: HashMap::new(),
         opened_before: 0,
     };
-    (entries, max_expiries).prop_map(plot).no_shrink().boxed()
+    (entries, max_expiries, prop::bool::weighted(0.1)).prop_map(plot).no_shrink().boxed()
 }
 
 impl Plot {
@@ -208,7 +211,7 @@ impl Plot {
 
     fn insert(&self) -> Next {
         let first = self.next_task;
-        let count = prop_oneof![40 => 1_u32..6, 1 => 200_u32..260];
+        let count = prop_oneof![60 => 1_u32..6, self.often() => 200_u32..260];
         let padding = (0_usize..40, any::<u8>());
         let step = move |(q, count, padding, request)| Step::Insert(q, Batch { first, count, padding }, request);
         (self.known_queue(), count, padding, option::of(request())).prop_map(step).boxed()
@@ -216,7 +219,7 @@ impl Plot {
 
     fn pop(&self) -> BoxedStrategy<(Queue, PopStep)> {
         let number = self.next_pop;
-        let max_tasks = prop_oneof![40 => 1_usize..6, 2 => Just(crate::store::RECLAIM_STEP)];
+        let max_tasks = prop_oneof![60 => 1_usize..6, self.often() => Just(crate::store::RECLAIM_STEP)];
         let max_bytes = prop_oneof![1 => Just(1 << 20), 1 => 1_usize..200];
         let acks = prop_oneof![2 => Just(Vec::new()), 1 => self.acks()];
         (self.queue(), max_tasks, max_bytes, lease(), option::of(a_try()), acks, any::<bool>())
@@ -224,6 +227,11 @@ impl Plot {
                 (q, PopStep { number, max_tasks, max_bytes, lease, request, acks, will_wait })
             })
             .boxed()
+    }
+
+    /// Beside 60 small ones, so many large ones.
+    fn often(&self) -> u32 {
+        if self.crowded { 30 } else { 1 }
     }
 
     /// Of a pop that ran, or of one that will, or never will, run later.
@@ -285,7 +293,7 @@ impl Plot {
         }
         let last = self.pops.len() - 1;
         let pops = self.pops.clone();
-        let back = prop_oneof![3 => 0..=last.min(5), 1 => 0..=last];
+        let back = prop_oneof![4 => 0..=last.min(2), 2 => 0..=last.min(6), 1 => 0..=last];
         let position = prop_oneof![6 => Just(0), 3 => 0..5_u16, 1 => 0..200_u16];
         let by_queue = pops.clone();
         // Of one pop; then of pops of the same queue.
@@ -307,7 +315,7 @@ impl Plot {
             let (_, pop) = &pops[last - back];
             (0..pop.max_tasks as u16).map(|position| Ticket { pop: pop.number, position }).collect::<Vec<_>>()
         });
-        prop_oneof![8 => of_one, 6 => of_many, 3 => whole, 1 => vec(unknown, 0..3)].boxed()
+        prop_oneof![8 => of_one, 4 => of_many, 6 => whole, 1 => vec(unknown, 0..3)].boxed()
     }
 }
 

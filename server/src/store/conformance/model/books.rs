@@ -6,7 +6,7 @@ use super::{
     super::*,
     Trial,
     author::Plot,
-    step::{self, Answer, Delivery, PopStep, Queue, Request, Step, TaskNumber, Ticket},
+    step::{self, Answer, Delivery, PopStep, Queue, Step, TaskNumber, Ticket},
 };
 
 /// The one queue that is booked.
@@ -16,7 +16,8 @@ pub(super) struct Books {
     pub(super) rig: Rig,
     inserted: HashMap<TaskNumber, Bytes>,
     holder: HashMap<TaskNumber, (Ticket, Millis)>,
-    held: HashMap<Ticket, (TaskNumber, Option<Request>)>,
+    /// Each delivery, and the id of the request that it answered.
+    held: HashMap<Ticket, (TaskNumber, Option<u8>)>,
     acked: HashSet<TaskNumber>,
 }
 
@@ -58,7 +59,7 @@ impl Books {
             }
             // Takes back from any try of the request.
             (Step::Withdraw(_, pop), Answer::Withdrawn(1..)) => {
-                let request = pop.request.map(|one| one.request);
+                let request = pop.request.map(|one| one.request.id);
                 let held = &self.held;
                 let of_request = |ticket: &Ticket| request.is_some() && held[ticket].1 == request;
                 self.holder.retain(|_, (ticket, _)| ticket.pop != pop.number && !of_request(ticket));
@@ -96,7 +97,7 @@ impl Books {
                 format!("G4: {holder:?} holds until {deadline}: {task:?}")
             })?;
         }
-        let before = self.held.insert(ticket, (number, pop.request.map(|one| one.request)));
+        let before = self.held.insert(ticket, (number, pop.request.map(|one| one.request.id)));
         require(before.is_none_or(|(before, _)| before == number), || {
             format!("G4: {ticket:?} was another's: {task:?}")
         })?;
