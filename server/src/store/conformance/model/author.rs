@@ -49,8 +49,8 @@ pub(super) struct Plot {
     next_task: u32,
     next_pop: u32,
     now: Millis,
-    pops: Vec<(Queue, PopStep)>,
-    past: Vec<Step>,
+    pops: Vec<(Queue, Arc<PopStep>)>,
+    past: Vec<Arc<Step>>,
     /// A pop runs twice before anybody saw its tokens, so never after one of them was acked.
     acked: HashSet<u32>,
     withdrawn: HashMap<u32, Millis>,
@@ -81,7 +81,7 @@ fn opening(wanted: Wanted) -> Opening {
         withdrawn: HashMap::new(),
         opened_before: 0,
     };
-    (entries, max_expiries, prop::bool::weighted(0.1)).prop_map(plot).no_shrink().boxed()
+    (entries, max_expiries, prop::bool::weighted(0.15)).prop_map(plot).no_shrink().boxed()
 }
 
 impl Plot {
@@ -96,8 +96,14 @@ impl Plot {
     }
 
     fn allows(&self, step: &Step) -> bool {
-        let Step::Again(step) = step else { return true };
-        let Step::Pop(_, pop) = &**step else { return true };
+        match step {
+            Step::Again(step) => self.may_run_again(step),
+            _ => true,
+        }
+    }
+
+    fn may_run_again(&self, step: &Step) -> bool {
+        let Step::Pop(_, pop) = step else { return true };
         pop.number >= self.opened_before
             && !self.acked.contains(&pop.number)
             && self.withdrawn.get(&pop.number).is_none_or(|at| self.now < at + MAY_STILL_ARRIVE)
@@ -120,7 +126,7 @@ impl Plot {
             Step::Pass(span) => self.now += span,
             Step::Insert(_, batch, _) => {
                 self.next_task = self.next_task.max(batch.first + batch.count);
-                self.past.push(step.clone());
+                self.past.push(Arc::new(step.clone()));
             }
             Step::Pop(q, pop) => {
                 self.acked.extend(pop.acks.iter().map(|ticket| ticket.pop));
@@ -134,7 +140,7 @@ impl Plot {
             Step::Disturb(Disturbance::CloseAndReopen | Disturbance::CrashAndReopen) => {
                 self.opened_before = self.next_pop;
             }
-            Step::Again(step) => return self.after(step),
+            Step::Again(step) => return self.after(&Step::clone(step)),
             _ => {}
         }
         let surplus = self.past.len().saturating_sub(RECENT);
@@ -144,11 +150,11 @@ impl Plot {
         self
     }
 
-    fn met(&mut self, q: Queue, pop: &PopStep) {
+    fn met(&mut self, q: Queue, pop: &Arc<PopStep>) {
         if pop.number >= self.next_pop {
             self.next_pop = pop.number + 1;
-            self.pops.push((q, pop.clone()));
-            self.past.push(Step::Pop(q, pop.clone()));
+            self.pops.push((q, Arc::clone(pop)));
+            self.past.push(Arc::new(Step::Pop(q, Arc::clone(pop))));
         }
     }
 
@@ -161,7 +167,7 @@ impl Plot {
             1 => self.listing(),
             2 => (1_usize..6).prop_map(|budget| Step::Reap { budget }),
             16 => self.insert(),
-            20 => self.pop().prop_map(|(q, pop)| Step::Pop(q, pop)),
+            20 => self.pop().prop_map(|(q, pop)| Step::Pop(q, Arc::new(pop))),
             7 => self.on_tickets(self.acks(), Step::Ack),
             5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), lease())
                 .prop_map(|((q, tickets), lease)| Step::Heartbeat(q, tickets, lease)),
@@ -191,14 +197,15 @@ impl Plot {
     fn queue(&self) -> BoxedStrategy<Queue> {
         let count = self.wanted.queues as u8;
         if count < QUEUES.len() as u8 {
-            return (0..count).prop_map(Queue).boxed();
+            return self.known_queue();
         }
-        prop_oneof![30 => (0..count - 1).prop_map(Queue), 1 => Just(Queue(count - 1))].boxed()
+        prop_oneof![30 => self.known_queue(), 1 => Just(Queue(count - 1))].boxed()
     }
 
     fn known_queue(&self) -> BoxedStrategy<Queue> {
-        let count = (self.wanted.queues as u8).min(QUEUES.len() as u8 - 1);
-        (0..count).prop_map(Queue).boxed()
+        // A crowd gathers in one.
+        let count = if self.crowded { 1 } else { self.wanted.queues.min(QUEUES.len() - 1) };
+        (0..count as u8).prop_map(Queue).boxed()
     }
 
     fn some_queues(&self) -> BoxedStrategy<Vec<Queue>> {
@@ -220,7 +227,8 @@ impl Plot {
     fn pop(&self) -> BoxedStrategy<(Queue, PopStep)> {
         let number = self.next_pop;
         let max_tasks = prop_oneof![60 => 1_usize..6, self.often() => Just(crate::store::RECLAIM_STEP)];
-        let max_bytes = prop_oneof![1 => Just(1 << 20), 1 => 1_usize..200];
+        let large = if self.crowded { 10 } else { 1 };
+        let max_bytes = prop_oneof![large => Just(1 << 20), 1 => 1_usize..200];
         let acks = prop_oneof![2 => Just(Vec::new()), 1 => self.acks()];
         (self.queue(), max_tasks, max_bytes, lease(), option::of(a_try()), acks, any::<bool>())
             .prop_map(move |(q, max_tasks, max_bytes, lease, request, acks, will_wait)| {
@@ -231,12 +239,12 @@ impl Plot {
 
     /// Beside 60 small ones, so many large ones.
     fn often(&self) -> u32 {
-        if self.crowded { 30 } else { 1 }
+        if self.crowded { 40 } else { 1 }
     }
 
     /// Of a pop that ran, or of one that will, or never will, run later.
     fn withdraw(&self) -> Next {
-        let early = self.pop().prop_map(|(q, pop)| Step::Withdraw(q, PopStep { acks: Vec::new(), ..pop }));
+        let early = self.pop().prop_map(|(q, pop)| Step::Withdraw(q, Arc::new(PopStep { acks: Vec::new(), ..pop })));
         if self.pops.is_empty() {
             return early.boxed();
         }
@@ -245,12 +253,11 @@ impl Plot {
     }
 
     fn again(&self) -> Next {
-        let legal = |step: &&Step| self.allows(&Step::Again(Box::new((*step).clone())));
-        let past: Vec<Step> = self.past.iter().filter(legal).cloned().collect();
+        let past: Vec<Arc<Step>> = self.past.iter().filter(|step| self.may_run_again(step)).cloned().collect();
         if past.is_empty() || !self.wanted.again {
             return self.pass();
         }
-        select(past).prop_map(|step| Step::Again(Box::new(step))).boxed()
+        select(past).prop_map(Step::Again).boxed()
     }
 
     fn disturb(&self) -> Next {
@@ -303,7 +310,7 @@ impl Plot {
             positions.into_iter().map(ticket).collect::<Vec<_>>()
         });
         let of_many = (self.queue(), vec((back.clone(), position), 0..6)).prop_map(move |(q, picks)| {
-            let own: Vec<&PopStep> = by_queue.iter().filter(|(of, _)| *of == q).map(|(_, pop)| pop).collect();
+            let own: Vec<&Arc<PopStep>> = by_queue.iter().filter(|(of, _)| *of == q).map(|(_, pop)| pop).collect();
             let pick = |(back, position): (usize, u16)| {
                 let pop = own.get(own.len().checked_sub(1 + back)?)?;
                 Some(Ticket { pop: pop.number, position: position % pop.max_tasks as u16 })

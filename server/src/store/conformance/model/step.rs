@@ -228,16 +228,16 @@ pub(super) enum Step {
         budget: usize,
     },
     Insert(Queue, Batch, Option<Request>),
-    Pop(Queue, PopStep),
+    Pop(Queue, Arc<PopStep>),
     Ack(Queue, Vec<Ticket>),
     Heartbeat(Queue, Vec<Ticket>, Millis),
     PutBack(Queue, Vec<Ticket>),
     Unsent(Queue, Vec<Ticket>, Option<u8>),
-    Withdraw(Queue, PopStep),
+    Withdraw(Queue, Arc<PopStep>),
     ReleaseHeld(Queue, Millis),
     Disturb(Disturbance),
     /// A step that the way to the store takes a second time, or late: an insert or a pop.
-    Again(Box<Step>),
+    Again(Arc<Step>),
 }
 
 impl Step {
