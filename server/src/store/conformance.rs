@@ -6,11 +6,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod ack;
+mod admin;
+mod dead;
 mod full;
 mod heartbeat;
-mod history;
 mod insert;
 mod isolation;
+mod model;
 mod pop;
 mod reap;
 mod reclaim;
@@ -21,16 +23,20 @@ mod release;
 mod retry;
 
 use std::{
+    fs,
     ops::{Deref, Range},
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use async_trait::async_trait;
+use bb8_redis::redis::{Client, Connection, RedisResult, cmd};
 use bytes::Bytes;
+use tempfile::TempDir;
 
 use self::redis_server::Redis;
 use super::{
@@ -38,6 +44,7 @@ use super::{
     QueueName, Release, Released, Remember, RequestKey, Rules, Stem, Store, StoreError, TaskId, Token, Withdrawal,
     memory::MemoryStore,
     redis::{RedisConfig, RedisShared, RedisStore},
+    sqlite::{Durability, SqliteConfig, SqliteStore},
 };
 
 /// Runs every case on every store that is named here.
@@ -127,6 +134,22 @@ macro_rules! conformance {
                     a_look_takes_back_and_tells,
                     counting_takes_back,
                 }
+                dead {
+                    the_last_expiry_makes_a_dead_letter,
+                    whatever_takes_back_makes_dead_letters,
+                    what_was_held_too_often_is_dead,
+                    what_is_given_back_never_dies,
+                    the_token_of_a_dead_task_is_lost,
+                    one_expiry_may_be_enough,
+                    hundreds_die_and_the_others_keep_their_order,
+                }
+                admin {
+                    the_oldest_is_the_head,
+                    several_queues_are_counted_at_once,
+                    queues_are_listed_by_name,
+                    hundreds_of_queues_are_listed_page_by_page,
+                    what_was_never_inserted_is_not_listed,
+                }
                 reap {
                     the_reaper_finds_queues_that_nobody_pops,
                     a_round_visits_all_queues_and_ends,
@@ -137,7 +160,8 @@ macro_rules! conformance {
                 full {
                     a_full_store_refuses_inserts_and_drains,
                 }
-                history {
+                model {
+                    it_answers_as_the_store_in_memory_does,
                     every_task_is_in_exactly_one_place,
                 }
             }
@@ -159,6 +183,7 @@ macro_rules! cases {
 conformance! {
     memory => memory,
     redis => redis,
+    sqlite => sqlite,
 }
 
 /// Opens an empty store.
@@ -188,6 +213,34 @@ trait Engine: Send + Sync {
 
     /// Until an insert of whatever size is refused.
     async fn fill(&self);
+
+    /// Begins again with an empty store, on the same server if it has one.
+    fn start_over(&mut self, rules: Rules);
+
+    /// What may happen to it.
+    fn disturbances(&self) -> &'static [Disturbance];
+
+    /// Lets that happen.
+    async fn disturb(&mut self, disturbance: Disturbance);
+}
+
+/// What happens to a store from outside, and must not be noticed but for what [`MemoryStore::open_again`] says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disturbance {
+    /// Another store object, which knows nothing yet, on the same data.
+    Reconnect,
+    /// What the engine keeps only to be fast is lost.
+    Forget,
+    /// The process ends in good order, and another one opens the data.
+    CloseAndReopen,
+    /// The process is killed, and another one opens the data.
+    CrashAndReopen,
+}
+
+impl Disturbance {
+    fn reopens(self) -> bool {
+        matches!(self, Self::CloseAndReopen | Self::CrashAndReopen)
+    }
 }
 
 impl Deref for Rig {
@@ -203,6 +256,11 @@ impl Rig {
         let rig = Self { engine: Box::new(engine), now: AtomicU64::new(START) };
         rig.set_now(START);
         rig
+    }
+
+    fn start_over(&mut self, rules: Rules) {
+        self.engine.start_over(rules);
+        self.set_now(START);
     }
 
     fn now(&self) -> Millis {
@@ -359,8 +417,14 @@ struct Memory {
 const MEMORY_CAPACITY: u64 = 16 << 20;
 
 fn memory(rules: Rules) -> Rig {
-    let clock = Arc::new(TestClock::default());
-    Rig::new(Memory { store: MemoryStore::new(Arc::clone(&clock) as _, rules, MEMORY_CAPACITY), clock })
+    Rig::new(Memory::new(rules))
+}
+
+impl Memory {
+    fn new(rules: Rules) -> Self {
+        let clock = Arc::new(TestClock::default());
+        Self { store: MemoryStore::new(Arc::clone(&clock) as _, rules, MEMORY_CAPACITY), clock }
+    }
 }
 
 #[async_trait]
@@ -383,6 +447,21 @@ impl Engine for Memory {
             }
         }
     }
+
+    fn start_over(&mut self, rules: Rules) {
+        *self = Self::new(rules);
+    }
+
+    /// It takes part in those of others, but has none of its own.
+    fn disturbances(&self) -> &'static [Disturbance] {
+        &[]
+    }
+
+    async fn disturb(&mut self, disturbance: Disturbance) {
+        if disturbance.reopens() {
+            self.store.open_again();
+        }
+    }
 }
 
 /// One server's store on a Redis of the test's own, which ends with it.
@@ -390,9 +469,13 @@ struct OnRedis {
     store: RedisStore,
     shared: Arc<RedisShared>,
     redis: Arc<Redis>,
+    rules: Rules,
+    /// Kept, because the clock is set often.
+    clock: Mutex<Option<Connection>>,
 }
 
-const REDIS_TIMEOUT: Duration = Duration::from_secs(20);
+/// Of a call; the tests should not meet it.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn redis(rules: Rules) -> Rig {
     Rig::new(OnRedis::connect(&Arc::new(Redis::start()), rules))
@@ -400,9 +483,24 @@ fn redis(rules: Rules) -> Rig {
 
 impl OnRedis {
     fn connect(redis: &Arc<Redis>, rules: Rules) -> Self {
-        let config = RedisConfig { url: redis.url(), key_prefix: "test".to_owned(), timeout: REDIS_TIMEOUT, rules };
+        let config = RedisConfig { url: redis.url(), key_prefix: "test".to_owned(), timeout: TIMEOUT, rules };
         let shared = Arc::new(RedisShared::new(&config).unwrap());
-        Self { store: RedisStore::new(Arc::clone(&shared)), shared, redis: Arc::clone(redis) }
+        let (store, redis) = (RedisStore::new(Arc::clone(&shared)), Arc::clone(redis));
+        Self { store, shared, redis, rules, clock: Mutex::default() }
+    }
+
+    /// A script, and DEL first, because a full Redis refuses a bare SET.
+    fn write_clock(&self, now: Millis) -> RedisResult<()> {
+        let mut kept = self.clock.lock().unwrap();
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => Client::open(self.redis.url())?.get_connection()?,
+        };
+        let set = "redis.call('DEL', KEYS[2]) redis.call('SET', KEYS[1], ARGV[1])";
+        let keys = (self.shared.test_clock(), "test:none");
+        cmd("EVAL").arg(set).arg(2).arg(keys).arg(now).exec(&mut connection)?;
+        *kept = Some(connection);
+        Ok(())
     }
 }
 
@@ -413,12 +511,113 @@ impl Engine for OnRedis {
     }
 
     fn set_clock(&self, now: Millis) {
-        // A script, and DEL first, because a full Redis refuses a bare SET.
-        let set = "redis.call('DEL', KEYS[2]) redis.call('SET', KEYS[1], ARGV[1])";
-        self.redis.command(&["EVAL", set, "2", &self.shared.test_clock(), "test:none", &now.to_string()]);
+        // The connection that was kept may be one to a Redis that has ended since.
+        self.write_clock(now).or_else(|_| self.write_clock(now)).unwrap();
     }
 
     async fn fill(&self) {
         self.redis.config_set("maxmemory", "1");
+    }
+
+    fn start_over(&mut self, rules: Rules) {
+        self.redis.flush();
+        *self = Self { clock: std::mem::take(&mut self.clock), ..Self::connect(&self.redis, rules) };
+    }
+
+    fn disturbances(&self) -> &'static [Disturbance] {
+        &[Disturbance::Reconnect, Disturbance::Forget]
+    }
+
+    async fn disturb(&mut self, disturbance: Disturbance) {
+        match disturbance {
+            Disturbance::Reconnect => {
+                *self = Self { clock: std::mem::take(&mut self.clock), ..Self::connect(&self.redis, self.rules) };
+            }
+            Disturbance::Forget => self.redis.script_flush(),
+            other => panic!("Redis is not part of the server: {other:?}"),
+        }
+    }
+}
+
+/// The embedded store, on a file in a directory of the test's own.
+struct OnSqlite {
+    /// Set but for a moment within a reopening.
+    store: Option<SqliteStore>,
+    clock: Arc<TestClock>,
+    rules: Rules,
+    directory: TempDir,
+    /// The files had so many names.
+    renamed: u32,
+}
+
+fn sqlite(rules: Rules) -> Rig {
+    Rig::new(OnSqlite::new(rules))
+}
+
+impl OnSqlite {
+    fn new(rules: Rules) -> Self {
+        let clock = Arc::new(TestClock(AtomicU64::new(START)));
+        let mut new = Self { store: None, clock, rules, directory: TempDir::new().unwrap(), renamed: 0 };
+        new.open();
+        new
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join(format!("{}.db", self.renamed))
+    }
+
+    fn open(&mut self) {
+        let (path, rules) = (self.path(), self.rules);
+        let config = SqliteConfig { path, durability: Durability::Memory, reserve: 0, rules, timeout: TIMEOUT };
+        self.store = Some(SqliteStore::open(config, Some(Arc::clone(&self.clock) as _)).unwrap());
+    }
+
+    /// What a kill leaves behind is what is in the file and its log at that moment, and nothing writes to them between two
+    /// calls.
+    fn crash(&mut self) {
+        let before = self.path();
+        self.renamed += 1;
+        for ending in ["", "-wal"] {
+            let name = |path: &Path| PathBuf::from(format!("{}{ending}", path.display()));
+            if name(&before).exists() {
+                fs::copy(name(&before), name(&self.path())).unwrap();
+            }
+        }
+        self.store = None;
+        for ending in ["", ".lock"] {
+            fs::remove_file(format!("{}{ending}", before.display())).unwrap();
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for OnSqlite {
+    fn store(&self) -> &dyn Admin {
+        self.store.as_ref().unwrap()
+    }
+
+    fn set_clock(&self, now: Millis) {
+        self.clock.0.store(now, Ordering::Relaxed);
+    }
+
+    async fn fill(&self) {
+        self.store.as_ref().unwrap().reserve(u64::MAX);
+    }
+
+    fn start_over(&mut self, rules: Rules) {
+        *self = Self::new(rules);
+    }
+
+    fn disturbances(&self) -> &'static [Disturbance] {
+        &[Disturbance::CloseAndReopen, Disturbance::CrashAndReopen]
+    }
+
+    async fn disturb(&mut self, disturbance: Disturbance) {
+        match disturbance {
+            Disturbance::CloseAndReopen => self.store = None,
+            Disturbance::CrashAndReopen => self.crash(),
+            other => panic!("one object has the file at a time: {other:?}"),
+        }
+        self.open();
     }
 }

@@ -25,7 +25,11 @@ pub struct MemoryStore {
     rules: Rules,
     capacity: u64,
     used: Arc<AtomicU64>,
+    withdrawn: Arc<Mutex<Withdrawn>>,
 }
+
+/// Until when a pop must not lease any more under its stem, be its queue known already or not.
+type Withdrawn = HashMap<Stem, Millis>;
 
 /// What a task is reckoned to take beside its envelope, in bytes.
 const TASK_OVERHEAD: u64 = 128;
@@ -33,7 +37,8 @@ const TASK_OVERHEAD: u64 = 128;
 impl MemoryStore {
     /// An empty store that refuses inserts when its tasks would take more than `capacity` bytes.
     pub fn new(clock: Arc<dyn Clock>, rules: Rules, capacity: u64) -> Self {
-        Self { queues: Mutex::new(BTreeMap::new()), clock, rules, capacity, used: Arc::new(AtomicU64::new(0)) }
+        let (queues, used, withdrawn) = Default::default();
+        Self { queues, clock, rules, capacity, used, withdrawn }
     }
 
     /// What becomes of a store that keeps its tasks when its process ends and another one opens it: leases run their full
@@ -42,10 +47,10 @@ impl MemoryStore {
     pub(super) fn open_again(&self) {
         let now = self.clock.now();
         for queue in self.queues().values_mut() {
-            queue.withdrawn.clear();
+            queue.withdrawn().clear();
             queue.deadlines.clear();
             for (token, lease) in &mut queue.leases {
-                lease.deadline = now + (lease.deadline - lease.renewed_at);
+                lease.deadline = now + lease.length;
                 queue.deadlines.insert((lease.deadline, lease.order, *token));
             }
         }
@@ -74,8 +79,8 @@ struct Queue {
     leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
-    /// Until when a pop must not lease any more under its stem.
-    withdrawn: HashMap<Stem, Millis>,
+    /// Of the store. Nobody has it but who has the queues.
+    withdrawn: Arc<Mutex<Withdrawn>>,
     acked: Memory<Token, ()>,
     requests: Memory<(Call, String), Request>,
     delivered: u64,
@@ -110,6 +115,8 @@ struct Lease {
     order: u64,
     renewed_at: Millis,
     deadline: Millis,
+    /// What was left when it was renewed.
+    length: Millis,
     /// The tries of a repeatable pop that were answered with this lease. They may be answered in another order than they
     /// were made, so each of them counts.
     holders: Vec<Attempt>,
@@ -157,13 +164,17 @@ impl Queue {
             ready: VecDeque::new(),
             leases: HashMap::new(),
             deadlines: BTreeSet::new(),
-            withdrawn: HashMap::new(),
+            withdrawn: Arc::clone(&store.withdrawn),
             acked: Memory::new(remember),
             requests: Memory::new(remember),
             delivered: 0,
             inserted_count: 0,
             acked_count: 0,
         }
+    }
+
+    fn withdrawn(&self) -> MutexGuard<'_, Withdrawn> {
+        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn insert(&mut self, insert: Insert, capacity: u64, now: Millis) -> Result<Inserted, StoreError> {
@@ -209,7 +220,7 @@ impl Queue {
         }
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
-        if self.withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
+        if self.withdrawn().get(&pop.stem).is_some_and(|until| now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
             return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in });
         }
@@ -248,8 +259,14 @@ impl Queue {
             bytes += task.task.envelope.len();
             let token = pop.stem.token(held.len() as u16);
             self.delivered += 1;
-            let lease =
-                Lease { id, order: self.delivered, renewed_at: now, deadline: now + pop.lease, holders: Vec::new() };
+            let lease = Lease {
+                id,
+                order: self.delivered,
+                renewed_at: now,
+                deadline: now + pop.lease,
+                length: pop.lease,
+                holders: Vec::new(),
+            };
             self.deadlines.insert((lease.deadline, lease.order, token));
             self.leases.insert(token, lease);
             held.push(token);
@@ -299,6 +316,7 @@ impl Queue {
             self.deadlines.remove(&(held.deadline, held.order, *token));
             held.deadline = held.deadline.max(now + lease);
             held.renewed_at = now;
+            held.length = held.deadline.saturating_sub(now);
             self.deadlines.insert((held.deadline, held.order, *token));
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
             Outcome::Applied
@@ -330,8 +348,8 @@ impl Queue {
     }
 
     fn withdraw(&mut self, withdrawal: Withdrawal, now: Millis) -> u64 {
-        self.withdrawn.retain(|_, until| now < *until);
-        self.withdrawn.insert(withdrawal.stem, now + WITHDRAWN_FOR);
+        self.withdrawn().retain(|_, until| now < *until);
+        self.withdrawn().insert(withdrawal.stem, now + WITHDRAWN_FOR);
         let mut tokens: Vec<Token> =
             (0..withdrawal.max_tasks).map(|position| withdrawal.stem.token(position as u16)).collect();
         let attempt = withdrawal.request.as_ref().map(|request| request.attempt);

@@ -1,6 +1,6 @@
 //! What only the store on Redis can promise or break.
 
-use std::{env, process::Command, sync::Mutex};
+use std::{env, process::Command};
 
 use super::{
     redis_server::{BINARY_VARIABLE, Options, Redis, Reply},

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::{
     file::OpenError,
     memories::{Generation, Kind, Sweeper},
-    queue::{Lease, Queue, request_digest},
+    queue::{Lease, Queue, Withdrawn, request_digest},
     tables::{Sql, Tries, holders_from_bytes},
 };
 use crate::store::{Millis, QueueName, Rules, TaskId, Token};
@@ -17,6 +17,8 @@ pub(super) struct Index {
     pub(super) queues: BTreeMap<QueueName, Queue>,
     pub(super) next_task: i64,
     pub(super) sweeper: Sweeper,
+    /// Not in the file: when it is opened, no pop is under way.
+    pub(super) withdrawn: Withdrawn,
 }
 
 struct Stored {
@@ -36,9 +38,9 @@ pub(super) fn latest_time(connection: &Connection) -> Sql<Millis> {
     connection.query_row(sql, (), |row| number(row, 0))
 }
 
-/// `renewed`: leases run their full length again from this time on, because whoever holds them could not be heard for a
-/// while.
-pub(super) fn index(connection: &Connection, rules: Rules, renewed: Option<Millis>) -> Result<Index, OpenError> {
+/// `opened`: leases that were renewed before run their full length again from this time on, because whoever holds them
+/// could not be heard for a while.
+pub(super) fn index(connection: &Connection, rules: Rules, opened: Option<Millis>) -> Result<Index, OpenError> {
     let mut names = HashMap::new();
     let mut queues: HashMap<i64, Queue> = HashMap::new();
     // By name, so that damage to the index of the names is seen now and not with the next new queue.
@@ -52,11 +54,11 @@ pub(super) fn index(connection: &Connection, rules: Rules, renewed: Option<Milli
         queues.insert(key, queue);
         Ok(())
     })?;
-    let next_task = tasks(connection, &mut queues, renewed)?;
+    let next_task = tasks(connection, &mut queues, opened)?;
     let mut sweeper = Sweeper::default();
     memories(connection, &mut queues, &mut sweeper)?;
 
-    let mut index = Index { queues: BTreeMap::new(), next_task, sweeper };
+    let mut index = Index { queues: BTreeMap::new(), next_task, sweeper, withdrawn: HashMap::new() };
     for (key, queue) in queues {
         let name = names.remove(&key).unwrap_or_default();
         if !queue.balances() {
@@ -86,7 +88,7 @@ fn each(connection: &Connection, sql: &str, mut take: impl FnMut(&rusqlite::Row<
 }
 
 /// Answers the key of the next task.
-fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, renewed: Option<Millis>) -> Result<i64, OpenError> {
+fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Option<Millis>) -> Result<i64, OpenError> {
     let mut leases = HashMap::new();
     each(connection, "SELECT task, token, place, renewed_at, deadline, holders FROM leases", |row| {
         let holders = row.get_ref(5)?.as_blob()?.to_vec();
@@ -124,7 +126,7 @@ fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, renewed: Opt
         });
         if let Some(stored) = leases.remove(&task) {
             of_queue.delivered = of_queue.delivered.max(stored.order);
-            of_queue.index_lease(stored.token, stored.lease(id, task, renewed));
+            of_queue.index_lease(stored.token, stored.lease(id, task, opened));
         } else if dead.remove(&task) {
             of_queue.dead += 1;
         } else if let Some(position) = position {
@@ -148,10 +150,11 @@ fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, renewed: Opt
 }
 
 impl Stored {
-    fn lease(self, id: TaskId, task: i64, renewed: Option<Millis>) -> Lease {
+    fn lease(self, id: TaskId, task: i64, opened: Option<Millis>) -> Lease {
         let Self { order, renewed_at, deadline, holders, .. } = self;
-        let deadline = renewed.map_or(deadline, |now| now + deadline.saturating_sub(renewed_at));
-        Lease { id, task, order, renewed_at, deadline, holders: holders_from_bytes(&holders) }
+        let length = deadline.saturating_sub(renewed_at);
+        let deadline = opened.filter(|opened| renewed_at < *opened).map_or(deadline, |opened| opened + length);
+        Lease { length, id, task, order, renewed_at, deadline, holders: holders_from_bytes(&holders) }
     }
 }
 

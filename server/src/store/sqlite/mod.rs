@@ -118,8 +118,9 @@ impl SqliteStore {
             }
         };
         let reserve = Arc::new(AtomicU64::new(reserve));
-        let setup = Arc::new(Setup { path: path.clone(), durability, reserve, rules, clock });
-        let engine = Engine::open(&setup, connection, true).map_err(about)?;
+        let opened = clock.now();
+        let setup = Arc::new(Setup { path: path.clone(), durability, reserve, rules, opened, clock });
+        let engine = Engine::open(&setup, connection).map_err(about)?;
         let (jobs, inbox) = mpsc::channel(CALLS_WAITING);
         let writer = Writer::new(Arc::clone(&setup), inbox, engine);
         let thread = thread::Builder::new()

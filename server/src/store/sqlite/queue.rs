@@ -37,7 +37,11 @@ pub(super) struct Turn<'e> {
     pub(super) now: Millis,
     pub(super) next_task: &'e mut i64,
     pub(super) sweeper: &'e mut Sweeper,
+    pub(super) withdrawn: &'e mut Withdrawn,
 }
+
+/// Until when a pop must not lease any more under its stem, be its queue known already or not.
+pub(super) type Withdrawn = HashMap<Stem, Millis>;
 
 /// The hold on a task.
 pub(super) struct Lease {
@@ -46,6 +50,8 @@ pub(super) struct Lease {
     pub(super) order: u64,
     pub(super) renewed_at: Millis,
     pub(super) deadline: Millis,
+    /// What was left when it was renewed.
+    pub(super) length: Millis,
     /// The tries of a repeatable pop that were answered with this lease.
     pub(super) holders: Vec<Attempt>,
 }
@@ -98,7 +104,6 @@ pub(super) struct Queue {
     pub(super) leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
-    withdrawn: HashMap<Stem, Millis>,
     pub(super) acked: Memory<Token, ()>,
     /// Acked in this transaction, and not written yet.
     acked_now: Vec<Token>,
@@ -124,7 +129,6 @@ impl Queue {
             tries: HashMap::new(),
             leases: HashMap::new(),
             deadlines: BTreeSet::new(),
-            withdrawn: HashMap::new(),
             acked: Memory::new(Kind::Acked, rules.remember),
             acked_now: Vec::new(),
             requests: Memory::new(Kind::Requests, rules.remember),
@@ -208,7 +212,7 @@ impl Queue {
         }
         let acks = self.ack(&pop.acks, turn)?;
         let reclaimed = self.reclaim(turn)?;
-        if self.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
+        if turn.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(turn.now));
             return Ok(Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in }));
         }
@@ -243,6 +247,7 @@ impl Queue {
                 order: self.delivered,
                 renewed_at: turn.now,
                 deadline: turn.now + pop.lease,
+                length: pop.lease,
                 holders: attempt.into_iter().collect(),
             };
             turn.tables.add_lease(&token, &lease)?;
@@ -321,6 +326,7 @@ impl Queue {
             self.deadlines.remove(&(held.deadline, held.order, *token));
             held.deadline = held.deadline.max(now + lease);
             held.renewed_at = now;
+            held.length = held.deadline.saturating_sub(now);
             self.deadlines.insert((held.deadline, held.order, *token));
             turn.tables.save_lease(held)?;
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
@@ -360,8 +366,9 @@ impl Queue {
     }
 
     pub(super) fn withdraw(&mut self, withdrawal: &Withdrawal, turn: &mut Turn<'_>) -> Sql<u64> {
-        self.withdrawn.retain(|_, until| turn.now < *until);
-        self.withdrawn.insert(withdrawal.stem, turn.now + WITHDRAWN_FOR);
+        let now = turn.now;
+        turn.withdrawn.retain(|_, until| now < *until);
+        turn.withdrawn.insert(withdrawal.stem, now + WITHDRAWN_FOR);
         let mut tokens: Vec<Token> =
             (0..withdrawal.max_tasks).map(|position| withdrawal.stem.token(position as u16)).collect();
         let attempt = withdrawal.request.as_ref().map(|request| request.attempt);

@@ -132,14 +132,16 @@ impl Tables<'_> {
         let sql =
             "INSERT INTO leases (task, token, place, renewed_at, deadline, holders) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         let holders = holders_to_bytes(&lease.holders);
-        let (place, renewed_at, deadline) = (int(lease.order), int(lease.renewed_at), int(lease.deadline));
+        let (place, renewed_at, deadline) =
+            (int(lease.order), int(lease.renewed_at), int(lease.renewed_at + lease.length));
         self.run(sql, params![lease.task, token.0, place, renewed_at, deadline, holders]).map(drop)
     }
 
     pub(super) fn save_lease(&self, lease: &super::queue::Lease) -> Sql<()> {
         let sql = "UPDATE leases SET renewed_at = ?2, deadline = ?3, holders = ?4 WHERE task = ?1";
         let holders = holders_to_bytes(&lease.holders);
-        self.run(sql, params![lease.task, int(lease.renewed_at), int(lease.deadline), holders]).map(drop)
+        self.run(sql, params![lease.task, int(lease.renewed_at), int(lease.renewed_at + lease.length), holders])
+            .map(drop)
     }
 
     pub(super) fn remove_lease(&self, task: i64) -> Sql<()> {

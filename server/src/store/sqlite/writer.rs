@@ -22,7 +22,7 @@ use super::{
     queue::{Queue, Step, Turn},
     tables::{Sql, Tables},
 };
-use crate::store::{Clock, Insert, Inserted, QueueName, Rules, StoreError};
+use crate::store::{Clock, Insert, Inserted, Millis, QueueName, Rules, StoreError};
 
 /// A transaction carries so much at most, in items; some kilobytes of values count as one.
 const BATCH_WEIGHT: usize = 1_024;
@@ -53,6 +53,8 @@ pub(super) struct Setup {
     /// So many bytes of the file system are not for inserts.
     pub(super) reserve: Arc<AtomicU64>,
     pub(super) rules: Rules,
+    /// When this server began to serve it.
+    pub(super) opened: Millis,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -69,11 +71,10 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// At the start of a server, whoever holds leases could not be heard for a while. A file that vanishes while the server
-    /// runs is not made anew.
-    pub(super) fn open(setup: &Arc<Setup>, connection: Connection, restarted: bool) -> Result<Self, OpenError> {
-        let renewed = restarted.then(|| setup.clock.now());
-        let index = load::index(&connection, setup.rules, renewed)?;
+    /// Before the start of this server, whoever holds leases could not be heard for a while. A file that vanishes while the
+    /// server runs is not made anew.
+    pub(super) fn open(setup: &Arc<Setup>, connection: Connection) -> Result<Self, OpenError> {
+        let index = load::index(&connection, setup.rules, Some(setup.opened))?;
         file::accept(&connection)?;
         let (setup, touched) = (Arc::clone(setup), Vec::new());
         Ok(Self { connection, index, setup, touched, room: None, syncs: true })
@@ -89,8 +90,9 @@ impl Engine {
         name: &QueueName,
         step: impl FnOnce(&mut Queue, &mut Turn<'_>) -> Sql<T>,
     ) -> Sql<T> {
-        let Index { queues, next_task, sweeper } = &mut self.index;
-        let mut turn = Turn { tables: Tables(&self.connection), now: self.setup.clock.now(), next_task, sweeper };
+        let Index { queues, next_task, sweeper, withdrawn } = &mut self.index;
+        let (tables, now) = (Tables(&self.connection), self.setup.clock.now());
+        let mut turn = Turn { tables, now, next_task, sweeper, withdrawn };
         match queues.get_mut(name) {
             Some(queue) => {
                 if queue.touch() {
@@ -286,7 +288,7 @@ impl Writer {
                 return Err(Failure { did_not_run: true, ..failure.clone() });
             }
             let opened = file::open(&self.setup.path, self.setup.durability);
-            match opened.and_then(|connection| Engine::open(&self.setup, connection, false)) {
+            match opened.and_then(|connection| Engine::open(&self.setup, connection)) {
                 Ok(engine) => {
                     tracing::debug!(path = %self.setup.path.display(), "the file is open again");
                     self.failure = None;

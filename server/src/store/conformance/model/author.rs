@@ -1,0 +1,343 @@
+//! Makes histories up, before any store has seen them: what a step names is derived from what was generated, never from
+//! an answer, so that a failing history can be made smaller.
+
+use std::collections::{HashMap, HashSet};
+
+use proptest::{
+    collection::vec,
+    option,
+    prelude::{Just, Strategy, any, prop},
+    prop_oneof,
+    sample::select,
+    strategy::BoxedStrategy,
+};
+use proptest_state_machine::strategy::Sequential;
+
+use super::{
+    super::*,
+    step::{Batch, PopStep, QUEUES, Queue, Request, Step, Ticket, Try},
+};
+
+/// For how long requests and acks are remembered in histories.
+const WINDOW: Millis = 3_000;
+
+/// A withdrawn pop leases nothing when it arrives within a minute. After that, it may or may not.
+const MAY_STILL_ARRIVE: Millis = 60_000;
+
+/// Steps, pops and tokens that later steps refer to are those of late.
+const RECENT: usize = 24;
+
+const STEPS: usize = 60;
+
+/// What kinds of histories are wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) disturbances: &'static [Disturbance],
+    /// Of [`QUEUES`], the first so many.
+    pub(super) queues: usize,
+    /// Whether steps run a second time that nobody saw the answer of.
+    pub(super) again: bool,
+}
+
+/// What was made up so far.
+#[derive(Clone, Debug)]
+pub(super) struct Plot {
+    pub(super) rules: Rules,
+    wanted: Wanted,
+    /// Often there are more tasks than one step takes.
+    crowded: bool,
+    next_task: u32,
+    next_pop: u32,
+    now: Millis,
+    pops: Vec<(Queue, Arc<PopStep>)>,
+    past: Vec<Arc<Step>>,
+    /// A pop runs twice before anybody saw its tokens, so never after one of them was acked.
+    acked: HashSet<u32>,
+    withdrawn: HashMap<u32, Millis>,
+    /// No pop from before is under way when a store was opened again.
+    opened_before: u32,
+}
+
+type Opening = BoxedStrategy<Plot>;
+type Next = BoxedStrategy<Step>;
+
+pub(super) fn histories(wanted: Wanted) -> Sequential<Plot, Step, Opening, Next> {
+    Sequential::new(STEPS.into(), move || opening(wanted.clone()), Plot::allows, Plot::next_step, Plot::after)
+}
+
+fn opening(wanted: Wanted) -> Opening {
+    let entries = prop_oneof![3 => Just(RULES.remember.entries), 1 => 4_u64..12];
+    let max_expiries = prop_oneof![2 => Just(RULES.max_expiries), 3 => 1_u32..4];
+    let plot = move |(entries, max_expiries, crowded)| Plot {
+        rules: Rules { remember: Remember { window: WINDOW, entries }, max_expiries },
+        wanted: wanted.clone(),
+        crowded,
+        next_task: 0,
+        next_pop: 0,
+        now: 0,
+        pops: Vec::new(),
+        past: Vec::new(),
+        acked: HashSet::new(),
+        withdrawn: HashMap::new(),
+        opened_before: 0,
+    };
+    (entries, max_expiries, prop::bool::weighted(0.15)).prop_map(plot).no_shrink().boxed()
+}
+
+impl Plot {
+    /// Ever so few entries are remembered. A store may count those of one call as one or one by one, so that only calls
+    /// that bring one are sure to drop the older half at the same moment.
+    pub(super) fn forgets_early(&self) -> bool {
+        self.rules.remember.entries < RULES.remember.entries
+    }
+
+    pub(super) fn queues(&self) -> impl Iterator<Item = Queue> + use<> {
+        Queue::all().take(self.wanted.queues)
+    }
+
+    fn allows(&self, step: &Step) -> bool {
+        match step {
+            Step::Again(step) => self.may_run_again(step),
+            _ => true,
+        }
+    }
+
+    fn may_run_again(&self, step: &Step) -> bool {
+        let Step::Pop(_, pop) = step else { return true };
+        pop.number >= self.opened_before
+            && !self.acked.contains(&pop.number)
+            && self.withdrawn.get(&pop.number).is_none_or(|at| self.now < at + MAY_STILL_ARRIVE)
+    }
+
+    /// Whether a history is one that can happen.
+    pub(super) fn allows_all(&self, steps: &[Step]) -> bool {
+        let mut plot = self.clone();
+        for step in steps {
+            if !plot.allows(step) {
+                return false;
+            }
+            plot = plot.after(step);
+        }
+        true
+    }
+
+    fn after(mut self, step: &Step) -> Self {
+        match step {
+            Step::Pass(span) => self.now += span,
+            Step::Insert(_, batch, _) => {
+                self.next_task = self.next_task.max(batch.first + batch.count);
+                self.past.push(Arc::new(step.clone()));
+            }
+            Step::Pop(q, pop) => {
+                self.acked.extend(pop.acks.iter().map(|ticket| ticket.pop));
+                self.met(*q, pop);
+            }
+            Step::Ack(_, tickets) => self.acked.extend(tickets.iter().map(|ticket| ticket.pop)),
+            Step::Withdraw(q, pop) => {
+                self.withdrawn.insert(pop.number, self.now);
+                self.met(*q, pop);
+            }
+            Step::Disturb(Disturbance::CloseAndReopen | Disturbance::CrashAndReopen) => {
+                self.opened_before = self.next_pop;
+            }
+            Step::Again(step) => return self.after(&Step::clone(step)),
+            _ => {}
+        }
+        let surplus = self.past.len().saturating_sub(RECENT);
+        self.past.drain(..surplus);
+        let surplus = self.pops.len().saturating_sub(RECENT);
+        self.pops.drain(..surplus);
+        self
+    }
+
+    fn met(&mut self, q: Queue, pop: &Arc<PopStep>) {
+        if pop.number >= self.next_pop {
+            self.next_pop = pop.number + 1;
+            self.pops.push((q, Arc::clone(pop)));
+            self.past.push(Arc::new(Step::Pop(q, Arc::clone(pop))));
+        }
+    }
+
+    /// The simplest steps come first, because a failing history is made smaller by going to an earlier one.
+    fn next_step(&self) -> Next {
+        let step = prop_oneof![
+            30 => self.pass(),
+            3 => self.some_queues().prop_map(Step::Counts),
+            3 => self.some_queues().prop_map(Step::Look),
+            1 => self.listing(),
+            2 => (1_usize..6).prop_map(|budget| Step::Reap { budget }),
+            16 => self.insert(),
+            20 => self.pop().prop_map(|(q, pop)| Step::Pop(q, Arc::new(pop))),
+            7 => self.on_tickets(self.acks(), Step::Ack),
+            5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), lease())
+                .prop_map(|((q, tickets), lease)| Step::Heartbeat(q, tickets, lease)),
+            5 => self.on_tickets(self.tickets(), Step::PutBack),
+            5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::of(attempt()))
+                .prop_map(|((q, tickets), attempt)| Step::Unsent(q, tickets, attempt)),
+            3 => self.withdraw(),
+            2 => (self.queue(), select(vec![0, 50, 200, 1_000])).prop_map(|(q, span)| Step::ReleaseHeld(q, span)),
+            5 => self.again(),
+            2 => self.disturb(),
+        ];
+        step.boxed()
+    }
+
+    fn pass(&self) -> Next {
+        let span = prop_oneof![
+            40 => 0..120_u64,
+            6 => Just(300),
+            4 => 2_000..5_000_u64,
+            1 => Just(20_000),
+            1 => Just(MAY_STILL_ARRIVE),
+        ];
+        span.prop_map(Step::Pass).boxed()
+    }
+
+    /// The last one is unknown to all stores, unless it is the only one.
+    fn queue(&self) -> BoxedStrategy<Queue> {
+        let count = self.wanted.queues as u8;
+        if count < QUEUES.len() as u8 {
+            return self.known_queue();
+        }
+        prop_oneof![30 => self.known_queue(), 1 => Just(Queue(count - 1))].boxed()
+    }
+
+    fn known_queue(&self) -> BoxedStrategy<Queue> {
+        // A crowd gathers in one.
+        let count = if self.crowded { 1 } else { self.wanted.queues.min(QUEUES.len() - 1) };
+        (0..count as u8).prop_map(Queue).boxed()
+    }
+
+    fn some_queues(&self) -> BoxedStrategy<Vec<Queue>> {
+        prop_oneof![1 => vec(self.queue(), 0..3), 1 => Just(self.queues().collect())].boxed()
+    }
+
+    fn listing(&self) -> Next {
+        (option::of(self.queue()), 0_usize..6).prop_map(|(after, max)| Step::Queues { after, max }).boxed()
+    }
+
+    fn insert(&self) -> Next {
+        let first = self.next_task;
+        let count = prop_oneof![60 => 1_u32..6, self.often() => 200_u32..260];
+        let padding = (0_usize..40, any::<u8>());
+        let step = move |(q, count, padding, request)| Step::Insert(q, Batch { first, count, padding }, request);
+        (self.known_queue(), count, padding, option::of(request())).prop_map(step).boxed()
+    }
+
+    fn pop(&self) -> BoxedStrategy<(Queue, PopStep)> {
+        let number = self.next_pop;
+        let max_tasks = prop_oneof![60 => 1_usize..6, self.often() => Just(crate::store::RECLAIM_STEP)];
+        let large = if self.crowded { 10 } else { 1 };
+        let max_bytes = prop_oneof![large => Just(1 << 20), 1 => 1_usize..200];
+        let acks = prop_oneof![2 => Just(Vec::new()), 1 => self.acks()];
+        (self.queue(), max_tasks, max_bytes, lease(), option::of(a_try()), acks, any::<bool>())
+            .prop_map(move |(q, max_tasks, max_bytes, lease, request, acks, will_wait)| {
+                (q, PopStep { number, max_tasks, max_bytes, lease, request, acks, will_wait })
+            })
+            .boxed()
+    }
+
+    /// Beside 60 small ones, so many large ones.
+    fn often(&self) -> u32 {
+        if self.crowded { 40 } else { 1 }
+    }
+
+    /// Of a pop that ran, or of one that will, or never will, run later.
+    fn withdraw(&self) -> Next {
+        let early = self.pop().prop_map(|(q, pop)| Step::Withdraw(q, Arc::new(PopStep { acks: Vec::new(), ..pop })));
+        if self.pops.is_empty() {
+            return early.boxed();
+        }
+        let late = select(self.pops.clone()).prop_map(|(q, pop)| Step::Withdraw(q, pop));
+        prop_oneof![1 => early, 1 => late].boxed()
+    }
+
+    fn again(&self) -> Next {
+        let past: Vec<Arc<Step>> = self.past.iter().filter(|step| self.may_run_again(step)).cloned().collect();
+        if past.is_empty() || !self.wanted.again {
+            return self.pass();
+        }
+        select(past).prop_map(Step::Again).boxed()
+    }
+
+    fn disturb(&self) -> Next {
+        if self.wanted.disturbances.is_empty() {
+            return self.pass();
+        }
+        select(self.wanted.disturbances).prop_map(Step::Disturb).boxed()
+    }
+
+    /// Mostly on the queue that the tickets are of.
+    fn on_tickets<T: std::fmt::Debug + 'static>(
+        &self,
+        tickets: BoxedStrategy<Vec<Ticket>>,
+        step: fn(Queue, Vec<Ticket>) -> T,
+    ) -> BoxedStrategy<T> {
+        let of: HashMap<u32, Queue> = self.pops.iter().map(|(q, pop)| (pop.number, *q)).collect();
+        let strangers = prop_oneof![15 => Just(None), 1 => self.queue().prop_map(Some)];
+        (tickets, strangers, self.queue())
+            .prop_map(move |(tickets, stranger, any)| {
+                let own = tickets.iter().find_map(|ticket| of.get(&ticket.pop));
+                step(stranger.or(own.copied()).unwrap_or(any), tickets)
+            })
+            .boxed()
+    }
+
+    /// Tokens to ack: one at most where it matters when the older half is dropped.
+    fn acks(&self) -> BoxedStrategy<Vec<Ticket>> {
+        if self.forgets_early() {
+            self.tickets().prop_map(|tickets| tickets[..tickets.len().min(1)].to_vec()).boxed()
+        } else {
+            self.tickets()
+        }
+    }
+
+    /// Tokens of one queue mostly, and mostly of late.
+    fn tickets(&self) -> BoxedStrategy<Vec<Ticket>> {
+        let unknown = (any::<u32>(), any::<u16>()).prop_map(|(pop, position)| Ticket { pop: pop | 1 << 31, position });
+        if self.pops.is_empty() {
+            return vec(unknown, 0..3).boxed();
+        }
+        let last = self.pops.len() - 1;
+        let pops = self.pops.clone();
+        let back = prop_oneof![4 => 0..=last.min(2), 2 => 0..=last.min(6), 1 => 0..=last];
+        let position = prop_oneof![6 => Just(0), 3 => 0..5_u16, 1 => 0..200_u16];
+        let by_queue = pops.clone();
+        // Of one pop; then of pops of the same queue.
+        let of_one = (back.clone(), vec(position.clone(), 0..6)).prop_map(move |(back, positions)| {
+            let (_, pop) = &pops[last - back];
+            let ticket = |position: u16| Ticket { pop: pop.number, position: position % pop.max_tasks as u16 };
+            positions.into_iter().map(ticket).collect::<Vec<_>>()
+        });
+        let of_many = (self.queue(), vec((back.clone(), position), 0..6)).prop_map(move |(q, picks)| {
+            let own: Vec<&Arc<PopStep>> = by_queue.iter().filter(|(of, _)| *of == q).map(|(_, pop)| pop).collect();
+            let pick = |(back, position): (usize, u16)| {
+                let pop = own.get(own.len().checked_sub(1 + back)?)?;
+                Some(Ticket { pop: pop.number, position: position % pop.max_tasks as u16 })
+            };
+            picks.into_iter().filter_map(pick).collect::<Vec<_>>()
+        });
+        let pops = self.pops.clone();
+        let whole = back.prop_map(move |back| {
+            let (_, pop) = &pops[last - back];
+            (0..pop.max_tasks as u16).map(|position| Ticket { pop: pop.number, position }).collect::<Vec<_>>()
+        });
+        prop_oneof![8 => of_one, 4 => of_many, 6 => whole, 1 => vec(unknown, 0..3)].boxed()
+    }
+}
+
+fn lease() -> BoxedStrategy<Millis> {
+    select(vec![1, 60, 300, 2_000, 20_000]).boxed()
+}
+
+fn request() -> BoxedStrategy<Request> {
+    (0..6_u8, prop_oneof![9 => Just(0), 1 => Just(1)]).prop_map(|(id, content)| Request { id, content }).boxed()
+}
+
+fn attempt() -> BoxedStrategy<u8> {
+    prop_oneof![20 => 0..3_u8, 1 => 0..12_u8].boxed()
+}
+
+fn a_try() -> BoxedStrategy<Try> {
+    (request(), attempt()).prop_map(|(request, attempt)| Try { request, attempt }).boxed()
+}
