@@ -106,6 +106,10 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
     }
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    // SQLite opens for reading what it may not write, and says so only when it is written.
+    if connection.is_readonly("main")? {
+        return Err(OpenError::Refused("cannot be opened for writing".to_owned()));
+    }
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     refuse_strange(&connection)?;
     settle(&connection, durability)?;
