@@ -20,12 +20,17 @@ use super::{
 
 /// The store.
 pub struct MemoryStore {
-    queues: Mutex<BTreeMap<QueueName, Queue>>,
+    state: Mutex<State>,
     clock: Arc<dyn Clock>,
     rules: Rules,
     capacity: u64,
     used: Arc<AtomicU64>,
-    withdrawn: Arc<Mutex<Withdrawn>>,
+}
+
+#[derive(Default)]
+struct State {
+    queues: BTreeMap<QueueName, Queue>,
+    withdrawn: Withdrawn,
 }
 
 /// Until when a pop must not lease any more under its stem, be its queue known already or not.
@@ -37,8 +42,7 @@ const TASK_OVERHEAD: u64 = 128;
 impl MemoryStore {
     /// An empty store that refuses inserts when its tasks would take more than `capacity` bytes.
     pub fn new(clock: Arc<dyn Clock>, rules: Rules, capacity: u64) -> Self {
-        let (queues, used, withdrawn) = Default::default();
-        Self { queues, clock, rules, capacity, used, withdrawn }
+        Self { state: Mutex::default(), clock, rules, capacity, used: Arc::default() }
     }
 
     /// What becomes of a store that keeps its tasks when its process ends and another one opens it: leases run their full
@@ -46,8 +50,9 @@ impl MemoryStore {
     #[cfg(test)]
     pub(super) fn open_again(&self) {
         let now = self.clock.now();
-        for queue in self.queues().values_mut() {
-            queue.withdrawn().clear();
+        let mut state = self.state();
+        state.withdrawn.clear();
+        for queue in state.queues.values_mut() {
             queue.deadlines.clear();
             for (token, lease) in &mut queue.leases {
                 lease.deadline = now + lease.length;
@@ -56,17 +61,18 @@ impl MemoryStore {
         }
     }
 
-    fn queues(&self) -> MutexGuard<'_, BTreeMap<QueueName, Queue>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // Every step below checks before it changes, so a panic elsewhere leaves no step half done.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a step on a queue; on an empty one that is thrown away if the queue is unknown.
-    fn step<T>(&self, name: &QueueName, step: impl FnOnce(&mut Queue, Millis) -> T) -> T {
+    fn step<T>(&self, name: &QueueName, step: impl FnOnce(&mut Queue, &mut Withdrawn, Millis) -> T) -> T {
         let now = self.clock.now();
-        match self.queues().get_mut(name) {
-            Some(queue) => step(queue, now),
-            None => step(&mut Queue::new(self), now),
+        let State { queues, withdrawn } = &mut *self.state();
+        match queues.get_mut(name) {
+            Some(queue) => step(queue, withdrawn, now),
+            None => step(&mut Queue::new(self), withdrawn, now),
         }
     }
 }
@@ -79,8 +85,6 @@ struct Queue {
     leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
-    /// Of the store. Nobody has it but who has the queues.
-    withdrawn: Arc<Mutex<Withdrawn>>,
     acked: Memory<Token, ()>,
     requests: Memory<(Call, String), Request>,
     delivered: u64,
@@ -164,17 +168,12 @@ impl Queue {
             ready: VecDeque::new(),
             leases: HashMap::new(),
             deadlines: BTreeSet::new(),
-            withdrawn: Arc::clone(&store.withdrawn),
             acked: Memory::new(remember),
             requests: Memory::new(remember),
             delivered: 0,
             inserted_count: 0,
             acked_count: 0,
         }
-    }
-
-    fn withdrawn(&self) -> MutexGuard<'_, Withdrawn> {
-        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn insert(&mut self, insert: Insert, capacity: u64, now: Millis) -> Result<Inserted, StoreError> {
@@ -208,7 +207,7 @@ impl Queue {
         Ok(Inserted { ids, replayed: false })
     }
 
-    fn pop(&mut self, pop: Pop, now: Millis) -> Result<Popped, StoreError> {
+    fn pop(&mut self, pop: Pop, withdrawn: &Withdrawn, now: Millis) -> Result<Popped, StoreError> {
         let mut known = Vec::new();
         if let Some(request) = &pop.request
             && let Some(first) = self.requests.get(&(Call::Pop, request.key.id.clone()), now)
@@ -220,7 +219,7 @@ impl Queue {
         }
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
-        if self.withdrawn().get(&pop.stem).is_some_and(|until| now < *until) {
+        if withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
             return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in });
         }
@@ -347,9 +346,9 @@ impl Queue {
         outcomes
     }
 
-    fn withdraw(&mut self, withdrawal: Withdrawal, now: Millis) -> u64 {
-        self.withdrawn().retain(|_, until| now < *until);
-        self.withdrawn().insert(withdrawal.stem, now + WITHDRAWN_FOR);
+    fn withdraw(&mut self, withdrawal: Withdrawal, withdrawn: &mut Withdrawn, now: Millis) -> u64 {
+        withdrawn.retain(|_, until| now < *until);
+        withdrawn.insert(withdrawal.stem, now + WITHDRAWN_FOR);
         let mut tokens: Vec<Token> =
             (0..withdrawal.max_tasks).map(|position| withdrawal.stem.token(position as u16)).collect();
         let attempt = withdrawal.request.as_ref().map(|request| request.attempt);
@@ -463,7 +462,7 @@ impl<K: std::hash::Hash + Eq, V> Memory<K, V> {
 impl Store for MemoryStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
         let now = self.clock.now();
-        let mut queues = self.queues();
+        let queues = &mut self.state().queues;
         if let Some(known) = queues.get_mut(queue) {
             return known.insert(insert, self.capacity, now);
         }
@@ -474,38 +473,38 @@ impl Store for MemoryStore {
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
-        self.step(queue, |queue, now| queue.pop(pop, now))
+        self.step(queue, |queue, withdrawn, now| queue.pop(pop, withdrawn, now))
     }
 
     async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
-        Ok(self.step(queue, |queue, now| queue.ack(tokens, now)))
+        Ok(self.step(queue, |queue, _, now| queue.ack(tokens, now)))
     }
 
     async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
-        Ok(self.step(queue, |queue, now| queue.heartbeat(tokens, lease, now)))
+        Ok(self.step(queue, |queue, _, now| queue.heartbeat(tokens, lease, now)))
     }
 
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
-        Ok(self.step(queue, |queue, now| queue.release(release, now)))
+        Ok(self.step(queue, |queue, _, now| queue.release(release, now)))
     }
 
     async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
-        Ok(self.step(queue, |queue, now| queue.withdraw(withdrawal, now)))
+        Ok(self.step(queue, |queue, withdrawn, now| queue.withdraw(withdrawal, withdrawn, now)))
     }
 
     async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError> {
-        Ok(self.step(queue, |queue, now| queue.release_held(held_for, now)))
+        Ok(self.step(queue, |queue, _, now| queue.release_held(held_for, now)))
     }
 
     async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
-        Ok(queues.iter().map(|queue| self.step(queue, |queue, now| queue.sight(now))).collect())
+        Ok(queues.iter().map(|queue| self.step(queue, |queue, _, now| queue.sight(now))).collect())
     }
 
     async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
         let now = self.clock.now();
         let mut reaped = Reaped::default();
         let start = usize::try_from(cursor.position).unwrap_or(usize::MAX);
-        for (name, queue) in self.queues().iter_mut().skip(start).take(budget) {
+        for (name, queue) in self.state().queues.iter_mut().skip(start).take(budget) {
             reaped.visited += 1;
             match queue.reclaim(now) {
                 0 => {}
@@ -532,7 +531,7 @@ impl Store for MemoryStore {
 impl Admin for MemoryStore {
     async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
         let now = self.clock.now();
-        let mut known = self.queues();
+        let known = &mut self.state().queues;
         let mut count = |name| {
             let queue = known.get_mut(name)?;
             queue.reclaim(now);
@@ -551,7 +550,7 @@ impl Admin for MemoryStore {
 
     async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
         let behind = |name: &&QueueName| after.is_none_or(|after| *name > after);
-        Ok(self.queues().keys().filter(behind).take(max).cloned().collect())
+        Ok(self.state().queues.keys().filter(behind).take(max).cloned().collect())
     }
 
     fn describe(&self) -> Description {
