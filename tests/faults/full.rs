@@ -99,7 +99,7 @@ wire_tests! {
             }
             assert_eq!(server.health("").await, ServingStatus::Serving);
             // Many changes, so that the room that they take themselves is tried.
-            for _ in 0..300 {
+            for _ in 0..60 {
                 let held = pop(&mut client, &queue).await.expect("a pop from a full store");
                 assert_eq!(held.id, ids[0]);
                 assert_eq!(heartbeat(&mut client, &queue, &held.lease_token).await, Outcome::Applied);

@@ -128,7 +128,7 @@ on_every_store! {
 
         under_way.cancel();
         exited_well(&server, Duration::from_secs(20));
-        if backend == Backend::Redis {
+        if backend != Backend::Memory {
             server.restart().await;
             let mut client = server.client().await;
             let task = pop_waiting(&mut client, &queue).await;
@@ -149,7 +149,7 @@ on_every_store! {
         server.terminate();
         exited_well(&server, Duration::from_secs(20));
         drop(answering);
-        if backend == Backend::Redis {
+        if backend != Backend::Memory {
             server.restart().await;
             let mut client = server.client().await;
             for _ in 0..2 {

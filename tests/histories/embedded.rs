@@ -2,13 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use data_queue_proto::v1::Outcome;
 use tokio::time::sleep;
 
 use super::{
     load::{Habits, NO_DEAD_LETTERS, Plan, Supply, run},
     random::Random,
 };
-use crate::support::{embedded::Embedded, rounds, wire_tests};
+use crate::support::{
+    call::{ack, heartbeat, insert_json, pop_for, pop_waiting},
+    embedded::Embedded,
+    rounds, unique_queue, wire_tests,
+};
 
 /// About as long as the server takes until it serves.
 const OPENING: Duration = Duration::from_millis(60);
@@ -52,6 +57,39 @@ wire_tests! {
     /// G1–G9, G14: whenever the server is killed, nothing is lost, doubled or held twice, and its file is sound.
     async fn an_embedded_server_killed_at_any_moment_loses_nothing() {
         survives(rounds(20, 300), &[]).await;
+    }
+
+    /// G5, G6, G15: who held a task when the server was killed may go on, and has a whole lease for it from the restart on;
+    /// then the task is somebody else's.
+    async fn a_lease_runs_its_full_length_again_after_a_restart() {
+        let server = Embedded::start(&[]).await;
+        let queue = &unique_queue("again");
+        let mut client = server.client().await;
+        let ids = insert_json(&mut client, queue, &["1", "2"]).await;
+        let lease = Duration::from_secs(2);
+        let vanished = pop_for(&mut client, queue, lease).await;
+        let worker = pop_for(&mut client, queue, lease).await;
+        sleep(lease * 3 / 4).await;
+        server.kill();
+        let killed = Instant::now();
+        server.restart().await;
+        let serving = Instant::now();
+        let mut client = server.client().await;
+        let late = pop_waiting(&mut client, queue).await;
+        assert!(killed.elapsed() >= lease, "taken back {:?} after the restart", killed.elapsed());
+        assert!(serving.elapsed() <= lease + Duration::from_secs(1), "still held {:?} later", serving.elapsed());
+        assert_eq!((&late.id, late.deliveries, late.expiries), (&ids[0], 2, 1));
+        assert_eq!(ack(&mut client, queue, &vanished.lease_token).await, Outcome::LeaseLost);
+        let late = pop_waiting(&mut client, queue).await;
+        assert_eq!((&late.id, late.deliveries, late.expiries), (&ids[1], 2, 1));
+        assert_eq!(ack(&mut client, queue, &worker.lease_token).await, Outcome::LeaseLost);
+
+        // And who comes in time is in time.
+        server.restart().await;
+        let mut client = server.client().await;
+        assert_eq!(heartbeat(&mut client, queue, &late.lease_token).await, Outcome::Applied);
+        assert_eq!(ack(&mut client, queue, &late.lease_token).await, Outcome::Applied);
+        server.kill_and_check();
     }
 
     /// G1–G9, G14: nor with less durability, which is about the loss of power alone.

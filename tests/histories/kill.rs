@@ -28,33 +28,43 @@ fn plan(tasks: usize) -> Plan {
     }
 }
 
-async fn server() -> Server {
-    let server = Server::on_redis_with(Options { persistence: Persistence::Always, ..Options::default() }, FLAGS);
+async fn server(persistence: Persistence) -> Server {
+    let server = Server::on_redis_with(Options { persistence, ..Options::default() }, FLAGS);
     server.ready().await;
     server
+}
+
+async fn survives_kills(persistence: Persistence, kills: u64, tasks: usize) {
+    let server = server(persistence).await;
+    let random = Random::new("kills of the server");
+    run(plan(tasks), &[&server], random, async |load, random| {
+        for kill in 0..kills {
+            load.moment(random, kill, kills).await;
+            server.kill();
+            sleep(random.up_to(Duration::from_millis(100))).await;
+            server.restart().await;
+            load.conserved(&server).await;
+        }
+    })
+    .await;
 }
 
 wire_tests! {
     /// G1–G9, G14: whenever the server is killed, nothing is lost, doubled or held twice.
     async fn a_server_killed_at_any_moment_loses_nothing() {
-        let server = server().await;
-        let random = Random::new("kills of the server");
-        let kills = rounds(7, 50);
-        run(plan(10_000), &[&server], random, async |load, random| {
-            for kill in 0..kills {
-                load.moment(random, kill, kills).await;
-                server.kill();
-                sleep(random.up_to(Duration::from_millis(100))).await;
-                server.restart().await;
-                load.conserved(&server).await;
-            }
-        })
-        .await;
+        survives_kills(Persistence::Always, rounds(7, 50), 10_000).await;
+    }
+
+    /// G1–G9, G14: the same whatever Redis keeps of its own end.
+    async fn a_killed_server_loses_nothing_whatever_redis_keeps() {
+        for persistence in [Persistence::None, Persistence::EverySecond] {
+            survives_kills(persistence, rounds(2, 10), 2_000).await;
+        }
     }
 
     /// G1–G9, G14: the same when Redis, which writes every change to its disk, is killed.
     async fn a_redis_killed_at_any_moment_loses_nothing() {
-        let server = server().await;
+        let server = server(Persistence::Always).await;
         let random = Random::new("kills of Redis");
         let kills = rounds(2, 20);
         run(plan(rounds(4_000, 10_000)), &[&server], random, async |load, random| {
@@ -71,7 +81,7 @@ wire_tests! {
 
     /// G1–G9, G14: the same when Redis forgets its scripts and cuts its connections.
     async fn a_redis_that_forgets_and_hangs_up_loses_nothing() {
-        let server = server().await;
+        let server = server(Persistence::Always).await;
         let random = Random::new("flushes and cuts");
         let times = rounds(25, 200);
         run(plan(rounds(4_000, 10_000)), &[&server], random, async |load, random| {

@@ -12,7 +12,7 @@ use std::{
 
 use data_queue_proto::{
     reason,
-    v1::{GetQueueRequest, InsertRequest, PopRequest, QueueCounts, queue_admin_client::QueueAdminClient},
+    v1::{InsertRequest, PopRequest, QueueCounts},
 };
 use tokio::{
     task::JoinSet,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::support::{
     PATIENCE,
-    call::{insert_request, json, pop_request, proto},
+    call::{get_queue_request, insert_request, json, pop_request, proto},
     poll_until, rounds,
     server::{Client, Server},
     status::Details,
@@ -172,9 +172,9 @@ impl Load {
         let told = |counter: &AtomicUsize| u64::try_from(counter.load(Ordering::SeqCst)).unwrap();
         let inserted_before = told(&self.inserted);
         let acked_before = u64::try_from(self.acked.lock().unwrap().len()).unwrap();
-        let mut admin = QueueAdminClient::new(server.channel().await);
-        let request = GetQueueRequest { queue: self.queue.clone() };
-        let ask = async || match admin.get_queue(request.clone()).await {
+        let mut client = server.client().await;
+        let request = get_queue_request(&self.queue);
+        let ask = async || match client.admin.get_queue(request.clone()).await {
             Ok(answer) => Some(answer.into_inner().queue.expect("a queue").counts.expect("counts")),
             Err(status) if status.code() == Code::NotFound && inserted_before == 0 => Some(QueueCounts::default()),
             Err(status) => {

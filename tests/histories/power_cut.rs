@@ -7,20 +7,18 @@ use std::{
     time::Duration,
 };
 
-use data_queue_proto::v1::{
-    AckRequest, GetQueueRequest, InsertRequest, Outcome, PopBatchRequest, Task, queue_admin_client::QueueAdminClient,
-};
+use data_queue_proto::v1::{AckRequest, InsertRequest, Outcome, PopBatchRequest, Task};
 use tokio::task::JoinSet;
 
 use super::random::Random;
 use crate::support::{
     call::{
-        ack_request, heartbeat_request, held_for_request, insert_request, json, outcomes, pop_batch, pop_batch_request,
-        proto, putback_request, text,
+        ack_request, get_queue_request, heartbeat_request, held_for_request, insert_request, json, outcomes, pop_batch,
+        pop_batch_request, proto, putback_request, text,
     },
     embedded::{Embedded, FILES},
     rounds,
-    server::{Client, Server},
+    server::Client,
     strace::Strace,
     unique_queue, wire_tests,
 };
@@ -151,6 +149,7 @@ impl Run {
             ended.expect("a caller");
         }
         let events = strace.placed_calls().into_iter().filter_map(Event::of).collect::<Vec<_>>();
+        assert!(events.iter().any(|event| event.file == 0), "the log was never brought into the file");
         let promises = std::mem::take(&mut *promises.lock().unwrap());
         println!(
             "{durability}: {} inserts, {} acks, {} changes of files, {} syncs",
@@ -196,7 +195,7 @@ impl Run {
         let server = Embedded::start_on(&named, &[]).await;
         let mut client = server.client().await;
         let mut broken = Vec::new();
-        let left = self.left(&server, &mut client).await;
+        let left = self.left(&mut client).await;
         let mut known = BTreeSet::new();
         for (answered, request, ids) in &self.promises.inserts {
             known.extend(ids);
@@ -239,9 +238,8 @@ impl Run {
     }
 
     /// Every task that is there, by its id.
-    async fn left(&self, server: &Server, client: &mut Client) -> BTreeMap<String, String> {
-        let mut admin = QueueAdminClient::new(server.channel().await);
-        let Ok(counted) = admin.get_queue(GetQueueRequest { queue: self.queue.clone() }).await else {
+    async fn left(&self, client: &mut Client) -> BTreeMap<String, String> {
+        let Ok(counted) = client.admin.get_queue(get_queue_request(&self.queue)).await else {
             return BTreeMap::new();
         };
         let counts = counted.into_inner().queue.expect("a queue").counts.expect("counts");
@@ -277,14 +275,14 @@ wire_tests! {
     /// G1–G3, G7, G14: with --durability full, no insert and no ack that was answered OK is undone by a power cut, whatever
     /// the disk kept of what was not synced, and the file is sound.
     async fn full_keeps_what_was_answered_when_the_power_is_cut() {
-        let (cuts, first) = cuts("full", rounds(25, 400)).await;
+        let (cuts, first) = cuts("full", rounds(20, 400)).await;
         assert_eq!(cuts, 0, "{first:?}");
     }
 
     /// With --durability normal the file is sound, too, and inserts are there as a whole or not at all; the last of them may
     /// be gone, which shows that this would be noticed above.
     async fn normal_keeps_a_sound_file_when_the_power_is_cut() {
-        let (cuts, _) = cuts("normal", rounds(15, 100)).await;
+        let (cuts, _) = cuts("normal", rounds(6, 100)).await;
         assert!(cuts > 0, "no cut took anything: these are no power cuts");
     }
 }

@@ -4,21 +4,27 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::Arc,
     time::Duration,
 };
 
+use data_queue_proto::v1::QueueCounts;
 use tokio::{task::spawn_blocking, time::sleep};
+use tonic::Code;
 
 use super::random::Random;
 use crate::support::{
-    PATIENCE, keys, poll_until,
-    redis::{Options, Persistence, Redis},
+    PATIENCE,
+    call::get_queue_request,
+    directory::Directory,
+    embedded::Embedded,
+    poll_until,
+    redis::{Options, Persistence},
     server::Server,
     wire_tests,
 };
 
 const BINARY: &str = "data-queue-validate";
+const QUEUE: &str = "packages";
 const LONG_LINE: usize = 50 << 10;
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -32,7 +38,7 @@ fn binary() -> PathBuf {
 }
 
 /// What cargo knows about every package that is built here, a line each. Gives the number of lines.
-fn write_packages(path: &Path) -> i64 {
+fn write_packages(path: &Path) -> u64 {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
         .args(["metadata", "--format-version", "1", "--locked"])
@@ -49,7 +55,7 @@ fn write_packages(path: &Path) -> i64 {
     println!("{} packages, the lines in bytes: {sizes:?}", lines.len());
     assert!(sizes.last().is_some_and(|longest| *longest > LONG_LINE), "no line over {LONG_LINE} bytes");
     fs::write(path, lines.join("\n") + "\n").unwrap();
-    i64::try_from(lines.len()).unwrap()
+    u64::try_from(lines.len()).unwrap()
 }
 
 /// A process that does not outlive the test.
@@ -75,17 +81,14 @@ impl Drop for Running {
 }
 
 /// Runs it while the server is killed twice and comes back.
-async fn survives(mode: &str) {
+async fn survives(mode: &str, server: &Server) {
     let mut random = Random::new(mode);
-    let options = Options { persistence: Persistence::Always, ..Options::default() };
-    let server = Server::on(Arc::new(Redis::with(options)), &[]);
-    server.ready().await;
-    let redis = server.redis();
-    let (input, log) = (redis.directory().join("packages.jsonl"), redis.directory().join("acked.jsonl"));
+    let directory = Directory::default();
+    let (input, log) = (directory.path().join("packages.jsonl"), directory.path().join("acked.jsonl"));
     let lines = write_packages(&input);
 
     let child = Command::new(binary())
-        .args(["--addr", &server.address().to_string(), "--queue", "packages", "--mode", mode])
+        .args(["--addr", &server.address().to_string(), "--queue", QUEUE, "--mode", mode])
         .args(["--input", input.to_str().unwrap(), "--log", log.to_str().unwrap()])
         .args(["--workers", "8", "--batch", "10", "--lease", "1s", "--timeout", "5m"])
         .stdin(Stdio::null())
@@ -98,7 +101,7 @@ async fn survives(mode: &str) {
         let wanted = lines / part;
         let ask = async || {
             let ended = running.0.as_mut().unwrap().try_wait().unwrap().is_some();
-            (ended || keys::counter(redis, "acked") >= wanted).then_some(())
+            (ended || counts(server).await.acked >= wanted).then_some(())
         };
         poll_until("the run to go on", PATIENCE, ask).await;
         sleep(random.up_to(Duration::from_millis(30))).await;
@@ -120,17 +123,49 @@ async fn survives(mode: &str) {
     sent.sort();
     acked.sort();
     assert!(sent == acked, "{} values went in, other {} came out", sent.len(), acked.len());
-    assert_eq!((keys::counter(redis, "acked"), keys::fields(redis, "tasks")), (lines, 0));
+    let expected = QueueCounts { inserted: lines, acked: lines, ..QueueCounts::default() };
+    assert_eq!(counts(server).await, expected);
+}
+
+/// Of the queue that the validator uses; nothing as long as it is not there.
+async fn counts(server: &Server) -> QueueCounts {
+    match server.client().await.admin.get_queue(get_queue_request(QUEUE)).await {
+        Ok(answer) => answer.into_inner().queue.expect("a queue").counts.expect("counts"),
+        Err(status) if status.code() == Code::NotFound => QueueCounts::default(),
+        Err(status) => panic!("{status:?}"),
+    }
+}
+
+/// A server on a Redis that writes every change to its disk.
+async fn on_redis() -> Server {
+    let options = Options { persistence: Persistence::Always, ..Options::default() };
+    let server = Server::on_redis_with(options, &[]);
+    server.ready().await;
+    server
 }
 
 wire_tests! {
     /// G1, G2, G3, G7: every package that this project is built from goes through, once and unaltered, popped one by one.
     async fn validate_single_while_the_server_is_killed() {
-        survives("single").await;
+        survives("single", &on_redis().await).await;
     }
 
     /// G1, G2, G3, G7: and popped in batches.
     async fn validate_batch_while_the_server_is_killed() {
-        survives("batch").await;
+        survives("batch", &on_redis().await).await;
+    }
+
+    /// G1, G2, G3, G7: the same of a server on SQLite.
+    async fn validate_single_while_the_embedded_server_is_killed() {
+        let server = Embedded::start(&[]).await;
+        survives("single", &server).await;
+        server.kill_and_check();
+    }
+
+    /// G1, G2, G3, G7: and in batches.
+    async fn validate_batch_while_the_embedded_server_is_killed() {
+        let server = Embedded::start(&[]).await;
+        survives("batch", &server).await;
+        server.kill_and_check();
     }
 }

@@ -28,8 +28,7 @@ impl Strace {
     /// Attaches to a process, with these options besides: `["-e", "trace=fsync"]`. Writes to this file.
     pub fn attach(pid: u32, options: &[&str], output: PathBuf) -> Self {
         let _ = fs::remove_file(&output);
-        // To trace a process that is not one's own child needs root.
-        let words: &[&str] = if is_root() { &["strace"] } else { &["sudo", "-n", "strace"] };
+        let words: &[&str] = if may_trace() { &["strace"] } else { &["sudo", "-n", "strace"] };
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).args(options).arg("-f").arg("-o").arg(&output).args(["-p", &pid.to_string()]);
         // In a process group of its own, as sudo does not pass on signals that come from its own.
@@ -128,6 +127,12 @@ impl Drop for Strace {
         self.end();
         let _ = fs::remove_file(&self.output);
     }
+}
+
+/// Whether this process may trace others of its user that it did not start itself.
+fn may_trace() -> bool {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    is_root() || scope.is_ok_and(|scope| scope.trim() == "0") || !fs::exists("/proc/sys/kernel/yama").unwrap_or(false)
 }
 
 /// Whether this process is root's.

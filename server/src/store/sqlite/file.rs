@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, OpenFlags, ffi::ErrorCode};
+use rusqlite::{Connection, OpenFlags, config::DbConfig, ffi::ErrorCode};
 use rustix::fs::{FlockOperation, flock, statvfs};
 
 use super::{Durability, load};
@@ -97,7 +97,8 @@ pub(super) fn open_or_make(path: &Path, durability: Durability) -> Result<Connec
     open(path, durability)
 }
 
-/// Opens a file. The caller has the lock.
+/// Opens a file, and changes nothing in it unless its tables are of an older version. What its log has stays there until
+/// the file is accepted. The caller has the lock.
 pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, OpenError> {
     if fs::metadata(path)?.len() == 0 {
         let message = "is empty: it is no store of DataQueue, or what is left of one; move it away to begin anew";
@@ -105,17 +106,28 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
     }
     let connection =
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    // SQLite opens for reading what it may not write, and says so only when it is written.
+    if connection.is_readonly("main")? {
+        return Err(OpenError::Refused("cannot be opened for writing".to_owned()));
+    }
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     refuse_strange(&connection)?;
     settle(&connection, durability)?;
     migrate(&connection)?;
-    checkpoint(&connection)?;
     Ok(connection)
+}
+
+/// What was read of the file is sound: it may be written.
+pub(super) fn accept(connection: &Connection) -> Result<(), OpenError> {
+    checkpoint(connection)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    Ok(())
 }
 
 /// Makes the file whole before it gets its name: whatever has that name is complete.
 fn make(path: &Path) -> Result<(), OpenError> {
     let log = beside(path, "-wal");
-    if log.exists() {
+    if is_used(&log) {
         return Err(OpenError::Refused(format!(
             "is missing, but {} belongs to it; put it back, or move that away too to begin anew",
             log.display()
@@ -134,6 +146,11 @@ fn make(path: &Path) -> Result<(), OpenError> {
     connection.close().map_err(|(_, error)| error)?;
     name_file(&new, path)?;
     Ok(())
+}
+
+/// A log that is empty is what a look at the file may leave behind.
+fn is_used(log: &Path) -> bool {
+    fs::metadata(log).is_ok_and(|found| found.len() > 0)
 }
 
 /// So that after a power cut either no file has the name or the whole one.
@@ -232,8 +249,11 @@ fn open_to_read(path: &Path) -> Result<Connection, OpenError> {
 /// Copies a store as it is at one moment, while a server may be using it.
 pub(super) fn backup(path: &Path, to: &Path) -> Result<(), OpenError> {
     refuse_existing(to)?;
-    let connection = open_to_read(path)?;
     let part = beside(to, ".part");
+    let Some(name) = part.to_str() else {
+        return Err(OpenError::Refused(format!("cannot be copied: {} is not UTF-8", to.display())));
+    };
+    let connection = open_to_read(path)?;
     // SQLite writes only into a file that is new or empty.
     OpenOptions::new()
         .write(true)
@@ -242,10 +262,8 @@ pub(super) fn backup(path: &Path, to: &Path) -> Result<(), OpenError> {
         .mode(0o600)
         .open(&part)
         .map_err(|error| OpenError::Refused(format!("cannot be copied: cannot write {}: {error}", part.display())))?;
-    let copied = connection
-        .execute("VACUUM INTO ?1", [part.to_string_lossy()])
-        .map_err(OpenError::from)
-        .and_then(|_| Ok(name_file(&part, to)?));
+    let copied =
+        connection.execute("VACUUM INTO ?1", [name]).map_err(OpenError::from).and_then(|_| Ok(name_file(&part, to)?));
     if copied.is_err() {
         // What is left of it is of no use.
         let _ = fs::remove_file(&part);
@@ -255,7 +273,10 @@ pub(super) fn backup(path: &Path, to: &Path) -> Result<(), OpenError> {
 
 /// Puts a backup where there is no store. The caller has the lock.
 pub(super) fn restore(from: &Path, path: &Path, rules: Rules) -> Result<String, OpenError> {
-    refuse_existing(&beside(path, "-wal"))?;
+    let log = beside(path, "-wal");
+    if is_used(&log) {
+        refuse_existing(&log)?;
+    }
     refuse_existing(path)?;
     let found = check(from, rules)?;
     backup(from, path)?;

@@ -223,6 +223,27 @@ async fn a_damaged_page_is_refused() {
     assert!(pages > 15 && not_needed <= 1, "{not_needed} of {pages}");
 }
 
+/// What a killed server left is refused with its log, and neither is touched.
+#[tokio::test]
+async fn a_damaged_file_keeps_its_log() {
+    let (place, left) = (lived_in().await, Place::new());
+    let store = place.open();
+    store.insert(&q(), insert(100)).await.unwrap();
+    let (file, log) = (left.file(), format!("{}-wal", left.file().display()));
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    let mut bytes = fs::read(place.file()).unwrap();
+    bytes[4096 * 2..4096 * 2 + 16].fill(0xaa);
+    fs::write(&file, bytes).unwrap();
+    fs::copy(format!("{}-wal", place.file().display()), &log).unwrap();
+    let before = fs::read(&log).unwrap();
+    assert!(!before.is_empty());
+    left.refused("");
+    assert_eq!(fs::read(&log).unwrap(), before);
+    // Without the file, its log is not taken for nothing.
+    fs::remove_file(&file).unwrap();
+    left.refused("is missing");
+}
+
 #[tokio::test]
 async fn a_second_store_on_a_file_is_refused() {
     let place = lived_in().await;

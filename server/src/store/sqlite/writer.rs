@@ -75,6 +75,7 @@ impl Engine {
     /// server runs is not made anew.
     pub(super) fn open(setup: &Arc<Setup>, connection: Connection) -> Result<Self, OpenError> {
         let index = load::index(&connection, setup.rules, Some(setup.opened))?;
+        file::accept(&connection)?;
         let (setup, touched) = (Arc::clone(setup), Vec::new());
         Ok(Self { connection, index, setup, touched, room: None, syncs: true })
     }
