@@ -186,7 +186,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// The books of both are closed: everything that can be seen of the end of a history: where each task is and in which order, what its counters say,
+    /// Everything that can be seen of the end of a history: where each task is and in which order, what its counters say,
     /// and what is remembered.
     async fn audit(&mut self, plot: &Plot) -> Result<(), String> {
         self.look_around().await?;
