@@ -175,12 +175,12 @@ impl Comparison {
         self.same(&Step::Queues { after: None, max: QUEUES.len() + 1 }).await.map(drop)
     }
 
-    /// Whether each token is remembered. Changes nothing but deadlines.
-    async fn ask_for_tokens(&mut self) -> Result<(), String> {
+    /// What a step answers for each token that anybody was given.
+    async fn ask_for_tokens(&mut self, step: fn(Queue, Vec<Ticket>) -> Step) -> Result<(), String> {
         for q in Queue::all() {
             let own: Vec<Ticket> = self.tickets.iter().filter(|(of, _)| *of == q).map(|(_, ticket)| *ticket).collect();
             for tickets in own.chunks(150) {
-                self.same(&Step::Heartbeat(q, tickets.to_vec(), 1)).await?;
+                self.same(&step(q, tickets.to_vec())).await?;
             }
         }
         Ok(())
@@ -190,7 +190,8 @@ impl Comparison {
     /// and what is remembered.
     async fn audit(&mut self, plot: &Plot) -> Result<(), String> {
         self.look_around().await?;
-        self.ask_for_tokens().await?;
+        // Changes nothing but deadlines.
+        self.ask_for_tokens(|q, tickets| Step::Heartbeat(q, tickets, 1)).await?;
         let mut fresh = (u32::MAX >> 1) - 10_000;
         let mut requests = std::mem::take(&mut self.requests);
         requests.dedup();
@@ -219,7 +220,8 @@ impl Comparison {
                 fresh = last.ticket.pop + 1;
             }
         }
-        self.ask_for_tokens().await?;
+        // Nothing is held any more: this changes nothing.
+        self.ask_for_tokens(Step::Ack).await?;
         self.look_around().await
     }
 

@@ -208,8 +208,14 @@ impl Plot {
         (0..count as u8).prop_map(Queue).boxed()
     }
 
+    /// Each once: of a crowd, the first look at a queue takes back more in one store than in another.
     fn some_queues(&self) -> BoxedStrategy<Vec<Queue>> {
-        prop_oneof![1 => vec(self.queue(), 0..3), 1 => Just(self.queues().collect())].boxed()
+        let each_once = |mut queues: Vec<Queue>| {
+            queues.sort_unstable();
+            queues.dedup();
+            queues
+        };
+        prop_oneof![1 => vec(self.queue(), 0..3).prop_map(each_once), 1 => Just(self.queues().collect())].boxed()
     }
 
     fn listing(&self) -> Next {
