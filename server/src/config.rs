@@ -1,16 +1,30 @@
 //! The settings: every flag, its default and its range. `--help` prints this as the reference.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    env,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     queue::{Limits, MAX_LEASE, MIN_LEASE},
-    store::{Backend, Remember, Rules, SystemClock, memory, redis},
+    store::{
+        Backend, Remember, Rules, SystemClock, memory, redis,
+        sqlite::{self, Durability, SqliteConfig, SqliteStore},
+    },
 };
 
 /// What an envelope and a message add to a value at the most, in bytes: headers, the queue's name, framing.
 const MESSAGE_OVERHEAD: usize = 160 * 1024;
+
+/// The store's file in the data directory.
+const FILE: &str = "data-queue.db";
+
+const EXPECTED: &str = "expected sqlite:PATH, redis://[user:password@]host[:port][/db] or memory";
 
 /// The longest of some times.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -28,10 +42,29 @@ pub struct Config {
     #[arg(long, env = "DATA_QUEUE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051", value_parser = listen)]
     pub listen: SocketAddr,
 
-    /// Where the tasks are kept. `redis://[user:password@]host[:port][/db]`: in Redis 6.2 or later, which must be set to
-    /// maxmemory-policy noeviction; any number of servers may share it. `memory`: in this process, gone when it ends.
-    #[arg(long, env = "DATA_QUEUE_STORE", value_name = "URL", hide_env_values = true)]
-    pub store: String,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Where the tasks are kept. `sqlite:PATH`: in a file of this server's own. `redis://[user:password@]host[:port][/db]`: in
+    /// Redis 6.2 or later, which must be set to maxmemory-policy noeviction; any number of servers may share it. `memory`:
+    /// in this process, gone when it ends. Default: the file data-queue.db in --data-dir.
+    #[arg(long, env = "DATA_QUEUE_STORE", value_name = "URL", hide_env_values = true, global = true)]
+    pub store: Option<String>,
+
+    /// The folder of the store's file where --store does not say. Made if it is not there, for this user alone. Default:
+    /// $XDG_STATE_HOME/data-queue, or ~/.local/state/data-queue.
+    #[arg(long, env = "DATA_QUEUE_DATA_DIR", value_name = "DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+
+    /// What OK survives, with the store in a file.
+    #[arg(long, env = "DATA_QUEUE_DURABILITY", value_enum, default_value_t = Durability::Full)]
+    pub durability: Durability,
+
+    /// With the store in a file, inserts are refused with STORE_FULL when its file system has less room than this, in bytes,
+    /// so that pops, acks, heartbeats and putbacks can go on.
+    #[arg(long, env = "DATA_QUEUE_DISK_RESERVE", value_name = "BYTES", default_value_t = 64 << 20)]
+    pub disk_reserve: u64,
 
     /// The first part of every key in Redis: 1 to 32 letters, digits, '_' and '-'. Servers that are to share queues have
     /// the same.
@@ -114,6 +147,39 @@ pub struct Config {
     pub log_level: LogLevel,
 }
 
+/// What to do instead of serving. Each works on the store's file, found by --data-dir or --store sqlite:PATH.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Copies the store as it is at one moment into a new file, while a server may be using it.
+    Backup {
+        /// The file to write. It must not exist.
+        file: PathBuf,
+    },
+    /// Puts a backup where there is no store yet. No server may be running on it.
+    Restore {
+        /// The backup.
+        file: PathBuf,
+    },
+    /// Reads all of the store and checks that it is whole, while a server may be using it. Exit code 0 if it is, 1 if not.
+    Check,
+}
+
+/// Why there is no store.
+#[derive(Debug)]
+pub enum StoreProblem {
+    /// A setting is wrong.
+    Usage(String),
+    /// The settings are right, but it cannot be opened.
+    Failed(String),
+}
+
+/// The kinds of store, with what they need.
+enum Place<'c> {
+    File(PathBuf),
+    Redis(&'c str),
+    Memory,
+}
+
 /// How the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -136,34 +202,93 @@ pub enum LogLevel {
 
 impl Config {
     /// Checks what one flag alone cannot tell, and opens the store. Says what is wrong, without repeating credentials.
-    pub fn backend(&self) -> Result<Backend, String> {
+    pub fn backend(&self) -> Result<Backend, StoreProblem> {
         if self.max_value == 0 || self.max_value.saturating_add(MESSAGE_OVERHEAD) > self.max_message {
-            return Err(format!(
+            return Err(StoreProblem::Usage(format!(
                 "--max-value {} must be from 1 to --max-message less {MESSAGE_OVERHEAD}, which is {}; for larger values raise --max-message too",
                 self.max_value,
                 self.max_message.saturating_sub(MESSAGE_OVERHEAD)
-            ));
-        }
-        let rules = self.rules();
-        if self.store == "memory" {
-            return Ok(Backend::memory(memory::MemoryStore::new(
-                std::sync::Arc::new(SystemClock::default()),
-                rules,
-                self.memory_capacity,
             )));
         }
-        let expected = "expected redis://[user:password@]host[:port][/db] or memory";
-        if !self.store.starts_with("redis://") {
-            return Err(format!("--store: no store of this kind; {expected}"));
+        match self.place().map_err(StoreProblem::Usage)? {
+            Place::Memory => {
+                let clock = Arc::new(SystemClock::default());
+                Ok(Backend::memory(memory::MemoryStore::new(clock, self.rules(), self.memory_capacity)))
+            }
+            Place::File(path) => {
+                let config = SqliteConfig {
+                    path,
+                    durability: self.durability,
+                    reserve: self.disk_reserve,
+                    rules: self.rules(),
+                    timeout: self.store_timeout,
+                };
+                SqliteStore::open(config, None).map(Backend::sqlite).map_err(StoreProblem::Failed)
+            }
+            Place::Redis(url) => {
+                let config = redis::RedisConfig {
+                    url: url.to_owned(),
+                    key_prefix: self.key_prefix.clone(),
+                    timeout: self.store_timeout,
+                    rules: self.rules(),
+                };
+                let wrong = |error| StoreProblem::Usage(format!("--store: {error}; {EXPECTED}"));
+                redis::RedisShared::new(&config).map(Backend::redis).map_err(wrong)
+            }
         }
-        let config = redis::RedisConfig {
-            url: self.store.clone(),
-            key_prefix: self.key_prefix.clone(),
-            timeout: self.store_timeout,
-            rules,
+    }
+
+    /// Runs a command. Answers what to print.
+    pub fn run(&self, command: &Command) -> Result<String, StoreProblem> {
+        let Place::File(path) = self.place().map_err(StoreProblem::Usage)? else {
+            let message = "works on a store in a file; give --data-dir or --store sqlite:PATH";
+            return Err(StoreProblem::Usage(message.to_owned()));
         };
-        let shared = redis::RedisShared::new(&config).map_err(|error| format!("--store: {error}; {expected}"))?;
-        Ok(Backend::redis(shared))
+        let done = match command {
+            Command::Backup { file } => {
+                sqlite::backup(&path, file).map(|()| format!("copied {} to {}", path.display(), file.display()))
+            }
+            Command::Restore { file } => sqlite::restore(file, &path, self.rules())
+                .map(|found| format!("restored {} from {}: {found}", path.display(), file.display())),
+            Command::Check => {
+                sqlite::check(&path, self.rules()).map(|found| format!("{} is whole: {found}", path.display()))
+            }
+        };
+        done.map_err(StoreProblem::Failed)
+    }
+
+    /// The folder that the store's file is in, if it is in one.
+    pub fn data_folder(&self) -> Option<PathBuf> {
+        match self.place() {
+            Ok(Place::File(path)) => Some(path.parent().unwrap_or(Path::new(".")).to_owned()),
+            _ => None,
+        }
+    }
+
+    fn place(&self) -> Result<Place<'_>, String> {
+        let Some(store) = &self.store else { return Ok(Place::File(self.data_dir()?.join(FILE))) };
+        if store == "memory" {
+            return Ok(Place::Memory);
+        }
+        if store.starts_with("redis://") {
+            return Ok(Place::Redis(store));
+        }
+        match store.strip_prefix("sqlite:") {
+            Some(path) if !path.is_empty() && !path.ends_with('/') => Ok(Place::File(path.into())),
+            _ => Err(format!("--store: no store of this kind; {EXPECTED}")),
+        }
+    }
+
+    /// Where programs keep what they have to keep for their user.
+    fn data_dir(&self) -> Result<PathBuf, String> {
+        if let Some(given) = &self.data_dir {
+            return Ok(given.clone());
+        }
+        let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        absolute("XDG_STATE_HOME")
+            .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+            .map(|state| state.join("data-queue"))
+            .ok_or_else(|| "--data-dir is needed: neither HOME nor XDG_STATE_HOME is set".to_owned())
     }
 
     /// The rules of all queues.

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Arg, CommandFactory, FromArgMatches, builder::Resettable, error::ErrorKind};
 use data_queue_server::{
-    config::{Config, LogFormat, LogLevel},
+    config::{Config, LogFormat, LogLevel, StoreProblem},
     serve,
 };
 use tokio::{
@@ -33,11 +33,20 @@ fn main() -> ExitCode {
         }
         Err(error) => return usage(&one_line(&error.to_string())),
     };
+    log_to_stderr(&config);
+    if let Some(command) = &config.command {
+        return match config.run(command) {
+            Ok(message) => {
+                let _ = writeln!(stdout(), "{message}");
+                ExitCode::SUCCESS
+            }
+            Err(problem) => problem_with_store(problem),
+        };
+    }
     let backend = match config.backend() {
         Ok(backend) => backend,
-        Err(message) => return usage(&message),
+        Err(problem) => return problem_with_store(problem),
     };
-    log_to_stderr(&config);
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start: {error}")),
@@ -59,11 +68,15 @@ fn main() -> ExitCode {
                 _ = interrupt.recv() => {}
             }
         };
-        if config.store == "memory" {
+        if config.store.as_deref() == Some("memory") {
             tracing::warn!("tasks are kept in memory only: nothing survives the end of this server");
         }
+        let folder = config.data_folder();
         let ready = || {
             // Whoever started this may have closed its end already.
+            if let Some(folder) = folder {
+                let _ = writeln!(stdout(), "data in {}", folder.display());
+            }
             let _ = writeln!(stdout(), "listening on {address}").and_then(|()| stdout().flush());
         };
         serve(listener, backend, config, ready, shutdown).await.map_err(|error| error.to_string())
@@ -81,6 +94,13 @@ fn parse() -> Result<Config, clap::Error> {
     let empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
     let command = Config::command().mut_args(|arg| if empty(&arg) { arg.env(Resettable::Reset) } else { arg });
     Config::from_arg_matches(&command.try_get_matches()?)
+}
+
+fn problem_with_store(problem: StoreProblem) -> ExitCode {
+    match problem {
+        StoreProblem::Usage(message) => usage(&message),
+        StoreProblem::Failed(message) => fail(&message),
+    }
 }
 
 fn usage(message: &str) -> ExitCode {

@@ -6,6 +6,7 @@ use super::{
     Admin,
     memory::MemoryStore,
     redis::{RedisShared, RedisStore},
+    sqlite::SqliteStore,
 };
 
 /// A store that was chosen, and how each thread gets at it.
@@ -15,6 +16,7 @@ pub struct Backend(Kind);
 #[derive(Clone)]
 enum Kind {
     Memory(Arc<MemoryStore>),
+    Sqlite(Arc<SqliteStore>),
     Redis(Arc<RedisShared>),
 }
 
@@ -22,6 +24,11 @@ impl Backend {
     /// One store for all threads.
     pub fn memory(store: MemoryStore) -> Self {
         Self(Kind::Memory(Arc::new(store)))
+    }
+
+    /// One file, and one thread that writes it, for all threads.
+    pub fn sqlite(store: SqliteStore) -> Self {
+        Self(Kind::Sqlite(Arc::new(store)))
     }
 
     /// Connections of its own for each thread.
@@ -33,6 +40,7 @@ impl Backend {
     pub fn for_this_thread(&self) -> Arc<dyn Admin> {
         match &self.0 {
             Kind::Memory(store) => Arc::clone(store) as Arc<dyn Admin>,
+            Kind::Sqlite(store) => Arc::clone(store) as Arc<dyn Admin>,
             Kind::Redis(shared) => Arc::new(RedisStore::new(Arc::clone(shared))),
         }
     }

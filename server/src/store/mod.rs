@@ -11,6 +11,7 @@ mod clock;
 mod ident;
 pub mod memory;
 pub mod redis;
+pub mod sqlite;
 
 #[cfg(test)]
 mod conformance;

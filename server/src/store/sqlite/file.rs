@@ -1,0 +1,291 @@
+//! The file: made, locked, opened, brought up to date, copied, checked. A file that is not as it should be is refused and
+//! left as it is.
+
+use std::{
+    ffi::OsString,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, ffi::ErrorCode};
+use rustix::fs::{FlockOperation, flock, statvfs};
+
+use super::{Durability, load};
+use crate::store::Rules;
+
+/// "DaQu" in the header of the file, by which `file` and we know it.
+const APPLICATION_ID: i32 = i32::from_be_bytes(*b"DaQu");
+
+/// Each brings the tables from one version to the next; the first makes them.
+const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/001_tables.sql")];
+
+/// How long to wait for a backup that reads at the wrong moment.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a file was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    /// It is not what it should be.
+    #[error("{0}")]
+    Refused(String),
+    /// It could not be read or written.
+    #[error("cannot be opened: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// It could not be reached.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// Whether the disk has no room.
+pub(super) fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}
+
+/// `name` with something behind it.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
+}
+
+/// Held as long as a server has the file.
+pub(super) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Makes the directory if it is not there.
+    pub(super) fn take(path: &Path) -> Result<Self, String> {
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(|error| format!("cannot make the folder {}: {error}", directory.display()))?;
+        }
+        let name = beside(path, ".lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&name)
+            .map_err(|error| format!("cannot write {}: {error}", name.display()))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut owner = String::new();
+            let _ = file.read_to_string(&mut owner);
+            let owner = owner.trim();
+            let by = if owner.is_empty() { String::new() } else { format!(" (process {owner})") };
+            return Err(format!("{} is in use by another server{by}", path.display()));
+        }
+        // For the message above; the lock itself is not in the text.
+        let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        Ok(Self { _file: file })
+    }
+}
+
+/// Opens a file, or makes one where there is none. The caller has the lock.
+pub(super) fn open_or_make(path: &Path, durability: Durability) -> Result<Connection, OpenError> {
+    if !fs::exists(path)? {
+        make(path)?;
+    }
+    open(path, durability)
+}
+
+/// Opens a file. The caller has the lock.
+pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, OpenError> {
+    if fs::metadata(path)?.len() == 0 {
+        let message = "is empty: it is no store of DataQueue, or what is left of one; move it away to begin anew";
+        return Err(OpenError::Refused(message.to_owned()));
+    }
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    refuse_strange(&connection)?;
+    settle(&connection, durability)?;
+    migrate(&connection)?;
+    checkpoint(&connection)?;
+    Ok(connection)
+}
+
+/// Makes the file whole before it gets its name: whatever has that name is complete.
+fn make(path: &Path) -> Result<(), OpenError> {
+    let log = beside(path, "-wal");
+    if log.exists() {
+        return Err(OpenError::Refused(format!(
+            "is missing, but {} belongs to it; put it back, or move that away too to begin anew",
+            log.display()
+        )));
+    }
+    let new = beside(path, ".new");
+    if let Err(error) = fs::remove_file(&new)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error.into());
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    let connection = Connection::open_with_flags(&new, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+    migrate(&connection)?;
+    connection.close().map_err(|(_, error)| error)?;
+    name_file(&new, path)?;
+    Ok(())
+}
+
+/// So that after a power cut either no file has the name or the whole one.
+fn name_file(from: &Path, to: &Path) -> io::Result<()> {
+    File::open(from)?.sync_all()?;
+    fs::rename(from, to)?;
+    let directory = to.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+fn refuse_strange(connection: &Connection) -> Result<(), OpenError> {
+    let strange = || OpenError::Refused("is no store of DataQueue".to_owned());
+    let id: i32 =
+        connection.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(|error| {
+            match error.sqlite_error_code() {
+                Some(ErrorCode::NotADatabase) => strange(),
+                _ => error.into(),
+            }
+        })?;
+    if id != APPLICATION_ID {
+        return Err(strange());
+    }
+    let version = version(connection)?;
+    let known = MIGRATIONS.len();
+    match usize::try_from(version) {
+        Ok(version) if (1..=known).contains(&version) => Ok(()),
+        _ => Err(OpenError::Refused(format!(
+            "has version {version} of the tables, and this server knows {known}; use a newer server"
+        ))),
+    }
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+fn migrate(connection: &Connection) -> Result<(), OpenError> {
+    let done = usize::try_from(version(connection)?).unwrap_or(0);
+    for (number, migration) in MIGRATIONS.iter().enumerate().skip(done) {
+        connection.execute_batch(&format!("BEGIN; {migration} PRAGMA user_version = {}; COMMIT;", number + 1))?;
+    }
+    Ok(())
+}
+
+fn settle(connection: &Connection, durability: Durability) -> Result<(), OpenError> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    let mode: String = connection.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(OpenError::Refused(format!("cannot be written ahead of: its journal mode stays {mode}")));
+    }
+    connection.pragma_update(None, "synchronous", durability.synchronous())?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_LIMIT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(())
+}
+
+/// SQLite's page cache, in KiB.
+const CACHE_KIB: i64 = 8 * 1024;
+/// What the write-ahead log keeps of the room that a large transaction made it take, in bytes.
+const LOG_LIMIT: i64 = 64 << 20;
+/// More than there are.
+const STATEMENTS: usize = 64;
+
+/// Brings everything that the log has into the file, so that nothing depends on what a failed sync may have left of the
+/// log: a system that failed to write a page may say at the next sync that all is well.
+fn checkpoint(connection: &Connection) -> Result<(), OpenError> {
+    let (busy, logged, done): (bool, i64, i64) =
+        connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    if busy && logged != done {
+        return Err(OpenError::Refused("is being read by another program; wait for it to end".to_owned()));
+    }
+    Ok(())
+}
+
+/// How many bytes the file system has for us.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let found = statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+fn open_to_read(path: &Path) -> Result<Connection, OpenError> {
+    if !path.exists() {
+        return Err(OpenError::Refused("does not exist".to_owned()));
+    }
+    let connection =
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    refuse_strange(&connection)?;
+    Ok(connection)
+}
+
+/// Copies a store as it is at one moment, while a server may be using it.
+pub(super) fn backup(path: &Path, to: &Path) -> Result<(), OpenError> {
+    refuse_existing(to)?;
+    let connection = open_to_read(path)?;
+    let part = beside(to, ".part");
+    // SQLite writes only into a file that is new or empty.
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    let copied = connection
+        .execute("VACUUM INTO ?1", [part.to_string_lossy()])
+        .map_err(OpenError::from)
+        .and_then(|_| Ok(name_file(&part, to)?));
+    if copied.is_err() {
+        // What is left of it is of no use.
+        let _ = fs::remove_file(&part);
+    }
+    copied
+}
+
+/// Puts a backup where there is no store. The caller has the lock.
+pub(super) fn restore(from: &Path, path: &Path, rules: Rules) -> Result<String, OpenError> {
+    refuse_existing(&beside(path, "-wal"))?;
+    refuse_existing(path)?;
+    let found = check(from, rules)?;
+    backup(from, path)?;
+    Ok(found)
+}
+
+fn refuse_existing(path: &Path) -> Result<(), OpenError> {
+    match path.exists() {
+        true => Err(OpenError::Refused(format!("{} exists already; it is not overwritten", path.display()))),
+        false => Ok(()),
+    }
+}
+
+/// Reads all of a store, as it is at one moment. Says what is in it.
+pub(super) fn check(path: &Path, rules: Rules) -> Result<String, OpenError> {
+    let connection = open_to_read(path)?;
+    // One moment for all that is read.
+    connection.execute_batch("BEGIN")?;
+    let mut faults = Vec::new();
+    connection.prepare("PRAGMA integrity_check(10)")?.query_map((), |row| row.get::<_, String>(0))?.try_for_each(
+        |fault| {
+            faults.push(fault?);
+            Ok::<_, rusqlite::Error>(())
+        },
+    )?;
+    if faults != ["ok"] {
+        return Err(OpenError::Refused(format!("is damaged: {}", faults.join("; "))));
+    }
+    let index = load::index(&connection, rules, None)?;
+    let sum = |of: fn(&super::queue::Queue) -> u64| index.queues.values().map(of).sum::<u64>();
+    Ok(format!(
+        "{} queues; tasks: {} ready, {} leased, {} dead; {} inserted and {} acked since the beginning",
+        index.queues.len(),
+        sum(|queue| queue.ready.len() as u64),
+        sum(|queue| queue.leases.len() as u64),
+        sum(|queue| queue.dead),
+        sum(|queue| queue.inserted_count),
+        sum(|queue| queue.acked_count),
+    ))
+}

@@ -1,0 +1,128 @@
+//! What a queue remembers, in two generations, as the store in memory does. Here the entries are looked up in memory and
+//! kept in the file; generations that are no longer seen are swept out of the file little by little.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+};
+
+use super::tables::{Sql, Tables};
+use crate::store::{Millis, Remember};
+
+/// The rows that are swept with one commit, at most.
+const SWEPT_AT_ONCE: i64 = 256;
+
+/// Which memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Acked = 0,
+    Requests = 1,
+}
+
+/// What was remembered from a time on.
+pub(super) struct Generation<K, V> {
+    pub(super) number: i64,
+    pub(super) began: Millis,
+    /// How many rows it has in the file.
+    pub(super) rows: i64,
+    pub(super) entries: HashMap<K, V>,
+}
+
+impl<K, V> Default for Generation<K, V> {
+    fn default() -> Self {
+        Self { number: 0, began: 0, rows: 0, entries: HashMap::new() }
+    }
+}
+
+/// A memory of one queue.
+pub(super) struct Memory<K, V> {
+    kind: Kind,
+    remember: Remember,
+    pub(super) current: Generation<K, V>,
+    pub(super) older: Generation<K, V>,
+}
+
+impl<K: Eq + Hash, V> Memory<K, V> {
+    pub(super) fn new(kind: Kind, remember: Remember) -> Self {
+        Self { kind, remember, current: Generation::default(), older: Generation::default() }
+    }
+
+    /// What is remembered of a key, and in which generation.
+    pub(super) fn get(&self, key: &K, now: Millis) -> Option<(i64, &V)> {
+        let seen = |generation: &&Generation<K, V>| now < generation.began + 2 * self.remember.window;
+        let find = |generation: &'_ Generation<K, V>| generation.entries.get(key).map(|_| generation.number);
+        let number = [&self.current, &self.older].into_iter().filter(seen).find_map(find)?;
+        let generation = if number == self.current.number { &self.current } else { &self.older };
+        generation.entries.get(key).map(|value| (number, value))
+    }
+
+    /// Whether the next entry begins a new generation.
+    pub(super) fn is_due(&self, now: Millis) -> bool {
+        now >= self.current.began + self.remember.window
+            || self.current.entries.len() as u64 >= self.remember.entries / 2
+    }
+
+    /// Begins a new generation, and drops the older one.
+    pub(super) fn begin(&mut self, tables: Tables<'_>, queue: i64, now: Millis, sweeper: &mut Sweeper) -> Sql<()> {
+        let next = Generation { number: self.current.number + 1, began: now, ..Generation::default() };
+        tables.add_generation(queue, self.kind, next.number, now)?;
+        let dropped = std::mem::replace(&mut self.older, std::mem::replace(&mut self.current, next));
+        sweeper.drop_generation(queue, self.kind, &dropped);
+        Ok(())
+    }
+
+    /// Drops what is not seen any more.
+    pub(super) fn forget(&mut self, queue: i64, now: Millis, sweeper: &mut Sweeper) {
+        for generation in [&mut self.current, &mut self.older] {
+            if now >= generation.began + 2 * self.remember.window && !generation.entries.is_empty() {
+                sweeper.drop_generation(queue, self.kind, generation);
+                generation.entries = HashMap::new();
+                generation.rows = 0;
+            }
+        }
+    }
+
+    /// Puts generations back as they were read, the newest last.
+    pub(super) fn restore(&mut self, generations: Vec<Generation<K, V>>, queue: i64, sweeper: &mut Sweeper) {
+        for generation in generations {
+            let older = std::mem::replace(&mut self.current, generation);
+            let dropped = std::mem::replace(&mut self.older, older);
+            sweeper.drop_generation(queue, self.kind, &dropped);
+        }
+    }
+}
+
+struct Dropped {
+    queue: i64,
+    kind: Kind,
+    number: i64,
+    from: i64,
+    rows: i64,
+}
+
+/// Deletes dropped generations from the file, some rows with each commit.
+#[derive(Default)]
+pub(super) struct Sweeper(VecDeque<Dropped>);
+
+impl Sweeper {
+    fn drop_generation<K, V>(&mut self, queue: i64, kind: Kind, generation: &Generation<K, V>) {
+        // The first one was never begun.
+        if generation.number > 0 {
+            let (number, rows) = (generation.number, generation.rows);
+            self.0.push_back(Dropped { queue, kind, number, from: 0, rows });
+        }
+    }
+
+    /// Sweeps as much as one commit should carry.
+    pub(super) fn sweep(&mut self, tables: Tables<'_>) -> Sql<()> {
+        let Some(dropped) = self.0.front_mut() else { return Ok(()) };
+        dropped.from += SWEPT_AT_ONCE;
+        tables.remove_entries(dropped.queue, dropped.kind, dropped.number, dropped.from)?;
+        if dropped.from >= dropped.rows {
+            tables.remove_generation(dropped.queue, dropped.kind, dropped.number)?;
+            self.0.pop_front();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,332 @@
+//! The embedded store: one SQLite file, nothing to install.
+//!
+//! Calls from all threads go to one writing thread ([`writer`]), which runs those that wait in one transaction and answers
+//! them when it is committed. Where every task is, is known in memory ([`queue`]), read from the file at the start
+//! ([`load`]); values stay in the file. `server/migrations` has the tables. This module and those below are the only ones
+//! that name the engine.
+
+mod file;
+mod load;
+mod memories;
+mod queue;
+mod tables;
+mod writer;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicU64},
+    thread,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use clap::ValueEnum;
+use tokio::sync::mpsc;
+
+use self::{
+    queue::Step,
+    writer::{BYTES_PER_ITEM, Engine, Job, Kind, Setup, Writer},
+};
+use super::{
+    Admin, Beaten, Clock, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped, QueueName,
+    RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives, SystemClock, Token,
+    Withdrawal,
+};
+
+/// Calls that wait for the writing thread; more wait in their own tasks.
+const CALLS_WAITING: usize = 4_096;
+
+/// What OK survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Durability {
+    /// A power cut: the file is synced before the answer. A pop or heartbeat is not waited for: after a power cut its
+    /// lease may be gone and the task ready again.
+    Full,
+    /// A kill of the server. The file is synced now and then: a power cut may take the last inserts and acks with it, and
+    /// leaves the file whole.
+    Normal,
+    /// A kill of the server. The file is never synced: a power cut may damage it.
+    Memory,
+}
+
+impl Durability {
+    fn synchronous(self) -> &'static str {
+        match self {
+            Self::Full => "FULL",
+            Self::Normal => "NORMAL",
+            Self::Memory => "OFF",
+        }
+    }
+
+    fn survives(self) -> (Survives, &'static str) {
+        match self {
+            Self::Full => (
+                Survives::PowerCut,
+                "a power cut, if the disk keeps what it says it synced (--durability full); a lease may be gone then, and its task ready again",
+            ),
+            Self::Normal => (
+                Survives::ServerKill,
+                "a kill of the server; a power cut can take the last of it (--durability normal)",
+            ),
+            Self::Memory => {
+                (Survives::ServerKill, "a kill of the server; a power cut can take all of it (--durability memory)")
+            }
+        }
+    }
+}
+
+/// Where the file is, and how the store behaves.
+#[derive(Clone, Debug)]
+pub struct SqliteConfig {
+    /// The file; beside it lie its write-ahead log and a lock.
+    pub path: PathBuf,
+    /// What OK survives.
+    pub durability: Durability,
+    /// Inserts are refused when the file system has less room than this, in bytes.
+    pub reserve: u64,
+    /// The rules of its queues.
+    pub rules: Rules,
+    /// Bounds a call.
+    pub timeout: Duration,
+}
+
+/// The store.
+pub struct SqliteStore {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
+    setup: Arc<Setup>,
+    timeout: Duration,
+    /// Given up after the thread has ended.
+    _lock: file::Lock,
+}
+
+impl SqliteStore {
+    /// Opens the file, or makes one where there is none. Says in a line what is wrong with it. `clock` is the machine's
+    /// unless it is given.
+    pub fn open(config: SqliteConfig, clock: Option<Arc<dyn Clock>>) -> Result<Self, String> {
+        let SqliteConfig { path, durability, reserve, rules, timeout } = config;
+        let lock = file::Lock::take(&path)?;
+        let about = |error: file::OpenError| format!("{} {error}", path.display());
+        let connection = file::open_or_make(&path, durability).map_err(about)?;
+        let clock = match clock {
+            Some(clock) => clock,
+            None => {
+                let latest = load::latest_time(&connection).map_err(|error| about(error.into()))?;
+                Arc::new(SystemClock::not_before(latest))
+            }
+        };
+        let reserve = Arc::new(AtomicU64::new(reserve));
+        let setup = Arc::new(Setup { path: path.clone(), durability, reserve, rules, clock });
+        let engine = Engine::open(&setup, connection, true).map_err(about)?;
+        let (jobs, inbox) = mpsc::channel(CALLS_WAITING);
+        let writer = Writer::new(Arc::clone(&setup), inbox, engine);
+        let thread = thread::Builder::new()
+            .name("sqlite".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|error| format!("cannot start a thread: {error}"))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), setup, timeout, _lock: lock })
+    }
+
+    /// Keeps so many bytes of the file system from inserts, from now on.
+    #[cfg(test)]
+    pub(super) fn reserve(&self, bytes: u64) {
+        self.setup.reserve.store(bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    async fn call<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        weight: usize,
+        run: impl FnMut(&mut Engine) -> Step<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (job, answer) = Job::new(kind, weight, run);
+        let ended = || StoreError::Unavailable {
+            message: "the thread that writes the file has ended; the log has the cause".to_owned(),
+            did_not_run: false,
+        };
+        let asked = async {
+            let jobs = self.jobs.as_ref().ok_or_else(ended)?;
+            jobs.send(job).await.map_err(|_| ended())?;
+            answer.await.map_err(|_| ended())?
+        };
+        tokio::time::timeout(self.timeout, asked).await.unwrap_or_else(|_| {
+            let message = format!("{} did not answer within {:?}", self.setup.path.display(), self.timeout);
+            Err(StoreError::Unavailable { message, did_not_run: false })
+        })
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        // What was called is done; then the thread ends and closes the file.
+        self.jobs = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that writes the file panicked");
+        }
+    }
+}
+
+/// Copies the store as it is at one moment into a new file, while a server may be using it.
+pub fn backup(path: &Path, to: &Path) -> Result<(), String> {
+    file::backup(path, to).map_err(|error| format!("{} {error}", path.display()))
+}
+
+/// Puts a backup where there is no store. Says what is in it.
+pub fn restore(from: &Path, path: &Path, rules: Rules) -> Result<String, String> {
+    let _lock = file::Lock::take(path)?;
+    file::restore(from, path, rules).map_err(|error| format!("{} {error}", from.display()))
+}
+
+/// Reads all of a store, and says what is in it. A server may be using it.
+pub fn check(path: &Path, rules: Rules) -> Result<String, String> {
+    file::check(path, rules).map_err(|error| format!("{} {error}", path.display()))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+        let bytes: usize = insert.tasks.iter().map(|task| task.envelope.len()).sum();
+        let (queue, weight) = (queue.clone(), insert.tasks.len() + bytes / BYTES_PER_ITEM);
+        self.call(Kind::Insert, weight, move |engine| engine.insert(&queue, &insert)).await
+    }
+
+    async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
+        let kind = if pop.acks.is_empty() { Kind::Lease } else { Kind::Change };
+        let (queue, weight) = (queue.clone(), pop.acks.len() + pop.max_tasks);
+        self.call(kind, weight, move |engine| engine.step(&queue, |queue, turn| queue.pop(&pop, turn))).await
+    }
+
+    async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
+        let (queue, tokens) = (queue.clone(), tokens.to_vec());
+        self.call(Kind::Change, tokens.len(), move |engine| {
+            engine.step(&queue, |queue, turn| queue.ack(&tokens, turn)).map(Ok)
+        })
+        .await
+    }
+
+    async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
+        let (queue, tokens) = (queue.clone(), tokens.to_vec());
+        self.call(Kind::Lease, tokens.len(), move |engine| {
+            engine.step(&queue, |queue, turn| queue.heartbeat(&tokens, lease, turn)).map(Ok)
+        })
+        .await
+    }
+
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
+        let queue = queue.clone();
+        let weight = match &release {
+            Release::PutBack(tokens) | Release::Unsent(tokens, _) => tokens.len(),
+        };
+        self.call(Kind::Change, weight, move |engine| {
+            engine.step(&queue, |queue, turn| queue.release(&release, turn)).map(Ok)
+        })
+        .await
+    }
+
+    async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
+        let queue = queue.clone();
+        self.call(Kind::Change, withdrawal.max_tasks, move |engine| {
+            engine.step(&queue, |queue, turn| queue.withdraw(&withdrawal, turn)).map(Ok)
+        })
+        .await
+    }
+
+    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError> {
+        // Step by step, so that other calls get their turn. Those delivered last go first: each step puts its tasks in front
+        // of those of the step before.
+        let name = queue.clone();
+        let listed = self.call(Kind::Lease, 1, move |engine| {
+            let list = |queue: &mut queue::Queue, turn: &mut queue::Turn<'_>| {
+                let since = turn.now.checked_sub(held_for);
+                Ok(since.map(|since| (since, queue.held_since(since))))
+            };
+            engine.step(&name, list).map(Ok)
+        });
+        let Some((since, tokens)) = listed.await? else { return Ok(Released::default()) };
+        let mut released = Released::default();
+        for tokens in tokens.chunks(RECLAIM_STEP) {
+            let (name, tokens) = (queue.clone(), tokens.to_vec());
+            let step = self.call(Kind::Change, tokens.len(), move |engine| {
+                engine.step(&name, |queue, turn| queue.release_held(&tokens, since, turn)).map(Ok)
+            });
+            let step = step.await?;
+            released.put_back += step.put_back;
+            released.dead_lettered += step.dead_lettered;
+        }
+        Ok(released)
+    }
+
+    async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
+        let queues = queues.to_vec();
+        self.call(Kind::Lease, queues.len(), move |engine| {
+            queues
+                .iter()
+                .map(|queue| engine.step(queue, |queue, turn| queue.sight(turn)))
+                .collect::<Result<_, _>>()
+                .map(Ok)
+        })
+        .await
+    }
+
+    async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
+        self.call(Kind::Lease, budget, move |engine| {
+            let mut reaped = Reaped::default();
+            let start = usize::try_from(cursor.position).unwrap_or(usize::MAX);
+            let names: Vec<QueueName> = engine.names().keys().skip(start).take(budget).cloned().collect();
+            reaped.visited = names.len();
+            for name in names {
+                match engine.step(&name, |queue, turn| queue.reclaim(turn))? {
+                    0 => {}
+                    count => reaped.reclaimed.push((name, count)),
+                }
+            }
+            if reaped.visited == budget {
+                reaped.next.position = cursor.position.saturating_add(budget as u64);
+            }
+            Ok(Ok(reaped))
+        })
+        .await
+    }
+
+    async fn listen(&self, _: OnWake) -> Result<(), StoreError> {
+        // There are no other servers.
+        std::future::pending().await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        self.call(Kind::Lease, 1, |_| Ok(Ok(()))).await
+    }
+}
+
+#[async_trait]
+impl Admin for SqliteStore {
+    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
+        let queues = queues.to_vec();
+        self.call(Kind::Lease, queues.len(), move |engine| {
+            let count = |name| match engine.names().contains_key(name) {
+                true => engine.step(name, |queue, turn| queue.counts(turn)).map(Some),
+                false => Ok(None),
+            };
+            queues.iter().map(count).collect::<Result<_, _>>().map(Ok)
+        })
+        .await
+    }
+
+    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
+        use std::ops::Bound;
+        let after = after.cloned();
+        self.call(Kind::Lease, 1, move |engine| {
+            let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let behind = engine.names().range((from, Bound::Unbounded));
+            Ok(Ok(behind.take(max).map(|(name, _)| name.clone()).collect()))
+        })
+        .await
+    }
+
+    fn describe(&self) -> Description {
+        let (survives, note) = self.setup.durability.survives();
+        Description { engine: format!("SQLite {}", rusqlite::version()), survives, note: note.to_owned() }
+    }
+}

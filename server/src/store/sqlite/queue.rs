@@ -1,0 +1,545 @@
+//! A queue as it stands in memory, an index of what is in the file. Every change is made here and written to the tables in
+//! the same transaction; if that fails, the whole index is thrown away and read again.
+//!
+//! The store in memory says what each step means. What differs is only where things are: values stay in the file.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use md5::{Digest, Md5};
+
+use super::{
+    memories::{Kind, Memory, Sweeper},
+    tables::{Sql, StoredRequest, Tables, Tries},
+};
+use crate::store::{
+    Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, RECLAIM_STEP, Release, Released,
+    RequestKey, Rules, Sight, Stem, StoreError, TaskId, Token, Withdrawal,
+};
+
+/// For how long a withdrawn pop may still arrive, and then leases nothing.
+const WITHDRAWN_FOR: Millis = 60_000;
+
+/// So many tries of a pop are kept apart. With more of them, a lease is given back by nobody, and runs out.
+const MAX_HOLDERS: usize = 8;
+
+/// How many steps of taking leases back one transaction makes at most.
+const RECLAIM_ROUNDS: usize = 64;
+
+/// Acked tokens in a row of the file: 960 bytes, which SQLite keeps in the row's page.
+const TOKENS_PER_ROW: usize = 60;
+
+/// A step that was refused and changed nothing is no failure of the file.
+pub(super) type Step<T> = Sql<Result<T, StoreError>>;
+
+/// What the steps of one transaction have in common.
+pub(super) struct Turn<'e> {
+    pub(super) tables: Tables<'e>,
+    pub(super) now: Millis,
+    pub(super) next_task: &'e mut i64,
+    pub(super) sweeper: &'e mut Sweeper,
+}
+
+/// The hold on a task.
+pub(super) struct Lease {
+    pub(super) id: TaskId,
+    pub(super) task: i64,
+    pub(super) order: u64,
+    pub(super) renewed_at: Millis,
+    pub(super) deadline: Millis,
+    /// The tries of a repeatable pop that were answered with this lease.
+    pub(super) holders: Vec<Attempt>,
+}
+
+impl Lease {
+    /// True if that changed the lease.
+    fn answered_to(&mut self, attempt: Option<Attempt>) -> bool {
+        match attempt {
+            Some(attempt) if self.holders.len() <= MAX_HOLDERS && !self.holders.contains(&attempt) => {
+                self.holders.push(attempt);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// True if nobody else was answered with it.
+    fn disowned_by(&mut self, attempt: Option<Attempt>) -> bool {
+        let Some(attempt) = attempt else { return self.holders.is_empty() };
+        let Some(at) = self.holders.iter().position(|holder| *holder == attempt) else { return false };
+        if self.holders.len() <= MAX_HOLDERS {
+            self.holders.remove(at);
+        }
+        self.holders.is_empty()
+    }
+}
+
+/// Whose request ids: those of inserts and of pops are apart.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Call {
+    Insert = 0,
+    Pop = 1,
+}
+
+/// The key under which a request is found; who it was is in the file.
+pub(super) fn request_digest(call: u8, id: &str) -> [u8; 16] {
+    Md5::new().chain_update([call]).chain_update(id).finalize().into()
+}
+
+/// The queue.
+pub(super) struct Queue {
+    /// In the table of queues; 0 as long as it is not there.
+    pub(super) key: i64,
+    pub(super) ids: HashMap<TaskId, i64>,
+    pub(super) ready: VecDeque<i64>,
+    /// Where the last task that came back stands: before the tail, and before all that came back earlier.
+    pub(super) front: i64,
+    pub(super) tries: HashMap<i64, Tries>,
+    pub(super) leases: HashMap<Token, Lease>,
+    /// Of equal deadlines, the first delivered is first.
+    deadlines: BTreeSet<(Millis, u64, Token)>,
+    withdrawn: HashMap<Stem, Millis>,
+    pub(super) acked: Memory<Token, ()>,
+    /// Acked in this transaction, and not written yet.
+    acked_now: Vec<Token>,
+    pub(super) requests: Memory<[u8; 16], i64>,
+    pub(super) delivered: u64,
+    pub(super) dead: u64,
+    pub(super) inserted_count: u64,
+    pub(super) acked_count: u64,
+    max_expiries: u32,
+    /// Whether the counts are to be written with this transaction.
+    changed: bool,
+    /// Whether this transaction has come to it.
+    touched: bool,
+}
+
+impl Queue {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            key: 0,
+            ids: HashMap::new(),
+            ready: VecDeque::new(),
+            front: 0,
+            tries: HashMap::new(),
+            leases: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            withdrawn: HashMap::new(),
+            acked: Memory::new(Kind::Acked, rules.remember),
+            acked_now: Vec::new(),
+            requests: Memory::new(Kind::Requests, rules.remember),
+            delivered: 0,
+            dead: 0,
+            inserted_count: 0,
+            acked_count: 0,
+            max_expiries: rules.max_expiries,
+            changed: false,
+            touched: false,
+        }
+    }
+
+    /// True for the first step of a transaction: it has to be finished.
+    pub(super) fn touch(&mut self) -> bool {
+        !std::mem::replace(&mut self.touched, true)
+    }
+
+    /// Puts a lease in the index.
+    pub(super) fn index_lease(&mut self, token: Token, lease: Lease) {
+        self.deadlines.insert((lease.deadline, lease.order, token));
+        self.leases.insert(token, lease);
+    }
+
+    /// Whether the tasks that are there are those that were inserted and not acked: the check of an opened file.
+    pub(super) fn balances(&self) -> bool {
+        let there = (self.ready.len() + self.leases.len()) as u64 + self.dead;
+        self.inserted_count == there + self.acked_count
+    }
+
+    /// `name` is written with the first insert; until then nobody else knows the queue.
+    pub(super) fn insert(&mut self, name: &str, insert: &Insert, turn: &mut Turn<'_>) -> Step<Inserted> {
+        let known = match &insert.request {
+            Some(request) => self.recall(Call::Insert, request, turn)?,
+            None => Ok(None),
+        };
+        match known {
+            Err(refused) => return Ok(Err(refused)),
+            Ok(Some(first)) => {
+                return Ok(Ok(Inserted { ids: first.into_iter().map(TaskId).collect(), replayed: true }));
+            }
+            Ok(None) => {}
+        }
+        let ids: Vec<TaskId> = insert.tasks.iter().map(|task| task.id).collect();
+        // A second run of the same call, even if some of its tasks are gone by now.
+        if ids.iter().any(|id| self.ids.contains_key(id)) {
+            return Ok(Ok(Inserted { ids, replayed: false }));
+        }
+        if self.key == 0 {
+            self.key = turn.tables.add_queue(name)?;
+        }
+        for task in &insert.tasks {
+            let key = *turn.next_task;
+            *turn.next_task += 1;
+            turn.tables.insert_task(key, self.key, task.id, turn.now, &task.envelope)?;
+            self.ids.insert(task.id, key);
+            self.ready.push_back(key);
+        }
+        self.inserted_count += ids.len() as u64;
+        self.changed = true;
+        if let Some(request) = &insert.request {
+            self.remember_request(Call::Insert, request, ids.iter().map(|id| id.0).collect(), turn)?;
+        }
+        Ok(Ok(Inserted { ids, replayed: false }))
+    }
+
+    /// Whether an insert would put tasks in, and not only repeat an answer.
+    pub(super) fn is_new(&self, insert: &Insert, now: Millis) -> bool {
+        let request = insert.request.as_ref().map(|request| request_digest(Call::Insert as u8, &request.id));
+        request.is_none_or(|digest| self.requests.get(&digest, now).is_none())
+            && !insert.tasks.iter().any(|task| self.ids.contains_key(&task.id))
+    }
+
+    pub(super) fn pop(&mut self, pop: &Pop, turn: &mut Turn<'_>) -> Step<Popped> {
+        let mut known = Vec::new();
+        if let Some(request) = &pop.request {
+            match self.recall(Call::Pop, &request.key, turn)? {
+                Ok(first) => known = first.unwrap_or_default(),
+                Err(refused) => return Ok(Err(refused)),
+            }
+        }
+        let acks = self.ack(&pop.acks, turn)?;
+        let reclaimed = self.reclaim(turn)?;
+        if self.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
+            let (ready, due_in) = (self.ready.len() as u64, self.due_in(turn.now));
+            return Ok(Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in }));
+        }
+
+        let is_held = |token: &Token| self.leases.contains_key(token);
+        let mut held: Vec<Token> = known.into_iter().map(Token).filter(is_held).collect();
+        if held.is_empty() {
+            held = (0..pop.max_tasks).map(|position| pop.stem.token(position as u16)).filter(is_held).collect();
+        }
+        let tasks = match held.is_empty() {
+            true => self.lease_from_head(pop, turn)?,
+            false => self.answer_again(&held, pop, turn)?,
+        };
+        let due_in = if tasks.is_empty() { self.due_in(turn.now) } else { None };
+        Ok(Ok(Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in }))
+    }
+
+    fn lease_from_head(&mut self, pop: &Pop, turn: &mut Turn<'_>) -> Sql<Vec<Leased>> {
+        let (mut tasks, mut bytes) = (Vec::new(), 0);
+        let attempt = pop.request.as_ref().map(|request| request.attempt);
+        while tasks.len() < pop.max_tasks
+            && bytes < pop.max_bytes.max(1)
+            && let Some(task) = self.ready.pop_front()
+        {
+            let stored = turn.tables.task(task)?;
+            bytes += stored.envelope.len();
+            let token = pop.stem.token(tasks.len() as u16);
+            self.delivered += 1;
+            let lease = Lease {
+                id: stored.id,
+                task,
+                order: self.delivered,
+                renewed_at: turn.now,
+                deadline: turn.now + pop.lease,
+                holders: attempt.into_iter().collect(),
+            };
+            turn.tables.add_lease(&token, &lease)?;
+            tasks.push(self.delivery(token, &lease, stored, turn.now));
+            self.index_lease(token, lease);
+        }
+        if let Some(request) = pop.request.as_ref().filter(|_| !tasks.is_empty()) {
+            let tokens = tasks.iter().map(|task| task.token.0).collect();
+            self.remember_request(Call::Pop, &request.key, tokens, turn)?;
+        }
+        Ok(tasks)
+    }
+
+    /// What was leased before is answered to this try too.
+    fn answer_again(&mut self, held: &[Token], pop: &Pop, turn: &mut Turn<'_>) -> Sql<Vec<Leased>> {
+        let attempt = pop.request.as_ref().map(|request| request.attempt);
+        let mut tasks = Vec::with_capacity(held.len());
+        for token in held {
+            let Some(lease) = self.leases.get_mut(token) else { continue };
+            if lease.answered_to(attempt) {
+                turn.tables.save_lease(lease)?;
+            }
+            let stored = turn.tables.task(lease.task)?;
+            let Some(lease) = self.leases.get(token) else { continue };
+            tasks.push(self.delivery(*token, lease, stored, turn.now));
+        }
+        Ok(tasks)
+    }
+
+    /// A delivery as its holder sees it. The lease itself is the delivery that is not counted yet.
+    fn delivery(&self, token: Token, lease: &Lease, stored: super::tables::StoredTask, now: Millis) -> Leased {
+        let tries = self.tries.get(&lease.task).copied().unwrap_or_default();
+        Leased {
+            token,
+            id: stored.id,
+            envelope: stored.envelope,
+            inserted_at: stored.inserted_at,
+            deliveries: tries.deliveries + 1,
+            expiries: tries.expiries,
+            left: lease.deadline.saturating_sub(now),
+            expires_at: lease.deadline,
+        }
+    }
+
+    pub(super) fn ack(&mut self, tokens: &[Token], turn: &mut Turn<'_>) -> Sql<Vec<Outcome>> {
+        let mut outcomes = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let Some(lease) = self.end_lease(token, turn)? else {
+                outcomes.push(self.not_held(token, turn.now));
+                continue;
+            };
+            let came_back = self.tries.remove(&lease.task).is_some();
+            turn.tables.remove_task(lease.task, came_back)?;
+            self.ids.remove(&lease.id);
+            self.acked_count += 1;
+            self.changed = true;
+            self.remember_ack(*token, turn)?;
+            outcomes.push(Outcome::Applied);
+        }
+        Ok(outcomes)
+    }
+
+    fn not_held(&self, token: &Token, now: Millis) -> Outcome {
+        if self.acked.get(token, now).is_some() { Outcome::AlreadyAcked } else { Outcome::LeaseLost }
+    }
+
+    pub(super) fn heartbeat(&mut self, tokens: &[Token], lease: Millis, turn: &mut Turn<'_>) -> Sql<Beaten> {
+        let now = turn.now;
+        let mut earliest: Option<Millis> = None;
+        let mut outcomes = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let Some(held) = self.leases.get_mut(token) else {
+                outcomes.push(self.not_held(token, now));
+                continue;
+            };
+            self.deadlines.remove(&(held.deadline, held.order, *token));
+            held.deadline = held.deadline.max(now + lease);
+            held.renewed_at = now;
+            self.deadlines.insert((held.deadline, held.order, *token));
+            turn.tables.save_lease(held)?;
+            earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
+            outcomes.push(Outcome::Applied);
+        }
+        Ok(Beaten { outcomes, earliest: earliest.map(|deadline| (deadline.saturating_sub(now), deadline)) })
+    }
+
+    pub(super) fn release(&mut self, release: &Release, turn: &mut Turn<'_>) -> Sql<Vec<Outcome>> {
+        let (tokens, unsent) = match release {
+            Release::PutBack(tokens) => (tokens, None),
+            Release::Unsent(tokens, attempt) => (tokens, Some(*attempt)),
+        };
+        let mut ended = Vec::new();
+        let mut outcomes = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            outcomes.push(match self.leases.get_mut(token) {
+                None => self.not_held(token, turn.now),
+                Some(lease) => match unsent {
+                    None => Outcome::Applied,
+                    Some(attempt) => {
+                        let holders = lease.holders.len();
+                        let is_free = lease.disowned_by(attempt);
+                        if !is_free && lease.holders.len() != holders {
+                            turn.tables.save_lease(lease)?;
+                        }
+                        if is_free { Outcome::Applied } else { Outcome::LeaseLost }
+                    }
+                },
+            });
+            if outcomes.last() == Some(&Outcome::Applied) {
+                ended.extend(self.end_lease(token, turn)?);
+            }
+        }
+        self.give_to_head(ended, u32::from(unsent.is_none()), 0, turn)?;
+        Ok(outcomes)
+    }
+
+    pub(super) fn withdraw(&mut self, withdrawal: &Withdrawal, turn: &mut Turn<'_>) -> Sql<u64> {
+        self.withdrawn.retain(|_, until| turn.now < *until);
+        self.withdrawn.insert(withdrawal.stem, turn.now + WITHDRAWN_FOR);
+        let mut tokens: Vec<Token> =
+            (0..withdrawal.max_tasks).map(|position| withdrawal.stem.token(position as u16)).collect();
+        let attempt = withdrawal.request.as_ref().map(|request| request.attempt);
+        if let Some(request) = &withdrawal.request
+            && let Some(first) = self.find_request(Call::Pop, &request.key.id, turn)?
+        {
+            // It may have been answered with what an earlier try had leased.
+            tokens.extend(first.answered.into_iter().map(Token));
+        }
+        let outcomes = self.release(&Release::Unsent(tokens, attempt), turn)?;
+        Ok(outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64)
+    }
+
+    /// The tokens of leases that were not renewed since, the last delivered first.
+    pub(super) fn held_since(&self, since: Millis) -> Vec<Token> {
+        let mut held: Vec<(u64, Token)> = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.renewed_at <= since)
+            .map(|(token, lease)| (lease.order, *token))
+            .collect();
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        held.into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// Gives those of the tokens back that were not renewed since.
+    pub(super) fn release_held(&mut self, tokens: &[Token], since: Millis, turn: &mut Turn<'_>) -> Sql<Released> {
+        let mut ended = Vec::new();
+        for token in tokens {
+            if self.leases.get(token).is_some_and(|lease| lease.renewed_at <= since) {
+                ended.extend(self.end_lease(token, turn)?);
+            }
+        }
+        let count = ended.len() as u64;
+        let put_back = self.give_to_head(ended, 1, 1, turn)?;
+        Ok(Released { put_back, dead_lettered: count - put_back })
+    }
+
+    /// Takes back the leases that ran out. Answers how many tasks went back to the head.
+    pub(super) fn reclaim(&mut self, turn: &mut Turn<'_>) -> Sql<u64> {
+        self.acked.forget(self.key, turn.now, turn.sweeper);
+        self.requests.forget(self.key, turn.now, turn.sweeper);
+        let mut count = 0;
+        let last_expired = (turn.now, u64::MAX, Token([u8::MAX; 16]));
+        for _ in 0..RECLAIM_ROUNDS {
+            let expired = self.deadlines.range(..=last_expired).rev();
+            let step: Vec<Token> = expired.take(RECLAIM_STEP).map(|(.., token)| *token).collect();
+            let mut ended = Vec::with_capacity(step.len());
+            for token in &step {
+                ended.extend(self.end_lease(token, turn)?);
+            }
+            count += self.give_to_head(ended, 1, 1, turn)?;
+            if step.len() < RECLAIM_STEP {
+                break;
+            }
+        }
+        Ok(count)
+    }
+
+    fn end_lease(&mut self, token: &Token, turn: &Turn<'_>) -> Sql<Option<Lease>> {
+        let Some(lease) = self.leases.remove(token) else { return Ok(None) };
+        self.deadlines.remove(&(lease.deadline, lease.order, *token));
+        turn.tables.remove_lease(lease.task)?;
+        Ok(Some(lease))
+    }
+
+    /// Answers how many; the others expired once too often.
+    fn give_to_head(&mut self, mut ended: Vec<Lease>, deliveries: u32, expiries: u32, turn: &Turn<'_>) -> Sql<u64> {
+        ended.sort_by_key(|lease| std::cmp::Reverse(lease.order));
+        let ready_before = self.ready.len();
+        for Lease { task, .. } in ended {
+            let tries = self.tries.entry(task).or_default();
+            tries.deliveries += deliveries;
+            tries.expiries += expiries;
+            self.front -= 1;
+            turn.tables.save_tries(task, self.front, *tries)?;
+            if expiries > 0 && tries.expiries >= self.max_expiries {
+                turn.tables.add_dead(task, turn.now)?;
+                self.dead += 1;
+            } else {
+                self.ready.push_front(task);
+            }
+        }
+        Ok((self.ready.len() - ready_before) as u64)
+    }
+
+    fn due_in(&self, now: Millis) -> Option<Millis> {
+        self.deadlines.first().map(|(deadline, ..)| deadline.saturating_sub(now))
+    }
+
+    pub(super) fn sight(&mut self, turn: &mut Turn<'_>) -> Sql<Sight> {
+        let reclaimed = self.reclaim(turn)?;
+        Ok(Sight { ready: self.ready.len() as u64, due_in: self.due_in(turn.now), reclaimed })
+    }
+
+    pub(super) fn counts(&mut self, turn: &mut Turn<'_>) -> Sql<Counts> {
+        self.reclaim(turn)?;
+        let oldest_ready = match self.ready.front() {
+            Some(head) => Some(turn.now.saturating_sub(turn.tables.inserted_at(*head)?)),
+            None => None,
+        };
+        Ok(Counts {
+            ready: self.ready.len() as u64,
+            leased: self.leases.len() as u64,
+            dead: self.dead,
+            inserted: self.inserted_count,
+            acked: self.acked_count,
+            oldest_ready,
+        })
+    }
+
+    fn find_request(&self, call: Call, id: &str, turn: &Turn<'_>) -> Sql<Option<StoredRequest>> {
+        let Some((generation, place)) = self.requests.get(&request_digest(call as u8, id), turn.now) else {
+            return Ok(None);
+        };
+        let found = turn.tables.request(self.key, generation, *place)?;
+        // Of two ids with one digest the later one is known, and the other as if it was never seen.
+        Ok(found.filter(|found| found.call == call as u8 && found.id == id))
+    }
+
+    /// What a request was answered; refused if it had other content.
+    fn recall(&self, call: Call, request: &RequestKey, turn: &Turn<'_>) -> Step<Option<Vec<[u8; 16]>>> {
+        Ok(match self.find_request(call, &request.id, turn)? {
+            Some(first) if first.fingerprint != request.fingerprint => Err(StoreError::RequestIdReused),
+            first => Ok(first.map(|first| first.answered)),
+        })
+    }
+
+    fn remember_request(
+        &mut self,
+        call: Call,
+        request: &RequestKey,
+        answered: Vec<[u8; 16]>,
+        turn: &mut Turn<'_>,
+    ) -> Sql<()> {
+        if self.requests.is_due(turn.now) {
+            self.requests.begin(turn.tables, self.key, turn.now, turn.sweeper)?;
+        }
+        let generation = &mut self.requests.current;
+        let place = generation.rows;
+        generation.rows += 1;
+        generation.entries.insert(request_digest(call as u8, &request.id), place);
+        let RequestKey { id, fingerprint } = request.clone();
+        turn.tables.add_request(
+            self.key,
+            generation.number,
+            place,
+            StoredRequest { call: call as u8, id, fingerprint, answered },
+        )
+    }
+
+    fn remember_ack(&mut self, token: Token, turn: &mut Turn<'_>) -> Sql<()> {
+        if self.acked.is_due(turn.now) {
+            self.write_acked(turn.tables)?;
+            self.acked.begin(turn.tables, self.key, turn.now, turn.sweeper)?;
+        }
+        self.acked.current.entries.insert(token, ());
+        self.acked_now.push(token);
+        Ok(())
+    }
+
+    fn write_acked(&mut self, tables: Tables<'_>) -> Sql<()> {
+        for tokens in self.acked_now.chunks(TOKENS_PER_ROW) {
+            let generation = &mut self.acked.current;
+            tables.add_acked(self.key, generation.number, generation.rows, tokens)?;
+            generation.rows += 1;
+        }
+        self.acked_now.clear();
+        Ok(())
+    }
+
+    /// Writes what is written once a transaction.
+    pub(super) fn finish(&mut self, tables: Tables<'_>) -> Sql<()> {
+        self.touched = false;
+        self.write_acked(tables)?;
+        if std::mem::take(&mut self.changed) {
+            tables.save_counts(self.key, self.inserted_count, self.acked_count)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! Every statement that runs while the server serves. `migrations/` explains the tables.
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, Params, params};
+
+use super::memories::Kind;
+use crate::store::{Attempt, Fingerprint, Millis, TaskId, Token};
+
+/// What SQLite answers.
+pub(super) type Sql<T> = rusqlite::Result<T>;
+
+/// The tables of an open file.
+#[derive(Clone, Copy)]
+pub(super) struct Tables<'c>(pub(super) &'c Connection);
+
+/// What never changes of a task.
+pub(super) struct StoredTask {
+    pub(super) id: TaskId,
+    pub(super) inserted_at: Millis,
+    pub(super) envelope: Bytes,
+}
+
+/// A task that came back.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Tries {
+    pub(super) deliveries: u32,
+    pub(super) failures: u32,
+    pub(super) expiries: u32,
+}
+
+/// A row of the memory of requests.
+pub(super) struct StoredRequest {
+    pub(super) call: u8,
+    pub(super) id: String,
+    pub(super) fingerprint: Fingerprint,
+    /// Ids or tokens.
+    pub(super) answered: Vec<[u8; 16]>,
+}
+
+/// Numbers in SQLite are signed; none of ours comes near the end of either kind.
+pub(super) fn int(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn time(number: i64) -> Millis {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn concat<const N: usize>(parts: impl IntoIterator<Item = [u8; N]>) -> Vec<u8> {
+    parts.into_iter().flatten().collect()
+}
+
+/// The tries that a lease was answered to, as they are stored.
+pub(super) fn holders_to_bytes(holders: &[Attempt]) -> Vec<u8> {
+    concat(holders.iter().map(|holder| holder.0))
+}
+
+/// The reverse.
+pub(super) fn holders_from_bytes(bytes: &[u8]) -> Vec<Attempt> {
+    bytes.as_chunks::<8>().0.iter().map(|holder| Attempt(*holder)).collect()
+}
+
+impl Tables<'_> {
+    fn run(&self, sql: &'static str, params: impl Params) -> Sql<usize> {
+        self.0.prepare_cached(sql)?.execute(params)
+    }
+
+    pub(super) fn begin(&self) -> Sql<()> {
+        self.run("BEGIN", ()).map(drop)
+    }
+
+    pub(super) fn commit(&self) -> Sql<()> {
+        self.run("COMMIT", ()).map(drop)
+    }
+
+    /// How many pages of the file are free to be used again.
+    pub(super) fn free_pages(&self) -> Sql<u64> {
+        self.0.prepare_cached("PRAGMA freelist_count")?.query_row((), |row| row.get(0).map(time))
+    }
+
+    pub(super) fn add_queue(&self, name: &str) -> Sql<i64> {
+        self.run("INSERT INTO queues (name, inserted, acked) VALUES (?1, 0, 0)", [name])?;
+        Ok(self.0.last_insert_rowid())
+    }
+
+    pub(super) fn save_counts(&self, queue: i64, inserted: u64, acked: u64) -> Sql<()> {
+        let sql = "UPDATE queues SET inserted = ?2, acked = ?3 WHERE key = ?1";
+        self.run(sql, params![queue, int(inserted), int(acked)]).map(drop)
+    }
+
+    pub(super) fn insert_task(&self, key: i64, queue: i64, id: TaskId, now: Millis, envelope: &[u8]) -> Sql<()> {
+        let sql = "INSERT INTO tasks (key, queue, id, inserted_at, envelope) VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.run(sql, params![key, queue, id.0, int(now), envelope]).map(drop)
+    }
+
+    pub(super) fn task(&self, key: i64) -> Sql<StoredTask> {
+        let mut select = self.0.prepare_cached("SELECT id, inserted_at, envelope FROM tasks WHERE key = ?1")?;
+        select.query_row([key], |row| {
+            Ok(StoredTask {
+                id: TaskId(row.get(0)?),
+                inserted_at: time(row.get(1)?),
+                envelope: Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?),
+            })
+        })
+    }
+
+    pub(super) fn inserted_at(&self, key: i64) -> Sql<Millis> {
+        let mut select = self.0.prepare_cached("SELECT inserted_at FROM tasks WHERE key = ?1")?;
+        select.query_row([key], |row| row.get(0).map(time))
+    }
+
+    /// With everything that is known of it, but for its lease.
+    pub(super) fn remove_task(&self, key: i64, came_back: bool) -> Sql<()> {
+        if came_back {
+            self.run("DELETE FROM tries WHERE task = ?1", [key])?;
+        }
+        self.run("DELETE FROM tasks WHERE key = ?1", [key]).map(drop)
+    }
+
+    pub(super) fn save_tries(&self, key: i64, position: i64, tries: Tries) -> Sql<()> {
+        let sql = "INSERT INTO tries (task, position, deliveries, failures, expiries) VALUES (?1, ?2, ?3, ?4, ?5)
+            ON CONFLICT (task) DO UPDATE SET position = excluded.position, deliveries = excluded.deliveries,
+                failures = excluded.failures, expiries = excluded.expiries";
+        self.run(sql, params![key, position, tries.deliveries, tries.failures, tries.expiries]).map(drop)
+    }
+
+    pub(super) fn add_dead(&self, key: i64, now: Millis) -> Sql<()> {
+        self.run("INSERT INTO dead (task, died_at) VALUES (?1, ?2)", params![key, int(now)]).map(drop)
+    }
+
+    pub(super) fn add_lease(&self, token: &Token, lease: &super::queue::Lease) -> Sql<()> {
+        let sql =
+            "INSERT INTO leases (task, token, place, renewed_at, deadline, holders) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let holders = holders_to_bytes(&lease.holders);
+        let (place, renewed_at, deadline) = (int(lease.order), int(lease.renewed_at), int(lease.deadline));
+        self.run(sql, params![lease.task, token.0, place, renewed_at, deadline, holders]).map(drop)
+    }
+
+    pub(super) fn save_lease(&self, lease: &super::queue::Lease) -> Sql<()> {
+        let sql = "UPDATE leases SET renewed_at = ?2, deadline = ?3, holders = ?4 WHERE task = ?1";
+        let holders = holders_to_bytes(&lease.holders);
+        self.run(sql, params![lease.task, int(lease.renewed_at), int(lease.deadline), holders]).map(drop)
+    }
+
+    pub(super) fn remove_lease(&self, task: i64) -> Sql<()> {
+        self.run("DELETE FROM leases WHERE task = ?1", [task]).map(drop)
+    }
+
+    pub(super) fn add_generation(&self, queue: i64, kind: Kind, number: i64, began: Millis) -> Sql<()> {
+        let sql = "INSERT INTO generations (queue, memory, number, began) VALUES (?1, ?2, ?3, ?4)";
+        self.run(sql, params![queue, kind as u8, number, int(began)]).map(drop)
+    }
+
+    pub(super) fn remove_generation(&self, queue: i64, kind: Kind, number: i64) -> Sql<()> {
+        let sql = "DELETE FROM generations WHERE queue = ?1 AND memory = ?2 AND number = ?3";
+        self.run(sql, params![queue, kind as u8, number]).map(drop)
+    }
+
+    /// Of a generation, the rows before this place.
+    pub(super) fn remove_entries(&self, queue: i64, kind: Kind, generation: i64, before: i64) -> Sql<()> {
+        let sql = match kind {
+            Kind::Acked => "DELETE FROM acked WHERE queue = ?1 AND generation = ?2 AND place < ?3",
+            Kind::Requests => "DELETE FROM requests WHERE queue = ?1 AND generation = ?2 AND place < ?3",
+        };
+        self.run(sql, params![queue, generation, before]).map(drop)
+    }
+
+    pub(super) fn add_acked(&self, queue: i64, generation: i64, place: i64, tokens: &[Token]) -> Sql<()> {
+        let sql = "INSERT INTO acked (queue, generation, place, tokens) VALUES (?1, ?2, ?3, ?4)";
+        self.run(sql, params![queue, generation, place, concat(tokens.iter().map(|token| token.0))]).map(drop)
+    }
+
+    pub(super) fn add_request(&self, queue: i64, generation: i64, place: i64, request: StoredRequest) -> Sql<()> {
+        let sql = "INSERT INTO requests (queue, generation, place, call, id, fingerprint, answered)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        let StoredRequest { call, id, fingerprint, answered } = request;
+        self.run(sql, params![queue, generation, place, call, id, fingerprint.0, concat(answered)]).map(drop)
+    }
+
+    pub(super) fn request(&self, queue: i64, generation: i64, place: i64) -> Sql<Option<StoredRequest>> {
+        let sql = "SELECT call, id, fingerprint, answered FROM requests
+            WHERE queue = ?1 AND generation = ?2 AND place = ?3";
+        let mut select = self.0.prepare_cached(sql)?;
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok(StoredRequest {
+                call: row.get(0)?,
+                id: row.get(1)?,
+                fingerprint: Fingerprint(row.get(2)?),
+                answered: row.get_ref(3)?.as_blob()?.as_chunks::<16>().0.to_vec(),
+            })
+        };
+        select.query_row(params![queue, generation, place], read).optional()
+    }
+}
