@@ -76,11 +76,7 @@ impl Server {
             command.env_remove(name);
         }
         command.args(["--listen", "127.0.0.1:0", "--log-level", "warn"]);
-        if env::var_os("DEV").is_some() {
-            command.args(["--store", "memory"]);
-        } else {
-            command.arg("--data-dir").arg(directory).args(flags);
-        }
+        command.arg("--data-dir").arg(directory).args(flags);
         let start = Instant::now();
         let mut process = Process::start("server", &mut command, &directory.with_extension("log"))?;
         let address = process.line("listening on ")?.parse()?;

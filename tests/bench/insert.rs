@@ -54,17 +54,15 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         let of = |contender: &dyn Contender| {
             figures.iter().find(|(name, _)| *name == contender.name()).map(|(_, figure)| figure)
         };
-        let pairs: [(&str, &dyn Contender, &dyn Contender, Option<Goal>); 4] = [
-            ("full ÷ memory", &full, &memory, Some(OF_NO_SYNC)),
-            ("normal ÷ memory", &normal, &memory, None),
-            ("full ÷ beanstalkd", &full, &Beanstalkd, Some(OF_BEANSTALKD)),
-            ("full, a connection a caller ÷ beanstalkd", &apart, &Beanstalkd, Some(OF_BEANSTALKD)),
-        ];
-        for (what, above, below, goal) in pairs {
+        let mut compare = |what: &str, above: &dyn Contender, below: &dyn Contender, goal| {
             if let (Some(above), Some(below)) = (of(above), of(below)) {
                 report.ratio(format!("{what}, {size} B"), above, below, goal);
             }
-        }
+        };
+        compare("full ÷ memory", &full, &memory, Some(OF_NO_SYNC));
+        compare("normal ÷ memory", &normal, &memory, None);
+        compare("full ÷ beanstalkd", &full, &Beanstalkd, Some(OF_BEANSTALKD));
+        compare("full, a connection a caller ÷ beanstalkd", &apart, &Beanstalkd, Some(OF_BEANSTALKD));
         for (_, figure) in figures {
             report.figure(figure);
         }

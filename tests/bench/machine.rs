@@ -21,7 +21,7 @@ const APPEND: usize = 4096;
 const SYNCS: usize = 200;
 
 /// Pins this process, and with it all that it starts, and notes what the figures depend on.
-pub(crate) fn describe(options: &Options, report: &mut Report) -> Result<()> {
+pub(crate) async fn describe(options: &Options, report: &mut Report) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let model = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".to_owned());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -57,6 +57,8 @@ pub(crate) fn describe(options: &Options, report: &mut Report) -> Result<()> {
     );
     report.setting("client", "tonic, one thread".to_owned());
     report.version("data-queue-server", dataqueue::version()?);
+    let server = dataqueue::Server::start(&scratch.path().join("data"), &[])?;
+    report.version("its store", server.store().await?);
     Ok(())
 }
 

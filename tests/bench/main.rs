@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 
 /// Runs what was asked for. A measurement that fails does not keep the others from being run.
 async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    machine::describe(options, report)?;
+    machine::describe(options, report).await?;
     let mut failed = Vec::new();
     for measurement in options.measurements() {
         options.progress(format_args!("== {measurement}"));

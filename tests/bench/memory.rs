@@ -40,21 +40,13 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         (&found[2], format!("{ready} ready, after a restart"), Some(GOAL)),
         (&found[3], "all of them popped and acked".to_owned(), None),
     ] {
-        let fields: [(&str, fn(&Memory) -> f64, Option<Goal>); 3] = [
-            ("RSS", |memory| memory.resident, goal),
-            ("PSS", |memory| memory.proportional, None),
-            ("most RSS so far", |memory| memory.peak, None),
-        ];
-        for (field, of, goal) in fields {
-            report.figure(Figure {
-                measurement: NAME,
-                what: format!("{what}, {field}"),
-                unit: "MiB",
-                values: memory.iter().map(of).collect(),
-                goal,
-                ..Figure::default()
-            });
-        }
+        let mut figure = |field, values, goal| {
+            let what = format!("{what}, {field}");
+            report.figure(Figure { measurement: NAME, what, unit: "MiB", values, goal, ..Figure::default() });
+        };
+        figure("RSS", memory.iter().map(|memory| memory.resident).collect(), goal);
+        figure("PSS", memory.iter().map(|memory| memory.proportional).collect(), None);
+        figure("most RSS so far", memory.iter().map(|memory| memory.peak).collect(), None);
     }
     report.note(format!("{NAME}: tasks of {SIZE} B, inserted by thousands, durability full"));
     Ok(())

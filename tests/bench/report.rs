@@ -224,7 +224,12 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
 }
 
 fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        length => f64::midpoint(sorted[(length - 1) / 2], sorted[length / 2]),
+    }
 }
 
 fn spread(values: &[f64]) -> (f64, f64) {
