@@ -32,7 +32,7 @@ pub(super) enum OpenError {
     #[error("{0}")]
     Refused(String),
     /// It could not be read or written.
-    #[error("cannot be opened: {0}")]
+    #[error("failed: {0}")]
     Sql(#[from] rusqlite::Error),
     /// It could not be reached.
     #[error("{0}")]
@@ -275,7 +275,8 @@ pub(super) fn check(path: &Path, rules: Rules) -> Result<String, OpenError> {
         },
     )?;
     if faults != ["ok"] {
-        return Err(OpenError::Refused(format!("is damaged: {}", faults.join("; "))));
+        let faults = faults.join("\n").replace('\n', "; ");
+        return Err(OpenError::Refused(format!("is damaged: {faults}")));
     }
     let index = load::index(&connection, rules, None)?;
     let sum = |of: fn(&super::queue::Queue) -> u64| index.queues.values().map(of).sum::<u64>();

@@ -10,6 +10,8 @@ mod load;
 mod memories;
 mod queue;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::{

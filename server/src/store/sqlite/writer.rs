@@ -30,6 +30,8 @@ const BATCH_WEIGHT: usize = 1_024;
 pub(super) const BYTES_PER_ITEM: usize = 4_096;
 /// Before a file that failed is opened again.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// Between two lines in the log about failures.
+const LOG_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// What a task may take in the file and in the log beside its envelope, in bytes.
 const TASK_OVERHEAD: u64 = 256;
 
@@ -239,11 +241,13 @@ pub(super) struct Writer {
     inbox: mpsc::Receiver<Job>,
     engine: Option<Engine>,
     failure: Option<(Failure, Instant)>,
+    /// When a failure was last logged. One that comes back again and again must not flood the log.
+    logged: Option<Instant>,
 }
 
 impl Writer {
     pub(super) fn new(setup: Arc<Setup>, inbox: mpsc::Receiver<Job>, engine: Engine) -> Self {
-        Self { setup, inbox, engine: Some(engine), failure: None }
+        Self { setup, inbox, engine: Some(engine), failure: None, logged: None }
     }
 
     /// Writes until nobody can call any more.
@@ -283,7 +287,7 @@ impl Writer {
             let opened = file::open(&self.setup.path, self.setup.durability);
             match opened.and_then(|connection| Engine::open(&self.setup, connection, false)) {
                 Ok(engine) => {
-                    tracing::info!(path = %self.setup.path.display(), "the file is open again");
+                    tracing::debug!(path = %self.setup.path.display(), "the file is open again");
                     self.failure = None;
                     self.engine = Some(engine);
                 }
@@ -300,8 +304,9 @@ impl Writer {
     /// Nothing that was known can be relied on: the index may be ahead of the file.
     fn fail(&mut self, error: &OpenError) -> Failure {
         let failure = Failure::new(error, &self.setup);
-        if self.failure.as_ref().is_none_or(|(last, _)| last.message != failure.message) {
-            tracing::error!(error = failure.message, "the store failed; its file is opened again");
+        if self.logged.is_none_or(|at| at.elapsed() >= LOG_AGAIN_AFTER) {
+            tracing::error!(error = failure.message, "the store failed; its file is opened again until that works");
+            self.logged = Some(Instant::now());
         }
         self.engine = None;
         self.failure = Some((failure.clone(), Instant::now()));

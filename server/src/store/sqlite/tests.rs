@@ -1,0 +1,273 @@
+//! What only a store in a file can get wrong. What it shares with the others is in the conformance suite.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::{fs, sync::atomic::Ordering};
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::{NewTask, Remember, RequestKey, Stem, TaskId};
+
+const RULES: Rules = Rules { remember: Remember { window: 300_000, entries: 100 }, max_expiries: 20 };
+
+#[derive(Default)]
+struct TestClock(AtomicU64);
+
+impl Clock for TestClock {
+    fn now(&self) -> Millis {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Place {
+    folder: TempDir,
+    clock: Arc<TestClock>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let clock = Arc::new(TestClock(AtomicU64::new(1_700_000_000_000)));
+        Self { folder: tempfile::tempdir().unwrap(), clock }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("folder/data-queue.db")
+    }
+
+    fn try_open(&self) -> Result<SqliteStore, String> {
+        let config = SqliteConfig {
+            path: self.file(),
+            durability: Durability::Full,
+            reserve: 1 << 20,
+            rules: RULES,
+            timeout: Duration::from_secs(20),
+        };
+        SqliteStore::open(config, Some(Arc::clone(&self.clock) as _))
+    }
+
+    fn open(&self) -> SqliteStore {
+        self.try_open().unwrap()
+    }
+
+    fn raw(&self) -> Connection {
+        Connection::open(self.file()).unwrap()
+    }
+
+    /// That it is refused for this, and left as it is.
+    fn refused(&self, reason: &str) {
+        let before = fs::read(self.file()).ok();
+        let error = self.try_open().err().expect("a refusal");
+        assert!(error.contains(reason) && !error.contains('\n'), "{error}");
+        assert_eq!(fs::read(self.file()).ok(), before, "{error}");
+    }
+}
+
+fn q() -> QueueName {
+    QueueName::parse("q").unwrap()
+}
+
+fn insert(count: usize) -> Insert {
+    let task = |id| NewTask { id, envelope: "value".into() };
+    let tasks = TaskId::mint(count).unwrap().into_iter().map(task).collect();
+    Insert { tasks, request: None, waiting_here: 0 }
+}
+
+fn pop(max_tasks: usize) -> Pop {
+    let stem = Stem::mint().unwrap();
+    Pop { acks: Vec::new(), max_tasks, max_bytes: 1 << 20, lease: 30_000, stem, request: None, will_wait: false }
+}
+
+async fn take(store: &SqliteStore, max_tasks: usize) -> Vec<Token> {
+    store.pop(&q(), pop(max_tasks)).await.unwrap().tasks.iter().map(|task| task.token).collect()
+}
+
+async fn count(store: &SqliteStore) -> Counts {
+    store.counts(&[q()]).await.unwrap()[0].expect("the queue is known")
+}
+
+/// A store with tasks in every state there is, closed.
+async fn lived_in() -> Place {
+    let place = Place::new();
+    let store = place.open();
+    let request = RequestKey { id: "r".to_owned(), fingerprint: crate::store::Fingerprint([1; 16]) };
+    store.insert(&q(), Insert { request: Some(request), ..insert(10) }).await.unwrap();
+    let tokens = take(&store, 5).await;
+    store.ack(&q(), &tokens[..2]).await.unwrap();
+    store.release(&q(), Release::PutBack(tokens[2..3].to_vec())).await.unwrap();
+    drop(store);
+    place
+}
+
+/// Guarantee 7: of what is remembered, the file keeps what is seen and no more.
+#[tokio::test]
+async fn forgotten_acks_leave_the_file() {
+    let place = Place::new();
+    let store = place.open();
+    for _ in 0..60 {
+        store.insert(&q(), insert(50)).await.unwrap();
+        let tokens = take(&store, 50).await;
+        store.ack(&q(), &tokens).await.unwrap();
+    }
+    let sum = "SELECT coalesce(sum(length(tokens)), 0) / 16 FROM acked";
+    let kept: i64 = place.raw().query_row(sum, (), |row| row.get(0)).unwrap();
+    assert!((50..=150).contains(&kept), "{kept} of 3000 tokens");
+    // Out of sight, and then out of the file, though nobody acks any more.
+    place.clock.0.fetch_add(600_000, Ordering::Relaxed);
+    for _ in 0..5 {
+        store.look(&[q()]).await.unwrap();
+    }
+    assert_eq!(place.raw().query_row(sum, (), |row| row.get::<_, i64>(0)).unwrap(), 0);
+    assert_eq!(place.raw().query_row("SELECT count(*) FROM generations", (), |row| row.get::<_, i64>(0)).unwrap(), 0);
+}
+
+/// Guarantee 9: of a transaction that fails nothing stays, neither in the file nor in what is known of it.
+#[tokio::test]
+async fn a_failed_transaction_changes_nothing() {
+    let place = lived_in().await;
+    let store = place.open();
+    let before = count(&store).await;
+    let (queue, more) = (q(), insert(3));
+    let failed = store.call(Kind::Change, 1, move |engine| {
+        engine.insert(&queue, &more)?.unwrap();
+        let popped = engine.step(&queue, |queue, turn| queue.pop(&pop(5), turn))?.unwrap();
+        assert_eq!(popped.tasks.len(), 5);
+        Err::<Result<(), StoreError>, _>(rusqlite::Error::InvalidQuery)
+    });
+    assert!(matches!(failed.await, Err(StoreError::Unavailable { .. })));
+    let again = async {
+        loop {
+            match store.counts(&[q()]).await {
+                Ok(counts) => break counts[0].unwrap(),
+                Err(StoreError::Unavailable { did_not_run: true, .. }) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), again).await.unwrap(), before);
+    assert_eq!(take(&store, 100).await.len() as u64, before.ready);
+}
+
+/// Guarantee 1: a file that vanished is not replaced by an empty one.
+#[tokio::test]
+async fn a_file_that_vanishes_is_not_made_anew() {
+    let place = lived_in().await;
+    let store = place.open();
+    for ending in ["", "-wal", "-shm"] {
+        fs::remove_file(format!("{}{ending}", place.file().display())).unwrap();
+    }
+    let fail = store.call(Kind::Change, 1, |_| Err::<Result<(), StoreError>, _>(rusqlite::Error::InvalidQuery));
+    fail.await.unwrap_err();
+    let until_opened_again = async {
+        while !store.counts(&[q()]).await.unwrap_err().to_string().contains("No such file") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until_opened_again).await.unwrap();
+    assert!(!place.file().exists());
+}
+
+#[tokio::test]
+async fn what_is_no_whole_store_is_refused_and_left() {
+    for (change, reason) in [
+        ("DELETE FROM tasks WHERE key = (SELECT max(key) FROM tasks)", "not those that were inserted"),
+        ("DELETE FROM tasks WHERE key = (SELECT task FROM leases)", "belongs to no task"),
+        ("DELETE FROM tasks WHERE key = (SELECT task FROM tries)", "belongs to no task"),
+        ("DELETE FROM queues", "belongs to no task"),
+        ("UPDATE queues SET acked = acked + 1", "not those that were inserted"),
+        ("UPDATE queues SET name = 'a b'", "the name of queue"),
+        ("INSERT INTO dead VALUES (1000, 0)", "belongs to no task"),
+        ("DROP TABLE leases", "no such table"),
+        ("PRAGMA user_version = 2", "use a newer server"),
+        ("PRAGMA user_version = 0", "version 0"),
+        ("PRAGMA application_id = 7", "is no store of DataQueue"),
+    ] {
+        let place = lived_in().await;
+        place.raw().execute_batch(change).unwrap();
+        place.refused(reason);
+        assert!(check(&place.file(), RULES).unwrap_err().contains(reason), "{change}");
+    }
+    for (content, reason) in
+        [("", "is empty"), ("not a database, but a text of some length", "is no store of DataQueue")]
+    {
+        let place = Place::new();
+        drop(place.open());
+        fs::write(place.file(), content).unwrap();
+        place.refused(reason);
+    }
+    let place = lived_in().await;
+    fs::rename(place.file(), place.folder.path().join("folder/data-queue.db-wal")).unwrap();
+    place.refused("is missing");
+}
+
+/// Pages that cannot be read are found at the start, all but that of the index of names, which the start does not need;
+/// `check` finds every one.
+#[tokio::test]
+async fn a_damaged_page_is_refused() {
+    const PAGE: usize = 4096;
+    let place = lived_in().await;
+    let store = place.open();
+    store.insert(&q(), insert(1000)).await.unwrap();
+    drop(store);
+    let whole = fs::read(place.file()).unwrap();
+    let pages = whole.len() / PAGE;
+    let mut not_needed = 0;
+    for page in 1..pages {
+        let mut damaged = whole.clone();
+        damaged[page * PAGE..page * PAGE + 16].fill(0xaa);
+        fs::write(place.file(), &damaged).unwrap();
+        let found = check(&place.file(), RULES).expect_err("a damaged page").to_string();
+        assert!(!found.contains('\n'), "{found}");
+        not_needed += usize::from(place.try_open().is_ok());
+    }
+    assert!(pages > 15 && not_needed <= 1, "{not_needed} of {pages}");
+}
+
+#[tokio::test]
+async fn a_second_store_on_a_file_is_refused() {
+    let place = lived_in().await;
+    let first = place.open();
+    let error = place.try_open().err().expect("a refusal");
+    assert!(error.contains("in use by another server"), "{error}");
+    assert_eq!(count(&first).await.inserted, 10);
+    drop(first);
+    place.open();
+}
+
+/// A copy is of one moment, though the store is used, and a store again.
+#[tokio::test]
+async fn a_backup_is_a_store() {
+    let place = lived_in().await;
+    let store = place.open();
+    let copy = place.folder.path().join("copy.db");
+    backup(&place.file(), &copy).unwrap();
+    let before = count(&store).await;
+    store.insert(&q(), insert(1)).await.unwrap();
+    assert!(backup(&place.file(), &copy).unwrap_err().contains("exists already"));
+
+    let other = Place::new();
+    assert!(restore(&place.folder.path().join("none"), &other.file(), RULES).unwrap_err().contains("does not exist"));
+    assert!(!other.file().exists());
+    let found = restore(&copy, &other.file(), RULES).unwrap();
+    assert!(found.contains("7 ready, 1 leased") || found.contains("10 inserted and 2 acked"), "{found}");
+    assert!(restore(&copy, &other.file(), RULES).unwrap_err().contains("exists already"));
+    assert!(restore(&copy, &place.file(), RULES).unwrap_err().contains("in use"));
+    assert_eq!(count(&other.open()).await.inserted, before.inserted);
+    assert_eq!(count(&store).await.inserted, before.inserted + 1);
+}
+
+/// The store's clock does not go back behind what the file knows.
+#[tokio::test]
+async fn time_goes_on_after_a_restart() {
+    let place = lived_in().await;
+    place.raw().execute_batch("UPDATE leases SET renewed_at = 4000000000000, deadline = 4000000001000").unwrap();
+    let config = SqliteConfig {
+        path: place.file(),
+        durability: Durability::Memory,
+        reserve: 0,
+        rules: RULES,
+        timeout: Duration::from_secs(20),
+    };
+    let store = SqliteStore::open(config, None).unwrap();
+    assert!(store.setup.clock.now() >= 4_000_000_000_000);
+}
