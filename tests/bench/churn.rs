@@ -56,11 +56,7 @@ async fn churn(options: &Options, report: &mut Report, settings: &str, flags: &[
         if done >= mark || next >= tasks {
             let size = size_of(&directory)? as f64 / f64::from(1 << 20);
             let rate = (done - before) as f64 / since.elapsed().as_secs_f64();
-            options.progress(format_args!(
-                "{settings}: {} tasks, {size:.1} MiB, {} tasks/s",
-                number(done as f64),
-                number(rate)
-            ));
+            eprintln!("{settings}: {} tasks, {size:.1} MiB, {} tasks/s", number(done as f64), number(rate));
             marks.push((done, size, rate));
             (mark, since, before) = (done + step, Instant::now(), done);
         }

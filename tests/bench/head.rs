@@ -49,7 +49,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
     for round in 0..options.rounds() {
         for state in &mut states {
             let (pop, ack) = state.work(pops).await?;
-            options.progress(format_args!(
+            eprintln!(
                 "round {}: {}: pop {:.0} and {:.0} µs, ack {:.0} and {:.0} µs",
                 round + 1,
                 state.what,
@@ -57,7 +57,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
                 pop[1],
                 ack[0],
                 ack[1]
-            ));
+            );
             state.pops.push(pop);
             state.acks.push(ack);
         }

@@ -1,10 +1,13 @@
 //! What a sync of the disk before each answer costs, with many callers to share it: goal P9.
 
+use std::collections::BTreeMap;
+
 use crate::{
     beanstalkd::Beanstalkd,
     contender::{Contender, Round, insert_round},
     dataqueue::DataQueue,
     fault::Result,
+    machine,
     options::Options,
     report::{Figure, Goal, Report, number},
 };
@@ -18,68 +21,81 @@ const OF_NO_SYNC: Goal = Goal::AtLeast(0.8);
 /// Of an insert with an fsync, beside beanstalkd's.
 const OF_BEANSTALKD: Goal = Goal::AtLeast(5.0);
 
+/// DataQueue's durabilities, and the same server with a connection a caller.
+const FULL: DataQueue = DataQueue { name: "full", flags: &["--durability", "full"], connections: 1 };
+const NORMAL: DataQueue = DataQueue { name: "normal", flags: &["--durability", "normal"], connections: 1 };
+const MEMORY: DataQueue = DataQueue { name: "memory", flags: &["--durability", "memory"], connections: 1 };
+const APART: DataQueue = DataQueue { name: "full, a connection a caller", connections: 0, ..FULL };
+
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let full = DataQueue { name: "full", flags: &["--durability", "full"], connections: 1 };
-    let normal = DataQueue { name: "normal", flags: &["--durability", "normal"], connections: 1 };
-    let memory = DataQueue { name: "memory", flags: &["--durability", "memory"], connections: 1 };
-    let apart = DataQueue { name: "full, a connection a caller", connections: 0, ..full };
-    let all: [&dyn Contender; 5] = [&full, &normal, &memory, &apart, &Beanstalkd];
-    let mut contenders = Vec::new();
-    for contender in all {
-        match contender.version() {
-            Ok((name, version)) => {
-                report.version(name, version);
-                contenders.push(contender);
-            }
-            Err(missing) => {
-                report.missing(NAME, format!("{}: {}", contender.name(), missing.install));
-            }
-        }
-    }
     for size in SIZES {
-        let mut rounds: Vec<Vec<Round>> = contenders.iter().map(|_| Vec::new()).collect();
-        for round in 0..options.rounds() {
-            for (contender, rounds) in contenders.iter().zip(&mut rounds) {
-                let found = insert_round(options, *contender, CALLERS, size).await?;
-                let (name, rate) = (contender.name(), number(found.rate));
-                options.progress(format_args!("round {}: {size} B, {name}: {rate} tasks/s", round + 1));
-                rounds.push(found);
-            }
-        }
-        let figures = contenders
-            .iter()
-            .zip(rounds)
-            .map(|(contender, rounds)| (contender.name(), figure(*contender, size, rounds)));
-        let figures = figures.collect::<Vec<_>>();
-        let of = |contender: &dyn Contender| {
-            figures.iter().find(|(name, _)| *name == contender.name()).map(|(_, figure)| figure)
-        };
-        let mut compare = |what: &str, above: &dyn Contender, below: &dyn Contender, goal| {
-            if let (Some(above), Some(below)) = (of(above), of(below)) {
-                report.ratio(format!("{what}, {size} B"), above, below, goal);
-            }
-        };
-        compare("full ÷ memory", &full, &memory, Some(OF_NO_SYNC));
-        compare("normal ÷ memory", &normal, &memory, None);
-        compare("full ÷ beanstalkd", &full, &Beanstalkd, Some(OF_BEANSTALKD));
-        compare("full, a connection a caller ÷ beanstalkd", &apart, &Beanstalkd, Some(OF_BEANSTALKD));
-        for (_, figure) in figures {
-            report.figure(figure);
-        }
+        compare(options, report, &[&FULL, &NORMAL, &MEMORY, &APART, &Beanstalkd], size, "").await?;
     }
     report.note(format!(
-        "{NAME}: one task an insert, {CALLERS} callers with one call at a time each, for {:.1} s after a warm-up; DataQueue's on \
-         one connection unless said, beanstalkd's on one each. memory is SQLite with synchronous=OFF. Each round ends with every \
-         task delivered once and acked, and an empty store",
+        "{NAME}: one task an insert, {CALLERS} callers with one call at a time each, for {:.1} s after a warm-up; \
+         DataQueue's on one connection unless said, beanstalkd's on one each. full, normal and memory are --durability; \
+         memory is SQLite with synchronous=OFF. Each round ends with every task delivered once and acked, and an empty \
+         store; only the inserts are timed. Ratios are taken round by round",
         options.span().as_secs_f64()
     ));
+    // What somebody sees who does not pin anything; it wanders.
+    if machine::free().is_err() {
+        report.missing(NAME, "all cores: apt-get install util-linux".to_owned());
+        return Ok(());
+    }
+    let compared = compare(options, report, &[&FULL, &MEMORY, &Beanstalkd], SIZES[0], ", all cores").await;
+    machine::pin(options)?;
+    compared?;
     Ok(())
 }
 
-fn figure(contender: &dyn Contender, size: usize, rounds: Vec<Round>) -> Figure {
+/// Measures these in turn, and compares those of them that goals are about.
+async fn compare(
+    options: &Options,
+    report: &mut Report,
+    contenders: &[&dyn Contender],
+    size: usize,
+    place: &str,
+) -> Result<()> {
+    let mut found = Vec::new();
+    for contender in contenders {
+        match contender.version() {
+            Ok((name, version)) => {
+                report.version(name, version);
+                found.push((*contender, Vec::new()));
+            }
+            Err(missing) => report.missing(NAME, format!("{}: {}", contender.name(), missing.install)),
+        }
+    }
+    for round in 1..=options.rounds() {
+        for (contender, rounds) in &mut found {
+            let one = insert_round(options, *contender, CALLERS, size).await?;
+            eprintln!("round {round}: {size} B{place}, {}: {} tasks/s", contender.name(), number(one.rate));
+            rounds.push(one);
+        }
+    }
+    let figures =
+        found.into_iter().map(|(contender, rounds)| (contender.name(), figure(contender, size, place, rounds)));
+    let figures: BTreeMap<String, Figure> = figures.collect();
+    let mut ratio = |what: &str, above: &dyn Contender, below: &dyn Contender, goal| {
+        if let (Some(above), Some(below)) = (figures.get(&above.name()), figures.get(&below.name())) {
+            report.ratio(format!("{what}, {size} B{place}"), above, below, goal);
+        }
+    };
+    // The goals are for one core.
+    let goal = |goal| place.is_empty().then_some(goal);
+    ratio("full ÷ memory", &FULL, &MEMORY, goal(OF_NO_SYNC));
+    ratio("normal ÷ memory", &NORMAL, &MEMORY, None);
+    ratio("full ÷ beanstalkd", &FULL, &Beanstalkd, goal(OF_BEANSTALKD));
+    ratio("full, a connection a caller ÷ beanstalkd", &APART, &Beanstalkd, goal(OF_BEANSTALKD));
+    figures.into_values().for_each(|figure| report.figure(figure));
+    Ok(())
+}
+
+fn figure(contender: &dyn Contender, size: usize, place: &str, rounds: Vec<Round>) -> Figure {
     Figure {
         measurement: NAME,
-        what: format!("{}, {size} B", contender.name()),
+        what: format!("{}, {size} B{place}", contender.name()),
         unit: "tasks/s",
         values: rounds.iter().map(|round| round.rate).collect(),
         latencies: rounds.iter().map(|round| round.latency).collect(),

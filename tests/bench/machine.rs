@@ -26,13 +26,9 @@ pub(crate) async fn describe(options: &Options, report: &mut Report) -> Result<(
     let model = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".to_owned());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     report.setting("machine", format!("{cores} cores of {model}, Linux {}", kernel.trim()));
-    let placement = if options.free {
-        "nothing is pinned".to_owned()
-    } else {
-        match pin(options.core) {
-            Ok(()) => format!("client and servers together on core {} (taskset -c {0})", options.core),
-            Err(fault) => format!("NOT PINNED, the ratios wander: {fault} (apt-get install util-linux)"),
-        }
+    let placement = match pin(options) {
+        Ok(()) => format!("client and servers together on core {} (taskset -c {0})", options.core),
+        Err(fault) => format!("NOT PINNED, the ratios wander: {fault} (apt-get install util-linux)"),
     };
     report.setting("cores", placement);
     let scratch = Scratch::new(options)?;
@@ -62,10 +58,19 @@ pub(crate) async fn describe(options: &Options, report: &mut Report) -> Result<(
     Ok(())
 }
 
-/// On one core, a rate is one over the processor time that a task costs all who take part: that repeats.
-fn pin(core: usize) -> Result<()> {
-    let pid = process::id().to_string();
-    let output = Command::new("taskset").args(["-a", "-c", "-p", &core.to_string(), &pid]).output()?;
+/// Keeps this process, and all that it starts from now on, on one core: a rate is then one over the processor time that a
+/// task costs all who take part, and that repeats.
+pub(crate) fn pin(options: &Options) -> Result<()> {
+    place(&options.core.to_string())
+}
+
+/// Lets this process, and all that it starts from now on, have every core.
+pub(crate) fn free() -> Result<()> {
+    place(fs::read_to_string("/sys/devices/system/cpu/online")?.trim())
+}
+
+fn place(cores: &str) -> Result<()> {
+    let output = Command::new("taskset").args(["-a", "-c", "-p", cores, &process::id().to_string()]).output()?;
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().into()) }
 }
 

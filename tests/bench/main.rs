@@ -62,7 +62,7 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
     machine::describe(options, report).await?;
     let mut failed = Vec::new();
     for measurement in options.measurements() {
-        options.progress(format_args!("== {measurement}"));
+        eprintln!("== {measurement}");
         let ended = match measurement {
             Measurement::P9Insert => insert::run(options, report).await,
             Measurement::P9Head => head::run(options, report).await,

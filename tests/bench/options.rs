@@ -36,13 +36,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     tasks: u64,
 
-    /// The core that everything is pinned to.
+    /// The core that everything is pinned to, but for the rows that say otherwise.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) core: usize,
-
-    /// Pin nothing: client and servers take all cores.
-    #[arg(long)]
-    pub(crate) free: bool,
 
     /// Where the data directories are made. It should be on the disk in question. Default: beside the programs.
     #[arg(long, value_name = "DIR")]
@@ -121,11 +117,5 @@ impl Options {
             let program = env::current_exe().unwrap_or_default();
             program.ancestors().nth(2).map_or_else(|| PathBuf::from("target"), PathBuf::from).join("bench-data")
         })
-    }
-
-    /// Says what goes on, for those who wait; the figures alone go to standard output.
-    #[allow(clippy::unused_self)]
-    pub(crate) fn progress(&self, line: fmt::Arguments<'_>) {
-        eprintln!("{line}");
     }
 }

@@ -66,7 +66,9 @@ impl Report {
 
     /// What could not be measured, and what would have to be done.
     pub(crate) fn missing(&mut self, measurement: &'static str, why: String) {
-        self.missing.push((measurement, why));
+        if !self.missing.contains(&(measurement, why.clone())) {
+            self.missing.push((measurement, why));
+        }
     }
 
     /// What a figure alone does not say.

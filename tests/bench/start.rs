@@ -33,8 +33,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
     let size = size_of(&directory)? as f64 / f64::from(1 << 20);
     for (after, what) in [
         (After::Stop, "SIGTERM"),
-        (After::Kill, "kill -9 while it inserts"),
-        (After::KillCold, "kill -9, the file not in the page cache"),
+        (After::Kill, "kill -9 after an insert"),
+        (After::KillCold, "kill -9, nothing of the file in the page cache"),
     ] {
         let (mut listening, mut answered) = (Vec::new(), Vec::new());
         for _ in 0..options.rounds() {
