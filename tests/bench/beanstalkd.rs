@@ -1,6 +1,6 @@
 //! beanstalkd, with its binlog synced before each answer, and a client of its text protocol.
 
-use std::{net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
 use async_trait::async_trait;
 use tokio::{
@@ -40,8 +40,10 @@ impl Contender for Beanstalkd {
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {
         // It cannot be asked which port it took: this one was free a moment ago.
         let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+        let directory = directory.join("data");
+        fs::create_dir(&directory)?;
         let mut command = Command::new("beanstalkd");
-        command.arg("-b").arg(directory).args(["-f", "0", "-l", "127.0.0.1", "-p", &address.port().to_string()]);
+        command.arg("-b").arg(&directory).args(["-f", "0", "-l", "127.0.0.1", "-p", &address.port().to_string()]);
         let process = Process::start("server", &mut command, &directory.with_extension("log"))?;
         let mut ticks = time::interval(ASK);
         for _ in 0..ASK_TIMES {

@@ -31,7 +31,7 @@ struct State {
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
     let many = options.ready();
-    let pops = if options.smoke { 200 } else { 5_000 };
+    let pops = if options.smoke { 50 } else { 5_000 };
     let mut states = Vec::new();
     for (what, inserted, acked) in [
         (format!("{} ready", number(SHALLOW as f64)), SHALLOW, 0),

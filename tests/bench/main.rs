@@ -27,6 +27,10 @@ mod syncs;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
 
 use fault::Result;
 use options::{Measurement, Options, Output};
@@ -43,7 +47,15 @@ fn main() -> ExitCode {
         }
     };
     let mut report = Report::default();
-    let ended = runtime.block_on(run(&options, &mut report));
+    let ended = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        // Whoever is interrupted stops the servers that it started: they are dropped with what runs.
+        tokio::select! {
+            ended = run(&options, &mut report) => ended,
+            _ = terminate.recv() => Err("stopped".into()),
+            _ = ctrl_c() => Err("stopped".into()),
+        }
+    });
     match options.output {
         Output::Table => println!("{report}"),
         Output::Json => println!("{:#}", report.json()),

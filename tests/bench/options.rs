@@ -95,7 +95,7 @@ impl Options {
     }
 
     pub(crate) fn span(&self) -> Duration {
-        Duration::from_secs_f64(if self.smoke { 0.3 } else { self.seconds })
+        Duration::from_secs_f64(if self.smoke { 0.1 } else { self.seconds })
     }
 
     /// Long enough for connections, files and caches to be there; short beside what is measured.
@@ -104,11 +104,11 @@ impl Options {
     }
 
     pub(crate) fn ready(&self) -> u64 {
-        if self.smoke { 20_000 } else { self.ready }
+        if self.smoke { 5_000 } else { self.ready }
     }
 
     pub(crate) fn tasks(&self) -> u64 {
-        if self.smoke { 40_000 } else { self.tasks }
+        if self.smoke { 20_000 } else { self.tasks }
     }
 
     /// Where the data directories are made.

@@ -36,7 +36,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         (After::Kill, "kill -9 after an insert"),
         (After::KillCold, "kill -9, nothing of the file in the page cache"),
     ] {
-        let (mut listening, mut answered) = (Vec::new(), Vec::new());
+        let (mut listening, mut answered, mut cores) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..options.rounds() {
             if let After::Stop = after {
                 server.stop().await?;
@@ -52,6 +52,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
             let start = Instant::now();
             server = Server::start(&directory, &[])?;
             listening.push(server.started_in.as_secs_f64());
+            cores.push(server.process().cpu()?.as_secs_f64());
             let mut client = server.client().await?;
             let task = dataqueue::pop(&mut client).await?;
             answered.push(start.elapsed().as_secs_f64());

@@ -3,9 +3,12 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,8 +35,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         return Ok(());
     };
     report.version("strace", version);
-    let calls = if options.smoke { 50 } else { 500 };
-    let span = Duration::from_secs_f64(if options.smoke { 0.3 } else { 2.0 });
+    let calls = if options.smoke { 20 } else { 500 };
+    let span = Duration::from_secs_f64(if options.smoke { 0.1 } else { 2.0 });
     for durability in ["full", "normal", "memory"] {
         let full = durability == "full";
         let mut filled = Filled::new(options, &["--durability", durability], READY, SIZE).await?;
@@ -52,7 +55,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         let load = Load { callers: 256, size: SIZE, span, numbers: Arc::clone(&numbers) };
         let trace = Trace::attach(filled.server.process(), filled.scratch.path())?;
         let answered = dataqueue::produce(&filled.server, 1, &load).await?.len() as u64;
-        next = numbers.load(std::sync::atomic::Ordering::Relaxed);
+        next = numbers.load(Ordering::Relaxed);
         found.push(("insert, 256 callers", trace.end()?, answered, full.then_some(Goal::AtMost(0.2))));
 
         let trace = Trace::attach(filled.server.process(), filled.scratch.path())?;
@@ -89,7 +92,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         Err(missing) => report.missing(NAME, format!("{}: {}", Beanstalkd.name(), missing.install)),
     }
     report.note(format!(
-        "{NAME}: strace -f -c -e trace=fsync,fdatasync on the server, checkpoints of the file included; strace slows each call \
+        "{NAME}: one task a call; strace -f -c -e trace=fsync,fdatasync on the server, checkpoints of the file included; strace slows each call \
          down, so with 256 callers more of them share a sync than without it"
     ));
     Ok(())
@@ -110,7 +113,7 @@ fn figure(what: String, syncs: u64, calls: u64, goal: Option<Goal>) -> Figure {
 /// strace on a running process.
 struct Trace {
     strace: Child,
-    summary: std::path::PathBuf,
+    summary: PathBuf,
 }
 
 impl Trace {
