@@ -2,8 +2,10 @@
 //!
 //! After each row the server answers good calls, and nothing was inserted, leased or changed (`Witness`).
 
+mod admin;
 mod batches;
 mod cancel;
+mod files;
 mod queues;
 mod request_ids;
 mod startup;

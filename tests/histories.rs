@@ -4,9 +4,13 @@
 mod behind;
 mod checker;
 mod checker_tests;
+mod disk;
+mod embedded;
 mod give_back;
+mod injected;
 mod kill;
 mod load;
+mod power_cut;
 mod random;
 mod recorder;
 mod retry;

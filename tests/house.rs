@@ -117,6 +117,12 @@ fn only_its_store_names_redis() {
     }
 }
 
+/// Nothing but its store names SQLite's library.
+#[test]
+fn only_its_store_names_sqlite() {
+    assert_eq!(who_names(&["rusqlite"], &["store/sqlite/"]), [""; 0]);
+}
+
 /// Each script says what it is given and what it answers; what scripts are put together from, what it is for.
 #[test]
 fn scripts_have_headers() {
@@ -138,12 +144,15 @@ fn scripts_have_headers() {
 /// or take a time to work, and faults at moments that chance chooses.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 11] = [
+    const MAY: [&str; 14] = [
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
         "tests/faults/load.rs",
         "tests/faults/store_faults.rs",
+        "tests/histories/disk.rs",
+        "tests/histories/embedded.rs",
+        "tests/histories/injected.rs",
         "tests/histories/kill.rs",
         "tests/histories/load.rs",
         "tests/histories/retry.rs",

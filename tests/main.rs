@@ -3,6 +3,8 @@
 //! `tests/run` builds the binaries first and runs everything.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
+mod admin;
+mod backup;
 mod bad_inputs;
 mod faults;
 mod guarantees;

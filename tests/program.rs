@@ -1,6 +1,6 @@
 //! The server as a program: its flags, its log, what it offers beside the queue.
 
-use std::{collections::BTreeMap, net::TcpListener, time::Duration};
+use std::{collections::BTreeMap, fs, net::TcpListener, os::unix::fs::PermissionsExt, time::Duration};
 
 use data_queue_proto::v1::{NewTask, Outcome, new_task::Value};
 use tokio::time::Instant;
@@ -10,7 +10,8 @@ use tonic_reflection::pb::{v1, v1alpha};
 
 use crate::support::{
     PATIENCE,
-    call::{ack, heartbeat, insert_json, insert_request, json, pop, pop_request, pop_waiting, proto, putback},
+    call::{ack, five, heartbeat, insert_json, insert_request, json, pop, pop_request, pop_waiting, proto, putback},
+    directory::Directory,
     on_every_store, poll_until,
     server::{Server, run_to_end, run_to_end_in},
     unique_queue, wire_tests,
@@ -58,8 +59,9 @@ wire_tests! {
         let help = run_to_end_in(&[("DATA_QUEUE_STORE", "redis://:swordfish@127.0.0.1:1")], &["--help"]);
         assert_eq!(help.code, Some(0), "{help:?}");
         let flags = [
-            ("listen", "127.0.0.1:50051"), ("store", ""), ("key-prefix", "dq"), ("store-timeout", "5s"),
-            ("memory-capacity", "1073741824"), ("default-lease", "30s"), ("max-value", "1048576"),
+            ("listen", "127.0.0.1:50051"), ("store", ""), ("data-dir", ""), ("durability", "full"),
+            ("disk-reserve", "67108864"), ("key-prefix", "dq"), ("store-timeout", "5s"),
+            ("memory-capacity", "1073741824"), ("default-lease", "30s"), ("max-expiries", "20"), ("max-value", "1048576"),
             ("max-message", "4194304"), ("memory-window", "5m"), ("memory-entries", "1000000"), ("threads", ""),
             ("grace", "10s"), ("max-connections", "10000"), ("max-streams", "1024"), ("keepalive-interval", "20s"),
             ("keepalive-timeout", "10s"), ("no-reflection", ""), ("log-format", "human"), ("log-level", "info"),
@@ -73,6 +75,35 @@ wire_tests! {
         assert!(!help.stdout.contains("swordfish"), "{}", help.stdout);
         let version = run_to_end(&["--version"]);
         assert_eq!((version.code, version.stdout.as_str()), (Some(0), "data-queue-server 0.1.0\n"));
+    }
+
+    /// The first run: without a flag the tasks are kept in a folder of the user's own, which it tells; the next run has them.
+    async fn without_flags_there_is_a_data_folder() {
+        let home = Directory::default();
+        let state = home.join("state");
+        let cases = [
+            (vec![("HOME", home.text())], home.join(".local/state/data-queue")),
+            (vec![("HOME", home.text()), ("XDG_STATE_HOME", "")], home.join(".local/state/data-queue")),
+            (vec![("HOME", home.text()), ("XDG_STATE_HOME", &state)], home.join("state/data-queue")),
+            (vec![("HOME", home.text()), ("DATA_QUEUE_DATA_DIR", &state)], state.clone()),
+        ];
+        for (number, (environment, folder)) in cases.into_iter().enumerate() {
+            let server = Server::in_environment(&environment);
+            let said = server.said().lines().collect::<Vec<_>>();
+            let listening = format!("listening on {}", server.address());
+            assert_eq!(said, [format!("data in {folder}"), listening], "{environment:?}");
+            let mut client = server.client().await;
+            if number != 1 {
+                insert_json(&mut client, "q", &["1"]).await;
+            }
+            assert_eq!(five(&mut client, "q").await, [1, 0, 0, 1, 0], "{environment:?}");
+            let mode = |path: &str| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+            assert_eq!((mode(&folder), mode(&format!("{folder}/data-queue.db"))), (0o700, 0o600));
+            server.terminate();
+            assert_eq!(server.wait_exit(PATIENCE).code(), Some(0));
+        }
+        run_to_end(&[]).one_line(64, &["--data-dir", "HOME"]);
+        run_to_end_in(&[("HOME", "not/absolute")], &[]).one_line(64, &["--data-dir"]);
     }
 
     /// Settings come from the environment too, and the command line wins.
@@ -136,7 +167,11 @@ wire_tests! {
     /// Reflection, by which grpcurl learns the calls and the details of errors, in both of its versions; or not at all.
     async fn reflection() {
         let server = Server::launch("memory", &[], None);
-        for symbol in ["dataqueue.v1.DataQueue", "google.rpc.ErrorInfo", "grpc.health.v1.Health"] {
+        let own = ["dataqueue.v1.DataQueue", "dataqueue.v1.QueueAdmin", "grpc.health.v1.Health"];
+        for services in [services_v1(&server).await, services_v1alpha(&server).await] {
+            assert!(own.iter().all(|service| services.iter().any(|listed| listed == service)), "{services:?}");
+        }
+        for symbol in own.into_iter().chain(["google.rpc.ErrorInfo"]) {
             assert!(knows_v1(&server, symbol).await.unwrap(), "{symbol}");
             assert!(knows_v1alpha(&server, symbol).await.unwrap(), "{symbol}");
         }
@@ -158,32 +193,43 @@ wire_tests! {
     }
 }
 
-macro_rules! knows {
-    ($name:ident, $version:ident) => {
-        /// Whether reflection has a file for a symbol.
-        async fn $name(server: &Server, symbol: &str) -> Result<bool, Code> {
-            use $version::{
-                ServerReflectionRequest as Ask, server_reflection_client::ServerReflectionClient,
-                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-            };
-            let ask = Ask {
-                host: String::new(),
-                message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
-            };
+macro_rules! reflection {
+    ($knows:ident, $services:ident, $ask:ident, $version:ident) => {
+        /// The answer of reflection.
+        async fn $ask(
+            server: &Server,
+            ask: $version::server_reflection_request::MessageRequest,
+        ) -> Result<Option<$version::server_reflection_response::MessageResponse>, Code> {
+            use $version::{ServerReflectionRequest, server_reflection_client::ServerReflectionClient};
+            let ask = ServerReflectionRequest { host: String::new(), message_request: Some(ask) };
             let mut client = ServerReflectionClient::new(server.channel().await);
-            let mut answers =
-                client.server_reflection_info(once(ask)).await.map_err(|status| status.code())?.into_inner();
-            match answers.message().await {
-                Ok(answer) => Ok(matches!(
-                    answer.and_then(|answer| answer.message_response),
-                    Some(MessageResponse::FileDescriptorResponse(_))
-                )),
-                Err(status) if status.code() == Code::NotFound => Ok(false),
-                Err(status) => Err(status.code()),
+            let answers = client.server_reflection_info(once(ask)).await.map_err(|status| status.code());
+            let answer = answers?.into_inner().message().await.map_err(|status| status.code())?;
+            Ok(answer.and_then(|answer| answer.message_response))
+        }
+
+        /// Whether reflection has a file for a symbol.
+        async fn $knows(server: &Server, symbol: &str) -> Result<bool, Code> {
+            use $version::{server_reflection_request::MessageRequest, server_reflection_response::MessageResponse};
+            match $ask(server, MessageRequest::FileContainingSymbol(symbol.to_owned())).await {
+                Ok(answer) => Ok(matches!(answer, Some(MessageResponse::FileDescriptorResponse(_)))),
+                Err(Code::NotFound) => Ok(false),
+                Err(code) => Err(code),
+            }
+        }
+
+        /// The services that reflection lists.
+        async fn $services(server: &Server) -> Vec<String> {
+            use $version::{server_reflection_request::MessageRequest, server_reflection_response::MessageResponse};
+            match $ask(server, MessageRequest::ListServices(String::new())).await {
+                Ok(Some(MessageResponse::ListServicesResponse(list))) => {
+                    list.service.into_iter().map(|service| service.name).collect()
+                }
+                other => panic!("no list of services: {other:?}"),
             }
         }
     };
 }
 
-knows!(knows_v1, v1);
-knows!(knows_v1alpha, v1alpha);
+reflection!(knows_v1, services_v1, ask_v1, v1);
+reflection!(knows_v1alpha, services_v1alpha, ask_v1alpha, v1alpha);

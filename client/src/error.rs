@@ -320,6 +320,7 @@ mod tests {
             (Code::DeadlineExceeded, None, ErrorKind::DeadlineExceeded, false),
             (Code::InvalidArgument, None, ErrorKind::InvalidArgument, false),
             (Code::PermissionDenied, None, ErrorKind::Refused, false),
+            (Code::NotFound, Some(reason::QUEUE_NOT_FOUND), ErrorKind::Refused, false),
         ] {
             let error = match reason {
                 Some(reason) => refusal(code, reason, |_| ()),

@@ -3,12 +3,12 @@
 //! # The way of a request
 //!
 //! A socket is accepted once and handed to one of the serving threads, each a runtime of its own. There a call passes the
-//! edge ([`grpc::EdgeLayer`]: deadline, panics, stopping), is decoded by [`grpc::DataQueueService`], decided by
+//! edge ([`grpc::EdgeLayer`]: deadline, panics, stopping), is decoded by [`grpc::DataQueueService`] or [`grpc::QueueAdminService`], decided by
 //! [`queue::Queues`] (limits, waiting) and done by a [`store::Store`] in one step. What a pop leased hangs on a guard
 //! until HTTP/2 has taken the answer; if it never does, the guard puts the task back.
 //!
 //! ```text
-//! main → serve → { grpc, reaper } → queue → store ← { redis, memory }
+//! main → serve → { grpc, reaper } → queue → store ← { sqlite, redis, memory }
 //! ```
 //!
 //! # The modules

@@ -9,7 +9,7 @@ use tonic::Code;
 use crate::support::{
     PATIENCE,
     call::{
-        ack, ack_request, held_for_request, insert_json, insert_request, json, outcomes, pop, pop_batch,
+        ack, ack_request, counts, five, held_for_request, insert_json, insert_request, json, outcomes, pop, pop_batch,
         pop_batch_request, pop_for, pop_request, pop_waiting, proto, text,
     },
     keys, on_every_store, poll_until,
@@ -82,10 +82,8 @@ async fn batch_is_left(backend: Backend, leaving: Leaving, reads: bool) {
     for _ in 0..8 {
         pop(&mut server.client().await, &unique_queue("other")).await;
     }
-    if backend == Backend::Redis {
-        let back = async || (keys::counter(server.redis(), "ready") == count(MANY - handed_over)).then_some(());
-        poll_until("the tasks to be back", PATIENCE, back).await;
-    }
+    let back = async || (counts(&mut client, &queue).await.ready == count(MANY - handed_over)).then_some(());
+    poll_until("the tasks to be back", PATIENCE, back).await;
     let rest = pop_batch(&mut client, long_batch(&queue, MANY)).await.unwrap();
     is_each(&rest, &ids[handed_over..], (1, 0));
 
@@ -103,15 +101,14 @@ async fn batch_is_left(backend: Backend, leaving: Leaving, reads: bool) {
         client.ack(ack_request(&queue, &tokens)).await.unwrap();
     }
     assert_eq!(pop(&mut client, &queue).await, None, "there were more");
+    assert_eq!(five(&mut client, &queue).await, [0, 0, 0, count(MANY), count(MANY)]);
     if backend == Backend::Redis {
-        let counter = |name| keys::counter(server.redis(), name);
-        assert_eq!((counter("inserted"), counter("acked"), counter("ready")), (count(MANY), count(MANY), 0));
         assert_eq!((keys::fields(server.redis(), "tasks"), keys::fields(server.redis(), "leases")), (0, 0));
     }
 }
 
-fn count(tasks: usize) -> i64 {
-    i64::try_from(tasks).unwrap()
+fn count(tasks: usize) -> u64 {
+    u64::try_from(tasks).unwrap()
 }
 
 /// These tasks, in this order, with these deliveries and expiries.

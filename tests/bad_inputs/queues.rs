@@ -80,7 +80,7 @@ on_every_store! {
         let mut witness = Witness::new(&mut client).await;
         let request = held_for_request(&unique_queue("unknown"), ProtoDuration::default());
         let answer = client.putback(request).await.unwrap().into_inner();
-        assert_eq!((answer.put_back, answer.outcomes), (0, vec![]));
+        assert_eq!((answer.put_back, answer.dead_lettered, answer.outcomes), (0, 0, vec![]));
         witness.unchanged(&mut client, "held_for on another queue").await;
     }
 }

@@ -11,33 +11,22 @@ use crate::support::{
     call::{Call, insert_json, insert_request, json, pop, pop_request},
     poll_until,
     redis::{Options, Redis},
-    server::{Ended, Server, run_to_end},
+    server::{Server, run_to_end},
     status::{Details, Refusal},
     unique_queue, wire_tests,
 };
 
-const SERVICE: &str = "dataqueue.v1.DataQueue";
+const SERVICES: [&str; 3] = ["", "dataqueue.v1.DataQueue", "dataqueue.v1.QueueAdmin"];
 const PASSWORD: &str = "correct-horse-battery";
 const WRONG: &str = "wrong-staple-9271";
-
-/// It ended with this code and one line on stderr that says these words.
-fn one_line(ended: &Ended, code: i32, words: &[&str]) {
-    assert_eq!(ended.code, Some(code), "{ended:?}");
-    assert_eq!(ended.stderr.trim_end().lines().count(), 1, "not one line: {ended:?}");
-    for word in words {
-        assert!(ended.stderr.contains(word), "{word:?} is not in {:?}", ended.stderr);
-    }
-    assert!(!ended.stdout.contains("listening on"), "{ended:?}");
-    assert!(!ended.stderr.contains("panicked"), "{ended:?}");
-}
 
 /// Up, healthy to nobody, and every call hears why.
 async fn up_and_not_ready(server: &Server, why: &[&str]) {
     let mut client = server.client().await;
-    for service in ["", SERVICE] {
+    for service in SERVICES {
         assert_eq!(server.health(service).await, ServingStatus::NotServing, "{service:?}");
     }
-    for call in Call::every(&unique_queue("unready")) {
+    for call in Call::every_at_all(&unique_queue("unready")) {
         let case = format!("{call:?}");
         let answer = call.send(&mut client).await;
         let status = Refusal::of(Code::Unavailable, reason::STORE_UNAVAILABLE).check(&case, answer);
@@ -53,7 +42,9 @@ async fn up_and_not_ready(server: &Server, why: &[&str]) {
 
 async fn becomes_ready(server: &Server) {
     server.ready().await;
-    assert_eq!(server.health(SERVICE).await, ServingStatus::Serving);
+    for service in SERVICES {
+        assert_eq!(server.health(service).await, ServingStatus::Serving, "{service:?}");
+    }
     let mut client = server.client().await;
     let queue = unique_queue("ready");
     insert_json(&mut client, &queue, &["1"]).await;
@@ -77,12 +68,20 @@ wire_tests! {
             (&["--store-timeout", "-1s"], &["-1"]),
             (&["--default-lease", "13h"], &["--default-lease"]),
             (&["--default-lease", "1ms"], &["--default-lease"]),
+            (&["--max-expiries", "0"], &["--max-expiries"]),
+            (&["--max-expiries", "often"], &["--max-expiries", "often"]),
             (&["--max-value", "lots"], &["--max-value", "lots"]),
+            (&["--durability", "eternal"], &["--durability", "eternal"]),
+            (&["--disk-reserve", "lots"], &["--disk-reserve", "lots"]),
+            (&["--data-dir", ""], &["--data-dir"]),
+            (&["--data-dir"], &["--data-dir"]),
+            (&["backup"], &["FILE"]),
+            (&["restore"], &["FILE"]),
             (&["--log-format", "xml"], &["--log-format", "xml"]),
             (&["--listen"], &["--listen"]),
             (&["stray"], &["stray"]),
         ] {
-            one_line(&run_to_end(flags), 64, words);
+            run_to_end(flags).one_line(64, words);
         }
     }
 
@@ -90,9 +89,9 @@ wire_tests! {
     async fn row_47_bad_store_url() {
         for url in [
             "redis://", "redis://host:port", "redis://127.0.0.1:99999", "http://127.0.0.1:6379", "redis", "nowhere", "",
-            "memory://", "redis://127.0.0.1:6379/x",
+            "memory://", "redis://127.0.0.1:6379/x", "sqlite", "sqlite:", "sqlite:/", "sqlite:folder/",
         ] {
-            one_line(&run_to_end(&["--listen", "127.0.0.1:0", "--store", url]), 64, &["--store"]);
+            run_to_end(&["--listen", "127.0.0.1:0", "--store", url]).one_line(64, &["--store"]);
         }
     }
 
@@ -112,7 +111,7 @@ wire_tests! {
             &["--stroe", &good],
         ] {
             let ended = run_to_end(flags);
-            one_line(&ended, 64, &[]);
+            ended.one_line(64, &[]);
             assert!(!format!("{ended:?}").contains(PASSWORD), "{flags:?}: {ended:?}");
         }
     }
@@ -121,7 +120,7 @@ wire_tests! {
     async fn row_47_port_taken() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
-        one_line(&run_to_end(&["--listen", &address, "--store", "memory"]), 1, &[&address]);
+        run_to_end(&["--listen", &address, "--store", "memory"]).one_line(1, &[&address]);
     }
 
     /// Row 47: a wrong Redis password: up, not ready, one log line, which does not tell the password.

@@ -39,7 +39,7 @@ fn unavailable(case: &str, start: Instant, answer: Result<(), Status>) {
 async fn every_call_is_unavailable(client: &Client, state: &str) {
     for _ in 0..2 {
         let mut calls = JoinSet::new();
-        for call in Call::every(&unique_queue("down")) {
+        for call in Call::every_at_all(&unique_queue("down")) {
             let (case, mut client) = (format!("Redis {state}: {call:?}"), client.clone());
             calls.spawn(async move {
                 let start = Instant::now();

@@ -19,7 +19,8 @@ on_every_store! {
         for path in [
             "/dataqueue.v1.DataQueue/Nope", "/dataqueue.v1.DataQueue/insert", "/dataqueue.v1.DataQueue/",
             "/dataqueue.v1.DataQueue", "/dataqueue.v9.DataQueue/Insert", "/Insert", "/",
-            "/dataqueue.v1.DataQueue/Insert/", "//dataqueue.v1.DataQueue/Insert",
+            "/dataqueue.v1.DataQueue/Insert/", "//dataqueue.v1.DataQueue/Insert", "/dataqueue.v1.QueueAdmin/Insert",
+            "/dataqueue.v1.QueueAdmin/Nope", "/dataqueue.v1.DataQueue/GetQueue",
         ] {
             let status = connection.call(path, &[], &insert).await.status().await;
             assert_eq!(status.code(), Code::Unimplemented, "{path}: {status:?}");

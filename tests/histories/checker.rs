@@ -3,7 +3,7 @@
 //!
 //! A hold is proven from the moment the delivery was received: until the last applied call with its token was sent,
 //! because a token that is lost never comes back; and until the lease ran out, counted from before it was asked for, or
-//! the worker itself set out to end it.
+//! the worker itself set out to end it, or somebody put back what was held for so long.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use std::{
 
 use data_queue_proto::v1::Outcome;
 
-use super::recorder::{Delivery, History, Intent, Try};
+use super::recorder::{Delivery, History, Intent, Reclaim, Try};
 
 /// The store counts in milliseconds, and by another clock than the callers.
 const MARGIN: Duration = Duration::from_millis(10);
@@ -93,7 +93,8 @@ pub fn faults(history: &History) -> BTreeSet<Fault> {
             faults.insert(Fault::TokenRepeated { token: delivery.token.clone() });
         }
         let none = Vec::new();
-        let hold = Hold::of(delivery, tries.get(delivery.token.as_str()).unwrap_or(&none), &mut faults);
+        let tries = tries.get(delivery.token.as_str()).unwrap_or(&none);
+        let hold = Hold::of(delivery, tries, &history.reclaims, &mut faults);
         tasks.entry(&delivery.id).or_default().push(hold);
     }
     for (token, tries) in &tries {
@@ -174,7 +175,7 @@ struct Hold<'a> {
 }
 
 impl<'a> Hold<'a> {
-    fn of(delivery: &'a Delivery, tries: &[&Try], faults: &mut BTreeSet<Fault>) -> Self {
+    fn of(delivery: &'a Delivery, tries: &[&Try], reclaims: &[Reclaim], faults: &mut BTreeSet<Fault>) -> Self {
         let token = || delivery.token.clone();
         let applied = |one: &&&Try| outcome(one) == Some(Outcome::Applied);
         let lease_end = |one: &&Try| one.answer.and_then(|answer| answer.left).map(|left| one.sent + left);
@@ -182,7 +183,8 @@ impl<'a> Hold<'a> {
         let lease_end = ends.chain([delivery.sent + delivery.left]).max().unwrap_or_default().saturating_sub(MARGIN);
         let ending = |one: &&&Try| one.intent != Intent::Heartbeat && outcome(one) != Some(Outcome::LeaseLost);
         let ended_by_holder = tries.iter().filter(ending).map(|one| one.sent).min();
-        let leased_until = ended_by_holder.map_or(lease_end, |ended| ended.min(lease_end));
+        let ended = ended_by_holder.into_iter().chain(taken_back(delivery, tries, reclaims)).min();
+        let leased_until = ended.map_or(lease_end, |ended| ended.min(lease_end));
         let proven_until = tries.iter().filter(applied).map(|one| one.sent).max().unwrap_or_default();
 
         let (mut acked, mut acks_applied) = (None, 0);
@@ -218,6 +220,20 @@ impl<'a> Hold<'a> {
         }
         Self { delivery, until: leased_until.max(proven_until), acked }
     }
+}
+
+/// The first moment at which a Putback of what was held for some time may have taken a delivery back.
+fn taken_back(delivery: &Delivery, tries: &[&Try], reclaims: &[Reclaim]) -> Option<Duration> {
+    let moment = |reclaim: &Reclaim| {
+        let renewed = |one: &&&Try| {
+            one.intent == Intent::Heartbeat
+                && one.answer.is_some_and(|answer| answer.outcome == Outcome::Applied && answer.at <= reclaim.sent)
+        };
+        let held_since = tries.iter().filter(renewed).map(|one| one.sent).chain([delivery.first_sent]).max()?;
+        let moment = reclaim.sent.max((held_since + reclaim.held_for).saturating_sub(MARGIN));
+        (moment <= reclaim.over).then_some(moment)
+    };
+    reclaims.iter().filter_map(moment).min()
 }
 
 fn outcome(one: &Try) -> Option<Outcome> {

@@ -6,7 +6,7 @@ use data_queue_proto::v1::Outcome::{self, AlreadyAcked, Applied, LeaseLost};
 
 use super::{
     checker::{Fault, faults},
-    recorder::{Answer, Delivery, History, Insert, Intent, Try},
+    recorder::{Answer, Delivery, History, Insert, Intent, Reclaim, Try},
 };
 
 fn ms(millis: u64) -> Duration {
@@ -26,6 +26,7 @@ fn delivery(id: &str, token: &str, deliveries: u32, at: u64) -> Delivery {
         text: format!("\"{id}\""),
         deliveries,
         expiries: deliveries - 1,
+        first_sent: ms(at),
         sent: ms(at),
         answered: ms(at + 1),
         left: ms(1_000),
@@ -45,7 +46,7 @@ fn ack(token: &str, at: u64, outcome: impl Into<Option<Outcome>>) -> Try {
 }
 
 fn history(inserts: Vec<Insert>, deliveries: Vec<Delivery>, tries: Vec<Try>) -> History {
-    History { inserts, deliveries, tries }
+    History { inserts, deliveries, tries, reclaims: Vec::new() }
 }
 
 #[track_caller]
@@ -136,6 +137,30 @@ fn overlapping_holds_are_found() {
     let extended = vec![delivery("a", "t1", 1, 10), delivery("a", "t2", 2, 1_500)];
     let tries = vec![tried(Intent::Heartbeat, "t1", 900, Applied), ack("t2", 1_700, Applied)];
     judged(&history(vec![insert("a")], extended, tries), [Fault::HeldTwice { id: id() }]);
+}
+
+#[test]
+fn what_was_held_for_long_may_be_put_back_by_anyone() {
+    // Put back at 500 ms at the earliest, which is 100 ms before it is missed.
+    let deliveries = |again| vec![delivery("a", "t1", 1, 10), delivery("a", "t2", 2, again)];
+    let reclaim = |held_for, sent, over| Reclaim { held_for: ms(held_for), sent: ms(sent), over: ms(over) };
+    let tries = || vec![ack("t1", 600, LeaseLost), ack("t2", 1_700, Applied)];
+    let judge = |reclaim, again, expected: &[Fault]| {
+        let reclaims = vec![reclaim];
+        let history = History { reclaims, ..history(vec![insert("a")], deliveries(again), tries()) };
+        judged(&history, expected.to_vec());
+    };
+    let early = || Fault::LostEarly { token: "t1".to_owned() };
+    judge(reclaim(450, 500, 550), 590, &[]);
+    // Not yet held for so long, and put back only after it was missed.
+    judge(reclaim(600, 500, 550), 590, &[Fault::HeldTwice { id: id() }, early()]);
+    judge(reclaim(450, 700, 750), 800, &[early()]);
+    // A heartbeat had renewed it.
+    let beat = tried(Intent::Heartbeat, "t1", 300, Applied);
+    let tries = [vec![beat], tries()].concat();
+    let renewed =
+        History { reclaims: vec![reclaim(450, 500, 550)], ..history(vec![insert("a")], deliveries(590), tries) };
+    judged(&renewed, [Fault::HeldTwice { id: id() }, early()]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{
-    load::{Habits, Load, Plan, Supply, run},
+    load::{Habits, NO_DEAD_LETTERS, Plan, Supply, run},
     random::Random,
 };
 use crate::support::{
@@ -15,7 +15,7 @@ use crate::support::{
     wire_tests,
 };
 
-const FLAGS: &[&str] = &["--store-timeout", "5s"];
+const FLAGS: &[&str] = &["--store-timeout", "5s", NO_DEAD_LETTERS[0], NO_DEAD_LETTERS[1]];
 
 fn plan(tasks: usize) -> Plan {
     Plan {
@@ -23,7 +23,8 @@ fn plan(tasks: usize) -> Plan {
         producers: 4,
         workers: 8,
         lease: Duration::from_secs(1),
-        habits: Habits { abandon: 8, put_back: 20, heartbeat: 50, long: 2, late: 2, impatient: 30 },
+        habits: Habits { abandon: 8, put_back: 20, reclaim: 5, heartbeat: 50, long: 2, late: 2, impatient: 30 },
+        may_be_full: false,
     }
 }
 
@@ -31,12 +32,6 @@ async fn server() -> Server {
     let server = Server::on_redis_with(Options { persistence: Persistence::Always, ..Options::default() }, FLAGS);
     server.ready().await;
     server
-}
-
-/// A moment somewhere in this part of the run, in thousandths.
-async fn moment(load: &Load, random: &mut Random, from: u64, width: u64) {
-    load.reached(from + random.below(width)).await;
-    sleep(random.up_to(Duration::from_millis(20))).await;
 }
 
 wire_tests! {
@@ -47,10 +42,11 @@ wire_tests! {
         let kills = rounds(7, 50);
         run(plan(10_000), &[&server], random, async |load, random| {
             for kill in 0..kills {
-                moment(load, random, kill * 950 / kills, 950 / kills).await;
+                load.moment(random, kill, kills).await;
                 server.kill();
                 sleep(random.up_to(Duration::from_millis(100))).await;
                 server.restart().await;
+                load.conserved(&server).await;
             }
         })
         .await;
@@ -63,10 +59,11 @@ wire_tests! {
         let kills = rounds(2, 20);
         run(plan(rounds(4_000, 10_000)), &[&server], random, async |load, random| {
             for kill in 0..kills {
-                moment(load, random, kill * 950 / kills, 950 / kills).await;
+                load.moment(random, kill, kills).await;
                 server.redis().kill();
                 sleep(random.up_to(Duration::from_millis(100))).await;
                 server.redis().restart();
+                load.conserved(&server).await;
             }
         })
         .await;
@@ -79,7 +76,7 @@ wire_tests! {
         let times = rounds(25, 200);
         run(plan(rounds(4_000, 10_000)), &[&server], random, async |load, random| {
             for time in 0..times {
-                moment(load, random, time * 950 / times, 950 / times).await;
+                load.moment(random, time, times).await;
                 if random.chance(500) {
                     server.redis().script_flush();
                 }

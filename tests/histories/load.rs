@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use data_queue_proto::v1::{InsertRequest, PopRequest};
+use data_queue_proto::{
+    reason,
+    v1::{GetQueueRequest, InsertRequest, PopRequest, QueueCounts, queue_admin_client::QueueAdminClient},
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -24,8 +27,9 @@ use super::{
     worker::{Style, Worker},
 };
 use crate::support::{
+    PATIENCE,
     call::{insert_request, json, pop_request, proto},
-    keys, poll_until,
+    poll_until, rounds,
     server::{Client, Server},
     status::Details,
     unique_queue,
@@ -34,12 +38,19 @@ use crate::support::{
 /// A call that is not answered by then is one without an answer.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_millis(20);
-/// What is not worked off by then is lost, as far as the judgement goes.
-const LIMIT: Duration = Duration::from_secs(200);
+/// For servers: no habit of workers makes dead letters.
+pub const NO_DEAD_LETTERS: [&str; 2] = ["--max-expiries", "1000000"];
 const LARGEST_BATCH: u64 = 40;
-/// Producers that have time wait while so many tasks are open.
-const MOST_OPEN: usize = 1_000;
+/// Producers wait while so many tasks are open, so that there are inserts until the end.
+const MOST_OPEN: usize = 300;
 const FAULTS_TOLD: usize = 20;
+/// Of the run, in thousandths: what happens later happens to next to nothing.
+const LAST_MOMENT: u64 = 950;
+
+/// What is not worked off by then is lost, as far as the judgement goes.
+fn limit() -> Duration {
+    Duration::from_secs(rounds(200, 1_500))
+}
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +61,8 @@ pub struct Plan {
     /// Short, so that what a fault swallowed comes back soon.
     pub lease: Duration,
     pub habits: Habits,
+    /// The store may run out of room on the way.
+    pub may_be_full: bool,
 }
 
 /// How much is inserted.
@@ -65,6 +78,8 @@ pub struct Habits {
     /// Never ack.
     pub abandon: u64,
     pub put_back: u64,
+    /// Put back whatever anybody has held for about a lease.
+    pub reclaim: u64,
     pub heartbeat: u64,
     /// Work longer than a lease, with heartbeats.
     pub long: u64,
@@ -93,7 +108,18 @@ impl Load {
         let Supply::Tasks(total) = self.plan.supply else { panic!("no fixed number of tasks") };
         let wanted = total * usize::try_from(per_mille).unwrap() / 1_000;
         let reached = async || (self.acked.lock().unwrap().len() >= wanted || self.over()).then_some(());
-        poll_until("the load to go on", LIMIT * 2, reached).await;
+        poll_until("the load to go on", limit() * 2, reached).await;
+    }
+
+    /// Waits for a moment somewhere in one of so many parts of the run.
+    pub async fn moment(&self, random: &mut Random, part: u64, parts: u64) {
+        self.reached(part * LAST_MOMENT / parts + random.below(LAST_MOMENT / parts)).await;
+        sleep(random.up_to(RETRY)).await;
+    }
+
+    /// How many calls failed so far.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered.load(Ordering::Relaxed)
     }
 
     /// Whether everything was acked, or it has become too late for that.
@@ -103,7 +129,7 @@ impl Load {
     }
 
     pub fn over(&self) -> bool {
-        self.began.elapsed() > LIMIT
+        self.began.elapsed() > limit()
     }
 
     fn open(&self) -> usize {
@@ -121,7 +147,7 @@ impl Load {
     ) -> Option<(T, Duration)> {
         match timeout(CALL_LIMIT, call).await {
             Ok(Ok(answer)) => return Some((answer.into_inner(), self.recorder.now())),
-            Ok(Err(status)) => excuse(&status),
+            Ok(Err(status)) => self.excuse(&status),
             Err(_) => {}
         }
         self.unanswered.fetch_add(1, Ordering::Relaxed);
@@ -129,10 +155,54 @@ impl Load {
         None
     }
 
+    /// A fault may end a call, but only in a way that says that it may be repeated.
+    #[track_caller]
+    pub fn excuse(&self, status: &Status) {
+        let said = status.reason();
+        let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && said.is_none();
+        let full = self.plan.may_be_full && said.as_deref() == Some(reason::STORE_FULL);
+        let excused = broken || full || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+        assert!(excused, "no fault explains {status:?}");
+        let hint = full || said.as_deref() == Some(reason::STORE_UNAVAILABLE);
+        assert!(!hint || status.retry_delay().is_some(), "it may be repeated, and {status:?} does not say when");
+    }
+
+    /// G14: the server's counts add up, and agree with what callers were told and with what they asked for.
+    pub async fn conserved(&self, server: &Server) -> QueueCounts {
+        let told = |counter: &AtomicUsize| u64::try_from(counter.load(Ordering::SeqCst)).unwrap();
+        let inserted_before = told(&self.inserted);
+        let acked_before = u64::try_from(self.acked.lock().unwrap().len()).unwrap();
+        let mut admin = QueueAdminClient::new(server.channel().await);
+        let request = GetQueueRequest { queue: self.queue.clone() };
+        let ask = async || match admin.get_queue(request.clone()).await {
+            Ok(answer) => Some(answer.into_inner().queue.expect("a queue").counts.expect("counts")),
+            Err(status) if status.code() == Code::NotFound && inserted_before == 0 => Some(QueueCounts::default()),
+            Err(status) => {
+                self.excuse(&status);
+                None
+            }
+        };
+        let counts = poll_until("the queue's counts", PATIENCE, ask).await;
+        let QueueCounts { ready, leased, dead, inserted, acked, .. } = counts;
+        assert_eq!(inserted, ready + leased + dead + acked, "{counts:?}");
+        assert_eq!(dead, 0, "{counts:?}");
+        let asked_for = match self.plan.supply {
+            Supply::Tasks(total) => told(&self.next).min(u64::try_from(total).unwrap()),
+            Supply::For(_) => told(&self.next),
+        };
+        assert!(inserted >= inserted_before, "{inserted_before} inserts were answered OK, {counts:?}");
+        assert!(inserted <= asked_for, "{asked_for} tasks were sent, {counts:?}");
+        assert!(acked >= acked_before, "{acked_before} acks were answered OK, {counts:?}");
+        counts
+    }
+
     /// The numbers of the next tasks, at most so many; none if there are enough.
     async fn take(&self, most: usize) -> Option<std::ops::Range<usize>> {
         match self.plan.supply {
             Supply::Tasks(total) => {
+                while self.open() > MOST_OPEN && !self.over() {
+                    sleep(RETRY).await;
+                }
                 let first = self.next.fetch_add(most, Ordering::SeqCst);
                 (first < total).then(|| first..total.min(first + most))
             }
@@ -176,7 +246,7 @@ impl Load {
             "{} tasks, {} deliveries, {redelivered} of them repeated, {} calls without an answer, {:?}",
             self.inserted.load(Ordering::SeqCst),
             history.deliveries.len(),
-            self.unanswered.load(Ordering::Relaxed),
+            self.unanswered(),
             self.began.elapsed()
         );
         if found.is_empty() {
@@ -187,14 +257,6 @@ impl Load {
         }
         panic!("{} faults", found.len());
     }
-}
-
-/// A fault may end a call, but only in a way that says that it may be repeated.
-#[track_caller]
-fn excuse(status: &Status) {
-    let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && status.reason().is_none();
-    let excused = broken || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
-    assert!(excused, "no fault explains {status:?}");
 }
 
 /// Runs a load through these servers while `faults` happen, until everything is worked off, and judges what was seen.
@@ -238,8 +300,7 @@ async fn empty(load: &Load, server: &Server) {
     let pop = PopRequest { wait, ..pop_request(&load.queue) };
     let left = server.client().await.pop(pop).await.expect("a pop").into_inner().task;
     assert_eq!(left, None, "inserted twice, or acked and back");
-    let inserted = i64::try_from(load.inserted.load(Ordering::SeqCst)).unwrap();
-    let count = |name| keys::counter(server.redis(), name);
-    assert_eq!((count("inserted"), count("acked"), count("ready")), (inserted, inserted, 0));
-    assert_eq!((keys::fields(server.redis(), "tasks"), keys::fields(server.redis(), "leases")), (0, 0));
+    let inserted = u64::try_from(load.inserted.load(Ordering::SeqCst)).unwrap();
+    let expected = QueueCounts { inserted, acked: inserted, ..QueueCounts::default() };
+    assert_eq!(load.conserved(server).await, expected);
 }

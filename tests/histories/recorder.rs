@@ -15,6 +15,7 @@ pub struct History {
     pub inserts: Vec<Insert>,
     pub deliveries: Vec<Delivery>,
     pub tries: Vec<Try>,
+    pub reclaims: Vec<Reclaim>,
 }
 
 /// An insert that was answered OK in the end.
@@ -37,7 +38,9 @@ pub struct Delivery {
     pub text: String,
     pub deliveries: u32,
     pub expiries: u32,
-    /// Before the call that was answered with it.
+    /// Before the first try of that call.
+    pub first_sent: Duration,
+    /// Before the try that was answered with it.
     pub sent: Duration,
     /// After its answer.
     pub answered: Duration,
@@ -71,6 +74,15 @@ pub struct Answer {
     pub left: Option<Duration>,
 }
 
+/// A Putback of whatever was held for some time.
+#[derive(Clone, Copy, Debug)]
+pub struct Reclaim {
+    pub held_for: Duration,
+    pub sent: Duration,
+    /// After this it takes nothing back any more: it was answered, or it failed long ago.
+    pub over: Duration,
+}
+
 impl History {
     /// All that happened to a task, given its id or one of its tokens, in the order in which it was sent.
     pub fn about(&self, id_or_token: &str) -> String {
@@ -89,6 +101,13 @@ impl History {
             (*sent, format!("{sent:?}: {intent:?} {token}, answered {answer:?}"))
         };
         lines.extend(self.tries.iter().filter(of_task).map(line));
+        let span = lines.iter().map(|(sent, _)| *sent).min().zip(lines.iter().map(|(sent, _)| *sent).max());
+        let near = |one: &&Reclaim| span.is_some_and(|(first, last)| one.over >= first && one.sent <= last);
+        let line = |one: &Reclaim| {
+            let Reclaim { held_for, sent, over } = one;
+            (*sent, format!("{sent:?} to {over:?}: whatever was held for {held_for:?} was put back"))
+        };
+        lines.extend(self.reclaims.iter().filter(near).map(line));
         lines.sort();
         lines.into_iter().map(|(_, line)| format!("    {line}\n")).collect()
     }
@@ -115,7 +134,7 @@ impl Recorder {
         self.history.lock().unwrap().inserts.push(Insert { texts, ids, replayed: answer.replayed, sent });
     }
 
-    pub fn delivered(&self, call: &str, task: &Task, sent: Duration, answered: Duration) {
+    pub fn delivered(&self, call: &str, task: &Task, first_sent: Duration, sent: Duration, answered: Duration) {
         self.history.lock().unwrap().deliveries.push(Delivery {
             call: call.to_owned(),
             id: task.id.clone(),
@@ -123,6 +142,7 @@ impl Recorder {
             text: text(task).to_owned(),
             deliveries: task.deliveries,
             expiries: task.expiries,
+            first_sent,
             sent,
             answered,
             left: duration(task.lease),
@@ -131,6 +151,10 @@ impl Recorder {
 
     pub fn tried(&self, token: &str, intent: Intent, sent: Duration, answer: Option<Answer>) {
         self.history.lock().unwrap().tries.push(Try { token: token.to_owned(), intent, sent, answer });
+    }
+
+    pub fn reclaimed(&self, held_for: Duration, sent: Duration, over: Duration) {
+        self.history.lock().unwrap().reclaims.push(Reclaim { held_for, sent, over });
     }
 
     pub fn take(&self) -> History {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    load::{Habits, Plan, Supply, run},
+    load::{Habits, NO_DEAD_LETTERS, Plan, Supply, run},
     random::Random,
 };
 use crate::support::{
@@ -17,7 +17,7 @@ wire_tests! {
     /// lost, and none is held by two.
     async fn two_servers_share_a_redis() {
         let redis = Arc::new(Redis::with(Options { persistence: Persistence::Always, ..Options::default() }));
-        let servers = [Server::on(Arc::clone(&redis), &[]), Server::on(redis, &[])];
+        let servers = [Server::on(Arc::clone(&redis), &NO_DEAD_LETTERS), Server::on(redis, &NO_DEAD_LETTERS)];
         for server in &servers {
             server.ready().await;
         }
@@ -26,7 +26,8 @@ wire_tests! {
             producers: 4,
             workers: 20,
             lease: Duration::from_millis(700),
-            habits: Habits { abandon: 60, put_back: 30, heartbeat: 100, long: 20, late: 20, impatient: 100 },
+            habits: Habits { abandon: 60, put_back: 30, reclaim: 5, heartbeat: 100, long: 20, late: 20, impatient: 100 },
+            may_be_full: false,
         };
         let random = Random::new("two servers");
         run(plan, &[&servers[0], &servers[1]], random, async |_, _| {}).await;

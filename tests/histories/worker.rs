@@ -12,7 +12,8 @@ use super::{
 };
 use crate::support::{
     call::{
-        ack_request, duration, heartbeat_request, outcomes, pop_batch_request, pop_request, proto, putback_request,
+        ack_request, duration, heartbeat_request, held_for_request, outcomes, pop_batch_request, pop_request, proto,
+        putback_request,
     },
     server::Client,
 };
@@ -21,6 +22,8 @@ const WAIT: Duration = Duration::from_millis(300);
 const LARGEST_BATCH: u64 = 20;
 /// A task that was delivered so often is not refused any more, so that every run ends.
 const REFUSALS: u32 = 6;
+/// A failed call does nothing any more when so much time has passed.
+const FORGOTTEN: Duration = Duration::from_secs(6);
 /// About as long as a pop takes.
 const IMPATIENCE: Duration = Duration::from_millis(3);
 const PAST_THE_LEASE: Duration = Duration::from_millis(100);
@@ -99,6 +102,9 @@ impl Worker {
         } else if self.random.chance(habits.late) {
             sleep(lease + PAST_THE_LEASE).await;
         }
+        if self.random.chance(habits.reclaim) {
+            self.reclaim().await;
+        }
         tokens.clear();
         let mut done = Vec::new();
         for task in tasks {
@@ -122,7 +128,7 @@ impl Worker {
             self.turn();
             return Vec::new();
         };
-        self.received("plain", answer.task.into_iter().collect(), sent, answered)
+        self.received("plain", answer.task.into_iter().collect(), sent, sent, answered)
     }
 
     async fn pop_batch(&mut self) -> Vec<Task> {
@@ -139,7 +145,7 @@ impl Worker {
         // What came before the stream broke is there to be worked on.
         while let Ok(Ok(Some(message))) = timeout(WAIT * 10, stream.message()).await {
             let answered = self.load.recorder.now();
-            tasks.extend(self.received("batch", message.tasks, sent, answered));
+            tasks.extend(self.received("batch", message.tasks, sent, sent, answered));
         }
         tasks
     }
@@ -149,12 +155,14 @@ impl Worker {
         self.named += 1;
         let request_id = format!("{}-{}", self.name, self.named);
         let request = self.pop_request(request_id, finished.iter().map(|held| held.token.clone()).collect());
+        let mut first_sent = None;
         while !self.load.over() {
             let patience = match self.random.chance(self.load.plan.habits.impatient) {
                 true => self.random.up_to(IMPATIENCE),
                 false => Duration::MAX,
             };
             let sent = self.load.recorder.now();
+            let first_sent = *first_sent.get_or_insert(sent);
             let call = self.load.answer(self.clients[self.at].pop(request.clone()));
             let Some((answer, answered)) = timeout(patience, call).await.unwrap_or(None) else {
                 self.tried(&finished, Intent::Ack, sent, None);
@@ -162,7 +170,8 @@ impl Worker {
                 continue;
             };
             self.tried(&finished, Intent::Ack, sent, Some((answered, &answer.ack_outcomes)));
-            return self.received(&request.request_id, answer.task.into_iter().collect(), sent, answered);
+            let tasks = answer.task.into_iter().collect();
+            return self.received(&request.request_id, tasks, first_sent, sent, answered);
         }
         Vec::new()
     }
@@ -172,8 +181,8 @@ impl Worker {
         PopRequest { lease, wait, request_id, ack_lease_tokens, ..pop_request(&self.load.queue) }
     }
 
-    fn received(&self, call: &str, tasks: Vec<Task>, sent: Duration, answered: Duration) -> Vec<Task> {
-        tasks.iter().for_each(|task| self.load.recorder.delivered(call, task, sent, answered));
+    fn received(&self, call: &str, tasks: Vec<Task>, first_sent: Duration, sent: Duration, at: Duration) -> Vec<Task> {
+        tasks.iter().for_each(|task| self.load.recorder.delivered(call, task, first_sent, sent, at));
         tasks
     }
 
@@ -203,6 +212,16 @@ impl Worker {
             }
             self.turn();
         }
+    }
+
+    /// Puts back what anybody has held for about a lease. Sent once.
+    async fn reclaim(&mut self) {
+        let held_for = self.load.plan.lease / 2 + self.random.up_to(self.load.plan.lease / 2);
+        let sent = self.load.recorder.now();
+        let request = held_for_request(&self.load.queue, proto(held_for));
+        let answer = self.load.answer(self.clients[self.at].putback(request)).await;
+        let over = answer.map_or_else(|| self.load.recorder.now() + FORGOTTEN, |(_, at)| at);
+        self.load.recorder.reclaimed(held_for, sent, over);
     }
 
     /// Sent once: the lease may well run out if the answer does not come.

@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use data_queue_proto::v1::{
-    AckRequest, HeartbeatRequest, InsertRequest, NewTask, Outcome, PopBatchRequest, PopRequest, PutbackRequest,
-    PutbackResponse, PutbackTokens, Task, new_task, putback_request::Selection, task,
+    AckRequest, GetQueueRequest, HeartbeatRequest, InsertRequest, ListQueuesRequest, NewTask, Outcome, PopBatchRequest,
+    PopRequest, PutbackRequest, PutbackResponse, PutbackTokens, QueueCounts, Task, new_task,
+    putback_request::Selection, task,
 };
 use prost_types::Duration as ProtoDuration;
 use tonic::Status;
 
 use super::{PATIENCE, server::Client, unique_queue};
 
-/// One call of any method.
+/// One call of any method that needs the store.
 #[derive(Clone, Debug)]
 pub enum Call {
     Insert(InsertRequest),
@@ -20,6 +21,8 @@ pub enum Call {
     Ack(AckRequest),
     Heartbeat(HeartbeatRequest),
     Putback(PutbackRequest),
+    GetQueue(GetQueueRequest),
+    ListQueues(ListQueuesRequest),
 }
 
 impl Call {
@@ -32,10 +35,19 @@ impl Call {
             Self::Ack(request) => client.ack(request).await.map(drop),
             Self::Heartbeat(request) => client.heartbeat(request).await.map(drop),
             Self::Putback(request) => client.putback(request).await.map(drop),
+            Self::GetQueue(request) => client.admin.get_queue(request).await.map(drop),
+            Self::ListQueues(request) => client.admin.list_queues(request).await.map(drop),
         }
     }
 
-    /// A good call of every method, on this queue.
+    /// A good call of every method that needs the store.
+    pub fn every_at_all(queue: &str) -> Vec<Self> {
+        let mut calls = Self::every(queue);
+        calls.push(Self::ListQueues(ListQueuesRequest::default()));
+        calls
+    }
+
+    /// A good call of every method that names a queue, on this one.
     pub fn every(queue: &str) -> Vec<Self> {
         let mut calls = Self::every_with_tokens(queue, &[unknown_token()]);
         calls.extend([
@@ -45,6 +57,7 @@ impl Call {
                 queue: queue.to_owned(),
                 selection: Some(Selection::HeldFor(ProtoDuration { seconds: 3_600, nanos: 0 })),
             }),
+            Self::GetQueue(get_queue_request(queue)),
         ]);
         calls
     }
@@ -101,6 +114,10 @@ pub fn putback_request(queue: &str, tokens: &[String]) -> PutbackRequest {
 
 pub fn held_for_request(queue: &str, held_for: ProtoDuration) -> PutbackRequest {
     PutbackRequest { queue: queue.to_owned(), selection: Some(Selection::HeldFor(held_for)) }
+}
+
+pub fn get_queue_request(queue: &str) -> GetQueueRequest {
+    GetQueueRequest { queue: queue.to_owned() }
 }
 
 pub fn proto(duration: Duration) -> ProtoDuration {
@@ -170,6 +187,29 @@ pub async fn putback(client: &mut Client, queue: &str, token: &str) -> Outcome {
 
 pub async fn putback_answer(client: &mut Client, queue: &str, tokens: &[String]) -> PutbackResponse {
     client.putback(putback_request(queue, tokens)).await.expect("a putback").into_inner()
+}
+
+/// The counts of a queue that is there. They add up: guarantee 14.
+pub async fn counts(client: &mut Client, queue: &str) -> QueueCounts {
+    let answer = client.admin.get_queue(get_queue_request(queue)).await.expect("the queue's counts").into_inner();
+    let answer = answer.queue.expect("the queue");
+    assert_eq!(answer.name, queue);
+    let counts = answer.counts.expect("counts");
+    add_up(&counts);
+    counts
+}
+
+/// What was inserted is somewhere, or was acked.
+#[track_caller]
+pub fn add_up(counts: &QueueCounts) {
+    let QueueCounts { ready, leased, dead, inserted, acked, .. } = *counts;
+    assert_eq!(inserted, ready + leased + dead + acked, "inserted = ready + leased + dead + acked: {counts:?}");
+}
+
+/// Ready, leased, dead, inserted, acked.
+pub async fn five(client: &mut Client, queue: &str) -> [u64; 5] {
+    let QueueCounts { ready, leased, dead, inserted, acked, .. } = counts(client, queue).await;
+    [ready, leased, dead, inserted, acked]
 }
 
 pub fn outcomes(outcomes: &[i32]) -> Vec<Outcome> {

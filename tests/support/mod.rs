@@ -1,12 +1,16 @@
 //! What every wire test needs: a real server on a real store, calls, and patience.
 
 pub mod call;
+pub mod directory;
+pub mod disk;
+pub mod embedded;
 pub mod keys;
 pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod server;
 pub mod status;
+pub mod strace;
 
 use std::{
     env,
@@ -24,7 +28,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(300);
 const LONG_TEST_LIMIT: Duration = Duration::from_secs(1_800);
 const POLL: Duration = Duration::from_millis(10);
 
-/// Runs each test on every store, as tests of their own: `rows::name::memory`, `rows::name::redis`.
+/// Runs each test on every store, as tests of their own: `rows::name::memory`, `rows::name::redis`, `rows::name::sqlite`.
 macro_rules! on_every_store {
     ($($(#[$about:meta])* async fn $name:ident($backend:ident) $body:block)*) => { $(
         $(#[$about])*
@@ -34,6 +38,7 @@ macro_rules! on_every_store {
             async fn run($backend: $crate::support::server::Backend) $body
             $crate::support::on_every_store!(@store memory Memory);
             $crate::support::on_every_store!(@store redis Redis);
+            $crate::support::on_every_store!(@store sqlite Sqlite);
         }
     )* };
     (@store $store:ident $backend:ident) => {

@@ -66,7 +66,8 @@ impl Lock {
                 .create(directory)
                 .map_err(|error| format!("cannot make the folder {}: {error}", directory.display()))?;
         }
-        let name = beside(path, ".lock");
+        // By the file's own name, whatever link leads to it.
+        let name = beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), ".lock");
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -234,7 +235,13 @@ pub(super) fn backup(path: &Path, to: &Path) -> Result<(), OpenError> {
     let connection = open_to_read(path)?;
     let part = beside(to, ".part");
     // SQLite writes only into a file that is new or empty.
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part)?;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&part)
+        .map_err(|error| OpenError::Refused(format!("cannot be copied: cannot write {}: {error}", part.display())))?;
     let copied = connection
         .execute("VACUUM INTO ?1", [part.to_string_lossy()])
         .map_err(OpenError::from)

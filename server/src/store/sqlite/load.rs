@@ -41,7 +41,8 @@ pub(super) fn latest_time(connection: &Connection) -> Sql<Millis> {
 pub(super) fn index(connection: &Connection, rules: Rules, renewed: Option<Millis>) -> Result<Index, OpenError> {
     let mut names = HashMap::new();
     let mut queues: HashMap<i64, Queue> = HashMap::new();
-    each(connection, "SELECT key, name, inserted, acked FROM queues", |row| {
+    // By name, so that damage to the index of the names is seen now and not with the next new queue.
+    each(connection, "SELECT key, name, inserted, acked FROM queues ORDER BY name", |row| {
         let (key, name): (i64, String) = (row.get(0)?, row.get(1)?);
         let counts = (number(row, 2)?, number(row, 3)?);
         let mut queue = Queue::new(rules);
