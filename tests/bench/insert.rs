@@ -88,6 +88,9 @@ async fn compare(
     ratio("normal ÷ memory", &NORMAL, &MEMORY, None);
     ratio("full ÷ beanstalkd", &FULL, &Beanstalkd, goal(OF_BEANSTALKD));
     ratio("full, a connection a caller ÷ beanstalkd", &APART, &Beanstalkd, goal(OF_BEANSTALKD));
+    if let (Some(full), Some(memory)) = (figures.get(&FULL.name()), figures.get(&MEMORY.name())) {
+        report.ratio_of_cpu(format!("full ÷ memory by time on the core alone, {size} B{place}"), full, memory);
+    }
     figures.into_values().for_each(|figure| report.figure(figure));
     Ok(())
 }

@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 
 /// Measures DataQueue, and other queues beside it. Without a name: everything.
 #[derive(Parser)]
-#[command(name = "tests/bench/run", max_term_width = 120)]
+#[command(name = "tests/bench/run", bin_name = "tests/bench/run", max_term_width = 120)]
 pub(crate) struct Options {
     /// What to measure.
     #[arg(value_enum)]

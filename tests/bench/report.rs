@@ -89,6 +89,15 @@ impl Report {
         self.figure(Figure { measurement, what, unit: "×", values, goal, ..Figure::default() });
     }
 
+    /// The same of what a task costs all processes together. It leaves out what was waited for, and with it what others did to
+    /// the disk meanwhile: beside the ratio of the rates, it tells where a difference comes from.
+    pub(crate) fn ratio_of_cpu(&mut self, what: String, above: &Figure, below: &Figure) {
+        let all = |round: &Vec<(&str, f64)>| round.iter().map(|(_, micros)| micros).sum::<f64>();
+        let values = above.cpu.iter().zip(&below.cpu).map(|(above, below)| all(below) / all(above)).collect();
+        let measurement = above.measurement;
+        self.figure(Figure { measurement, what, unit: "×", values, ..Figure::default() });
+    }
+
     pub(crate) fn json(&self) -> Value {
         let pairs = |pairs: &[(&str, String)]| {
             Value::Object(pairs.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect())
