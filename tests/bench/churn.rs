@@ -28,8 +28,10 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         churn(options, report, what, flags).await?;
     }
     report.note(format!(
-        "{NAME}: {} tasks of {SIZE} B through a queue {DEPTH} deep, Insert, PopBatch and Ack of {BATCH} at a time, durability \
-         full; the size is of the database and its log, as they are while the server works. By default a queue remembers up \
+        "{NAME}: {} tasks of {SIZE} B through a queue {DEPTH} deep, Insert, PopBatch and Ack of {BATCH} at a time, \
+         durability \
+         full; the size is of the database and its log, as they are while the server works. By default a queue \
+         remembers up \
          to 1,000,000 acked tokens, which are in the file",
         number(options.tasks() as f64)
     ));

@@ -88,7 +88,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         report.figure(figure);
     }
     report.note(format!(
-        "{NAME}: one caller, {SIZE} B, {pops} times a round: Pop, Ack, and an Insert that keeps the depth; the three queues \
+        "{NAME}: one caller, {SIZE} B, {pops} times a round: Pop, Ack, and an Insert that keeps the depth; the three \
+         queues \
          are on servers of their own, asked in turn, durability full"
     ));
     Ok(())

@@ -33,7 +33,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
     }
     report.note(format!(
         "{NAME}: one task an insert, {CALLERS} callers with one call at a time each, for {:.1} s after a warm-up; \
-         DataQueue's on one connection unless said, beanstalkd's on one each. full, normal and memory are --durability; \
+         DataQueue's on one connection unless said, beanstalkd's on one each. full, normal and memory are \
+         --durability; \
          memory is SQLite with synchronous=OFF. Each round ends with every task delivered once and acked, and an empty \
          store; only the inserts are timed. Ratios are taken round by round",
         options.span().as_secs_f64()

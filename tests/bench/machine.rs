@@ -58,8 +58,8 @@ pub(crate) async fn describe(options: &Options, report: &mut Report) -> Result<(
     Ok(())
 }
 
-/// Keeps this process, and all that it starts from now on, on one core: a rate is then one over the processor time that a
-/// task costs all who take part, and that repeats.
+/// Keeps this process, and all that it starts from now on, on one core: a rate is then one over the processor time that
+/// a task costs all who take part, and that repeats.
 pub(crate) fn pin(options: &Options) -> Result<()> {
     place(&options.core.to_string())
 }

@@ -1,11 +1,11 @@
 //! The benchmarks of DataQueue: the load generator, and what starts, measures and checks the queues under it.
 //!
-//! `tests/bench/run` builds and runs this. A measurement is a module with a `run`; what it finds are figures, one value a
-//! round, in one [`report::Report`]. A queue that others are compared with is a [`contender::Contender`]: a new one is a
-//! file with that trait and a line in the measurement that it belongs to.
+//! `tests/bench/run` builds and runs this. A measurement is a module with a `run`; what it finds are figures, one value
+//! a round, in one [`report::Report`]. A queue that others are compared with is a [`contender::Contender`]: a new one
+//! is a file with that trait and a line in the measurement that it belongs to.
 //!
-//! A rate counts only if the queue did its work: every run ends with a [`ledger::Ledger`] in which each task was delivered
-//! once and as it was inserted, as many acks as tasks, and an empty store. Anything else voids the run.
+//! A rate counts only if the queue did its work: every run ends with a [`ledger::Ledger`] in which each task was
+//! delivered once and as it was inserted, as many acks as tasks, and an empty store. Anything else voids the run.
 
 mod beanstalkd;
 mod churn;

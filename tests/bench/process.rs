@@ -48,8 +48,8 @@ impl Process {
         Err(self.fault("ended without a word"))
     }
 
-    /// Asks the process to end, and waits for it. Meanwhile connections that were dropped here are closed: the server waits
-    /// for them.
+    /// Asks the process to end, and waits for it. Meanwhile connections that were dropped here are closed: the server
+    /// waits for them.
     pub(crate) async fn stop(mut self) -> Result<()> {
         signal("TERM", self.pid())?;
         let (this, status) = tokio::task::spawn_blocking(move || {

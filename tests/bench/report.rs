@@ -89,8 +89,8 @@ impl Report {
         self.figure(Figure { measurement, what, unit: "×", values, goal, ..Figure::default() });
     }
 
-    /// The same of what a task costs all processes together. It leaves out what was waited for, and with it what others did to
-    /// the disk meanwhile: beside the ratio of the rates, it tells where a difference comes from.
+    /// The same of what a task costs all processes together. It leaves out what was waited for, and with it what others
+    /// did to the disk meanwhile: beside the ratio of the rates, it tells where a difference comes from.
     pub(crate) fn ratio_of_cpu(&mut self, what: String, above: &Figure, below: &Figure) {
         let all = |round: &Vec<(&str, f64)>| round.iter().map(|(_, micros)| micros).sum::<f64>();
         let values = above.cpu.iter().zip(&below.cpu).map(|(above, below)| all(below) / all(above)).collect();
@@ -126,11 +126,12 @@ impl Report {
                 "met": figure.goal.map(|goal| goal.met(median)),
             })
         });
+        let missing = self.missing.iter().map(|(name, why)| json!({ "measurement": name, "why": why }));
         json!({
             "settings": pairs(&self.settings),
             "versions": pairs(&self.versions),
             "figures": figures.collect::<Vec<_>>(),
-            "missing": self.missing.iter().map(|(name, why)| json!({ "measurement": name, "why": why })).collect::<Vec<_>>(),
+            "missing": missing.collect::<Vec<_>>(),
             "notes": self.notes,
         })
     }

@@ -59,10 +59,12 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
             ledger.deliver(dataqueue::data(&task))?;
             ledger.acked(dataqueue::ack(&mut client, vec![task.lease_token]).await?);
         }
-        for (until, values, goal) in
-            [("listening", listening, Some(GOAL)), ("the first pop is answered", answered, None)]
-        {
-            let what = format!("after {what}, until {until}");
+        for (until, values, goal) in [
+            ("until listening", listening, Some(GOAL)),
+            ("time on the core until then", cores, None),
+            ("until the first pop is answered", answered, None),
+        ] {
+            let what = format!("after {what}, {until}");
             report.figure(Figure { measurement: NAME, what, unit: "s", values, goal, ..Figure::default() });
         }
     }

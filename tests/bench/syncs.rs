@@ -1,4 +1,5 @@
-//! How often the disk is synced for what is answered, counted by strace: what durability claims, and what sharing saves.
+//! How often the disk is synced for what is answered, counted by strace: what durability claims, and what sharing
+//! saves.
 
 use std::{
     fs,
@@ -92,7 +93,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         Err(missing) => report.missing(NAME, format!("{}: {}", Beanstalkd.name(), missing.install)),
     }
     report.note(format!(
-        "{NAME}: one task a call; strace -f -c -e trace=fsync,fdatasync on the server, checkpoints of the file included; strace slows each call \
+        "{NAME}: one task a call; strace -f -c -e trace=fsync,fdatasync on the server, checkpoints \
+         of the file included; strace slows each call \
          down, so with 256 callers more of them share a sync than without it"
     ));
     Ok(())
