@@ -1,0 +1,167 @@
+//! What is asked of a queue that is measured beside others.
+//!
+//! Each brings a client of its own, as strong as its protocol allows: the load is stated, how it is sent is not.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+
+use crate::{
+    fault::Result,
+    ledger::Ledger,
+    machine::micros,
+    options::Options,
+    process::{Process, own_cpu},
+    report::quantile,
+    scratch::Scratch,
+};
+
+/// A queue, with the settings that it is measured with.
+#[async_trait(?Send)]
+pub(crate) trait Contender {
+    /// Its name in the table, with what tells it from the others.
+    fn name(&self) -> String;
+
+    /// Its version; if it is not on this machine, how it gets there.
+    fn version(&self) -> std::result::Result<(&'static str, String), Missing>;
+
+    /// Starts it on this empty directory.
+    async fn start(&self, directory: &Path) -> Result<Box<dyn Running>>;
+}
+
+/// A queue that is not on this machine.
+pub(crate) struct Missing {
+    /// The command that installs it.
+    pub(crate) install: &'static str,
+}
+
+/// A queue that runs.
+#[async_trait(?Send)]
+pub(crate) trait Running {
+    /// Its processes, by which its time on the core is told from the client's.
+    fn processes(&self) -> Vec<&Process>;
+
+    /// Inserts until the time is over; an insert counts once it is answered.
+    async fn produce(&self, load: &Load) -> Result<Vec<Call>>;
+
+    /// Takes and acks all there is, and counts only acks that were confirmed.
+    async fn drain(&self, ledger: &mut Ledger) -> Result<()>;
+
+    /// How many tasks are left, held ones included.
+    async fn left(&self) -> Result<u64>;
+}
+
+/// What producers do.
+#[derive(Clone)]
+pub(crate) struct Load {
+    /// How many of them, each with one insert at a time.
+    pub(crate) callers: usize,
+    /// Of a payload, in bytes.
+    pub(crate) size: usize,
+    pub(crate) span: Duration,
+    /// The next task's number.
+    pub(crate) numbers: Arc<AtomicU64>,
+}
+
+impl Load {
+    /// One of the producers, from now on.
+    pub(crate) fn caller(&self) -> Caller {
+        let now = Instant::now();
+        Caller { numbers: Arc::clone(&self.numbers), end: now + self.span, since: now, calls: Vec::new() }
+    }
+}
+
+/// A producer: one insert after the other, each timed.
+pub(crate) struct Caller {
+    numbers: Arc<AtomicU64>,
+    end: Instant,
+    since: Instant,
+    calls: Vec<Call>,
+}
+
+impl Caller {
+    /// The task to insert now; nothing once the time is over.
+    pub(crate) fn next(&mut self) -> Option<u64> {
+        self.since = Instant::now();
+        (self.since < self.end).then(|| self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Notes that it was answered.
+    pub(crate) fn answered(&mut self) {
+        self.calls.push(Call { nanoseconds: u32::try_from(self.since.elapsed().as_nanos()).unwrap_or(u32::MAX) });
+    }
+
+    pub(crate) fn into_calls(self) -> Vec<Call> {
+        self.calls
+    }
+}
+
+/// A call that was answered.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    nanoseconds: u32,
+}
+
+/// What a round found.
+pub(crate) struct Round {
+    /// Tasks a second.
+    pub(crate) rate: f64,
+    /// Microseconds of a call, p50 and p99.
+    pub(crate) latency: [f64; 2],
+    /// Microseconds on the core that a task cost, by process.
+    pub(crate) cpu: Vec<(&'static str, f64)>,
+}
+
+/// A fresh start, a warm-up, the load, and the proof that nothing was lost.
+pub(crate) async fn insert_round(
+    options: &Options,
+    contender: &dyn Contender,
+    callers: usize,
+    size: usize,
+) -> Result<Round> {
+    let scratch = Scratch::new(options)?;
+    let running = contender.start(scratch.path()).await?;
+    let numbers = Arc::new(AtomicU64::new(0));
+    let load = Load { callers, size, span: options.span(), numbers: Arc::clone(&numbers) };
+    running.produce(&Load { span: options.warm_up(), ..load.clone() }).await?;
+
+    let before = cpu_times(&*running)?;
+    let start = Instant::now();
+    let calls = running.produce(&load).await?;
+    let took = start.elapsed();
+    let after = cpu_times(&*running)?;
+
+    let mut ledger = Ledger::new(size);
+    running.drain(&mut ledger).await?;
+    ledger.verify(numbers.load(Ordering::Relaxed))?;
+    let left = running.left().await?;
+    if left != 0 {
+        return Err(format!("{}: {left} tasks are left", contender.name()).into());
+    }
+    let tasks = calls.len() as f64;
+    let times = calls.iter().map(|call| f64::from(call.nanoseconds) / 1e3).collect::<Vec<_>>();
+    Ok(Round {
+        rate: tasks / took.as_secs_f64(),
+        latency: [quantile(&times, 0.5), quantile(&times, 0.99)],
+        cpu: before
+            .iter()
+            .zip(&after)
+            .map(|((name, before), (_, after))| (*name, micros(after.saturating_sub(*before)) / tasks))
+            .collect(),
+    })
+}
+
+fn cpu_times(running: &dyn Running) -> Result<Vec<(&'static str, Duration)>> {
+    let mut times = vec![("client", own_cpu()?)];
+    for process in running.processes() {
+        times.push((process.name(), process.cpu()?));
+    }
+    Ok(times)
+}

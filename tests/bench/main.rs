@@ -1,0 +1,92 @@
+//! The benchmarks of DataQueue: the load generator, and what starts, measures and checks the queues under it.
+//!
+//! `tests/bench/run` builds and runs this. A measurement is a module with a `run`; what it finds are figures, one value
+//! a round, in one [`report::Report`]. A queue that others are compared with is a [`contender::Contender`]: a new one
+//! is a file with that trait and a line in the measurement that it belongs to.
+//!
+//! A rate counts only if the queue did its work: every run ends with a [`ledger::Ledger`] in which each task was
+//! delivered once and as it was inserted, as many acks as tasks, and an empty store. Anything else voids the run.
+
+mod beanstalkd;
+mod churn;
+mod contender;
+mod dataqueue;
+mod fault;
+mod head;
+mod insert;
+mod ledger;
+mod machine;
+mod memory;
+mod options;
+mod process;
+mod report;
+mod scratch;
+mod start;
+mod syncs;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::signal::{
+    ctrl_c,
+    unix::{SignalKind, signal},
+};
+
+use fault::Result;
+use options::{Measurement, Options, Output};
+use report::Report;
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    // One thread, as the headline figures have one core for everybody.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut report = Report::default();
+    let ended = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        // Whoever is interrupted stops the servers that it started: they are dropped with what runs.
+        tokio::select! {
+            ended = run(&options, &mut report) => ended,
+            _ = terminate.recv() => Err("stopped".into()),
+            _ = ctrl_c() => Err("stopped".into()),
+        }
+    });
+    match options.output {
+        Output::Table => println!("{report}"),
+        Output::Json => println!("{:#}", report.json()),
+    }
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            eprintln!("bench: {fault}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs what was asked for. A measurement that fails does not keep the others from being run.
+async fn run(options: &Options, report: &mut Report) -> Result<()> {
+    machine::describe(options, report).await?;
+    let mut failed = Vec::new();
+    for measurement in options.measurements() {
+        eprintln!("== {measurement}");
+        let ended = match measurement {
+            Measurement::P9Insert => insert::run(options, report).await,
+            Measurement::P9Head => head::run(options, report).await,
+            Measurement::Syncs => syncs::run(options, report).await,
+            Measurement::Start => start::run(options, report).await,
+            Measurement::Memory => memory::run(options, report).await,
+            Measurement::Churn => churn::run(options, report).await,
+        };
+        if let Err(fault) = ended {
+            eprintln!("bench: {measurement} is void: {fault}");
+            failed.push(measurement.to_string());
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("void: {}", failed.join(", ")).into()) }
+}

@@ -1,0 +1,121 @@
+//! What can be asked for on the command line.
+
+use std::{env, fmt, path::PathBuf, time::Duration};
+
+use clap::{Parser, ValueEnum};
+
+/// Measures DataQueue, and other queues beside it. Without a name: everything.
+#[derive(Parser)]
+#[command(name = "tests/bench/run", bin_name = "tests/bench/run", max_term_width = 120)]
+pub(crate) struct Options {
+    /// What to measure.
+    #[arg(value_enum)]
+    names: Vec<Measurement>,
+
+    /// Everything tiny, in less than a minute: proves that the benchmarks work. Its figures mean nothing.
+    #[arg(long)]
+    pub(crate) smoke: bool,
+
+    /// How the figures are printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+
+    /// How often each measurement is repeated, the contenders in turn.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// How long each round of a rate takes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 4.0)]
+    seconds: f64,
+
+    /// How many tasks are ready in p9-head, start and memory.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000)]
+    ready: u64,
+
+    /// How many tasks go through the queue in churn.
+    #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+    tasks: u64,
+
+    /// The core that everything is pinned to, but for the rows that say otherwise.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) core: usize,
+
+    /// Where the data directories are made. It should be on the disk in question. Default: beside the programs.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    /// What `cargo bench` adds.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
+}
+
+/// How the figures are printed.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Output {
+    /// A table in Markdown.
+    Table,
+    /// One JSON object, with the value of every round.
+    Json,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Measurement {
+    /// Unary inserts of 256 callers: each durability, and beanstalkd with an fsync a put.
+    #[value(name = "p9-insert")]
+    P9Insert,
+    /// Pops of one caller: 1,000 tasks ready, a million, and 1,000 after a million were acked.
+    #[value(name = "p9-head")]
+    P9Head,
+    /// Syncs of the disk an answered call.
+    Syncs,
+    /// From the server's start to its first answer with a million tasks in the file.
+    Start,
+    /// The server's memory with a million tasks ready.
+    Memory,
+    /// The size of the file while ten million tasks pass through it.
+    Churn,
+}
+
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+impl Options {
+    pub(crate) fn measurements(&self) -> Vec<Measurement> {
+        if self.names.is_empty() { Measurement::value_variants().to_vec() } else { self.names.clone() }
+    }
+
+    /// How often a cheap measurement is repeated.
+    pub(crate) fn rounds(&self) -> u32 {
+        if self.smoke { 1 } else { self.rounds }
+    }
+
+    pub(crate) fn span(&self) -> Duration {
+        Duration::from_secs_f64(if self.smoke { 0.1 } else { self.seconds })
+    }
+
+    /// Long enough for connections, files and caches to be there; short beside what is measured.
+    pub(crate) fn warm_up(&self) -> Duration {
+        self.span() / 4
+    }
+
+    pub(crate) fn ready(&self) -> u64 {
+        if self.smoke { 5_000 } else { self.ready }
+    }
+
+    pub(crate) fn tasks(&self) -> u64 {
+        if self.smoke { 20_000 } else { self.tasks }
+    }
+
+    /// Where the data directories are made.
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_else(|| {
+            let program = env::current_exe().unwrap_or_default();
+            program.ancestors().nth(2).map_or_else(|| PathBuf::from("target"), PathBuf::from).join("bench-data")
+        })
+    }
+}

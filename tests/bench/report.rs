@@ -1,0 +1,262 @@
+//! The figures, and how they are printed.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+/// One value a round, of one thing.
+#[derive(Default)]
+pub(crate) struct Figure {
+    pub(crate) measurement: &'static str,
+    pub(crate) what: String,
+    pub(crate) unit: &'static str,
+    pub(crate) values: Vec<f64>,
+    /// Microseconds, p50 and p99 of a call, one of each a round.
+    pub(crate) latencies: Vec<[f64; 2]>,
+    /// Microseconds on a core that a task costs, by process, for each round.
+    pub(crate) cpu: Vec<Vec<(&'static str, f64)>>,
+    pub(crate) goal: Option<Goal>,
+}
+
+/// What the median is to reach.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Goal {
+    fn met(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => value >= least,
+            Self::AtMost(most) => value <= most,
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(least) => write!(f, "≥ {least}"),
+            Self::AtMost(most) => write!(f, "≤ {most}"),
+        }
+    }
+}
+
+/// Everything that was found.
+#[derive(Default)]
+pub(crate) struct Report {
+    settings: Vec<(&'static str, String)>,
+    versions: Vec<(&'static str, String)>,
+    figures: Vec<Figure>,
+    missing: Vec<(&'static str, String)>,
+    notes: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn setting(&mut self, name: &'static str, value: String) {
+        self.settings.push((name, value));
+    }
+
+    pub(crate) fn version(&mut self, name: &'static str, value: String) {
+        if !self.versions.iter().any(|(known, _)| *known == name) {
+            self.versions.push((name, value));
+        }
+    }
+
+    /// What could not be measured, and what would have to be done.
+    pub(crate) fn missing(&mut self, measurement: &'static str, why: String) {
+        if !self.missing.contains(&(measurement, why.clone())) {
+            self.missing.push((measurement, why));
+        }
+    }
+
+    /// What a figure alone does not say.
+    pub(crate) fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
+        }
+    }
+
+    pub(crate) fn figure(&mut self, figure: Figure) {
+        self.figures.push(figure);
+    }
+
+    /// One figure divided by another, round by round: what both had to bear cancels out.
+    pub(crate) fn ratio(&mut self, what: String, above: &Figure, below: &Figure, goal: Option<Goal>) {
+        let values = above.values.iter().zip(&below.values).map(|(above, below)| above / below).collect();
+        let measurement = above.measurement;
+        self.figure(Figure { measurement, what, unit: "×", values, goal, ..Figure::default() });
+    }
+
+    /// The same of what a task costs all processes together. It leaves out what was waited for, and with it what others
+    /// did to the disk meanwhile: beside the ratio of the rates, it tells where a difference comes from.
+    pub(crate) fn ratio_of_cpu(&mut self, what: String, above: &Figure, below: &Figure) {
+        let all = |round: &Vec<(&str, f64)>| round.iter().map(|(_, micros)| micros).sum::<f64>();
+        let values = above.cpu.iter().zip(&below.cpu).map(|(above, below)| all(below) / all(above)).collect();
+        let measurement = above.measurement;
+        self.figure(Figure { measurement, what, unit: "×", values, ..Figure::default() });
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let pairs = |pairs: &[(&str, String)]| {
+            Value::Object(pairs.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect())
+        };
+        let figures = self.figures.iter().map(|figure| {
+            let (least, most) = spread(&figure.values);
+            let median = median(&figure.values);
+            let latencies = (!figure.latencies.is_empty()).then(|| {
+                let [p50, p99] = medians(&figure.latencies);
+                json!({ "p50": p50, "p99": p99 })
+            });
+            json!({
+                "measurement": figure.measurement,
+                "what": figure.what,
+                "unit": figure.unit,
+                "median": median,
+                "min": least,
+                "max": most,
+                "rounds": figure.values,
+                "latency_us": latencies,
+                "cpu_us_a_task": cpu_medians(&figure.cpu)
+                    .into_iter()
+                    .map(|(name, value)| (name.to_owned(), json!(value)))
+                    .collect::<serde_json::Map<_, _>>(),
+                "goal": figure.goal.map(|goal| goal.to_string()),
+                "met": figure.goal.map(|goal| goal.met(median)),
+            })
+        });
+        let missing = self.missing.iter().map(|(name, why)| json!({ "measurement": name, "why": why }));
+        json!({
+            "settings": pairs(&self.settings),
+            "versions": pairs(&self.versions),
+            "figures": figures.collect::<Vec<_>>(),
+            "missing": missing.collect::<Vec<_>>(),
+            "notes": self.notes,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const HEAD: [&str; 6] =
+            ["measurement", "what", "median (min to max)", "a call, p50 and p99", "CPU a task", "goal"];
+        let mut rows = vec![HEAD.map(str::to_owned)];
+        rows.extend(self.figures.iter().map(row));
+        for (measurement, why) in &self.missing {
+            rows.push([(*measurement).to_owned(), why.clone(), "missing".to_owned()].pad());
+        }
+        let widths = [0, 1, 2, 3, 4, 5].map(|column| rows.iter().map(|row| row[column].chars().count()).max());
+        for (number, row) in rows.iter().enumerate() {
+            for (cell, width) in row.iter().zip(widths) {
+                write!(f, "| {cell:<0$} ", width.unwrap_or(0))?;
+            }
+            writeln!(f, "|")?;
+            if number == 0 {
+                for width in widths {
+                    write!(f, "|-{:-<1$}-", "", width.unwrap_or(0))?;
+                }
+                writeln!(f, "|")?;
+            }
+        }
+        writeln!(f)?;
+        for (name, value) in &self.settings {
+            writeln!(f, "- {name}: {value}")?;
+        }
+        for (name, value) in &self.versions {
+            writeln!(f, "- {name}: {value}")?;
+        }
+        for note in &self.notes {
+            writeln!(f, "- {note}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Fills a row up with empty cells.
+trait Pad {
+    fn pad(self) -> [String; 6];
+}
+
+impl<const N: usize> Pad for [String; N] {
+    fn pad(self) -> [String; 6] {
+        let mut cells = self.into_iter();
+        std::array::from_fn(|_| cells.next().unwrap_or_default())
+    }
+}
+
+fn row(figure: &Figure) -> [String; 6] {
+    let median = median(&figure.values);
+    let (least, most) = spread(&figure.values);
+    let value = if figure.values.len() > 1 {
+        format!("{} {} ({} to {})", number(median), figure.unit, number(least), number(most))
+    } else {
+        format!("{} {}", number(median), figure.unit)
+    };
+    let latency = if figure.latencies.is_empty() {
+        String::new()
+    } else {
+        let [p50, p99] = medians(&figure.latencies);
+        format!("{}, {} µs", number(p50), number(p99))
+    };
+    let cpu = cpu_medians(&figure.cpu);
+    let cpu = cpu.iter().map(|(name, value)| format!("{name} {value:.1} µs")).collect::<Vec<_>>().join(", ");
+    let goal = figure.goal.map_or_else(String::new, |goal| {
+        let met = if goal.met(median) { "met" } else { "NOT MET" };
+        format!("{goal}: {met}")
+    });
+    [figure.measurement.to_owned(), figure.what.clone(), value, latency, cpu, goal]
+}
+
+/// With as many digits as the measurement bears.
+pub(crate) fn number(value: f64) -> String {
+    if value.abs() < 10.0 {
+        return format!("{value:.2}");
+    }
+    if value.abs() < 100.0 {
+        return format!("{value:.1}");
+    }
+    let digits = format!("{value:.0}");
+    let mut grouped = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 && digit.is_ascii_digit() {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// The value below which this share of the values lies; 0 of none.
+pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    sorted.get((last as f64 * share).round() as usize).copied().unwrap_or_default()
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => 0.0,
+        length => f64::midpoint(sorted[(length - 1) / 2], sorted[length / 2]),
+    }
+}
+
+fn spread(values: &[f64]) -> (f64, f64) {
+    (quantile(values, 0.0), quantile(values, 1.0))
+}
+
+fn medians(pairs: &[[f64; 2]]) -> [f64; 2] {
+    [0, 1].map(|index| median(&pairs.iter().map(|pair| pair[index]).collect::<Vec<_>>()))
+}
+
+fn cpu_medians(rounds: &[Vec<(&'static str, f64)>]) -> Vec<(&'static str, f64)> {
+    let names = rounds.first().map(|round| round.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+    let of = |name: &str| {
+        let values = rounds.iter().flatten().filter(|(found, _)| *found == name).map(|(_, value)| *value);
+        median(&values.collect::<Vec<_>>())
+    };
+    names.unwrap_or_default().into_iter().map(|name| (name, of(name))).collect()
+}
