@@ -245,9 +245,8 @@ impl Config {
             return Err(StoreProblem::Usage(message.to_owned()));
         };
         let done = match command {
-            Command::Backup { file } => {
-                sqlite::backup(&path, file).map(|()| format!("copied {} to {}", path.display(), file.display()))
-            }
+            Command::Backup { file } => sqlite::backup(&path, file, self.rules())
+                .map(|found| format!("copied {} to {}: {found}", path.display(), file.display())),
             Command::Restore { file } => sqlite::restore(file, &path, self.rules())
                 .map(|found| format!("restored {} from {}: {found}", path.display(), file.display())),
             Command::Check => {

@@ -5,13 +5,16 @@ use std::{
     ffi::OsString,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use rusqlite::{Connection, OpenFlags, config::DbConfig, ffi::ErrorCode};
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::{
+    fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with, statvfs},
+    io::Errno,
+};
 
 use super::{Durability, load};
 use crate::store::Rules;
@@ -51,31 +54,45 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     name.into()
 }
 
+/// Which file it is, whatever its name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        fs::metadata(path).map(|found| Self { device: found.dev(), inode: found.ino() })
+    }
+}
+
 /// Held as long as a server has the file.
 pub(super) struct Lock {
     _file: File,
+    name: PathBuf,
+    identity: Identity,
 }
 
 impl Lock {
     /// Makes the directory if it is not there.
     pub(super) fn take(path: &Path) -> Result<Self, String> {
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
+            make_directory(directory)
                 .map_err(|error| format!("cannot make the folder {}: {error}", directory.display()))?;
         }
         // By the file's own name, whatever link leads to it.
         let name = beside(&fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()), ".lock");
-        let mut file = OpenOptions::new()
+        let cannot_write = |error| format!("cannot write {}: {error}", name.display());
+        let mut options = OpenOptions::new();
+        let mut file = options
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
             .open(&name)
-            .map_err(|error| format!("cannot write {}: {error}", name.display()))?;
+            .map_err(cannot_write)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             let mut owner = String::new();
             let _ = file.read_to_string(&mut owner);
@@ -85,8 +102,29 @@ impl Lock {
         }
         // For the message above; the lock itself is not in the text.
         let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        Ok(Self { _file: file })
+        let identity = Identity::of(&name).map_err(cannot_write)?;
+        Ok(Self { _file: file, name, identity })
     }
+
+    /// False if somebody removed it: then another server may have one, too.
+    pub(super) fn is_in_place(&self) -> bool {
+        Identity::of(&self.name).is_ok_and(|found| found == self.identity)
+    }
+}
+
+/// For this user alone, and so that a power cut does not take it away.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    let missing: Vec<&Path> = directory.ancestors().take_while(|ancestor| !ancestor.is_dir()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    missing.into_iter().try_for_each(sync_parent)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
 }
 
 /// Opens a file, or makes one where there is none. The caller has the lock.
@@ -117,11 +155,25 @@ pub(super) fn open(path: &Path, durability: Durability) -> Result<Connection, Op
     Ok(connection)
 }
 
-/// What was read of the file is sound: it may be written.
+/// What was read of the file is sound: it may be written, once everything that the log has is in the file. Nothing depends
+/// then on what a failed sync may have left of the log: a system that failed to write a page may say at the next sync
+/// that all is well.
 pub(super) fn accept(connection: &Connection) -> Result<(), OpenError> {
-    checkpoint(connection)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
-    Ok(())
+    if !checkpoint(connection)? {
+        return Err(OpenError::Refused(
+            "is being read by another program; it can be used when that has ended".to_owned(),
+        ));
+    }
+    Ok(connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)?)
+}
+
+/// The same where no sync is known to have failed: somebody who reads the file for a copy is no hindrance. What the log
+/// has is synced with it.
+pub(super) fn accept_at_start(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    if !checkpoint(connection)? {
+        File::open(beside(path, "-wal"))?.sync_all()?;
+    }
+    Ok(connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)?)
 }
 
 /// Makes the file whole before it gets its name: whatever has that name is complete.
@@ -156,9 +208,12 @@ fn is_used(log: &Path) -> bool {
 /// So that after a power cut either no file has the name or the whole one.
 fn name_file(from: &Path, to: &Path) -> io::Result<()> {
     File::open(from)?.sync_all()?;
-    fs::rename(from, to)?;
-    let directory = to.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(directory)?.sync_all()
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every file system knows that.
+        Err(Errno::INVAL | Errno::NOSYS) => fs::rename(from, to)?,
+        renamed => renamed?,
+    }
+    sync_parent(to)
 }
 
 fn refuse_strange(connection: &Connection) -> Result<(), OpenError> {
@@ -217,16 +272,12 @@ const LOG_LIMIT: i64 = 64 << 20;
 /// More than there are.
 const STATEMENTS: usize = 64;
 
-/// Brings everything that the log has into the file, so that nothing depends on what a failed sync may have left of the
-/// log: a system that failed to write a page may say at the next sync that all is well.
-fn checkpoint(connection: &Connection) -> Result<(), OpenError> {
+/// Brings the log into the file. True if all of it is there.
+fn checkpoint(connection: &Connection) -> Result<bool, OpenError> {
     let (busy, logged, done): (bool, i64, i64) =
         connection
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-    if busy && logged != done {
-        return Err(OpenError::Refused("is being read by another program; wait for it to end".to_owned()));
-    }
-    Ok(())
+    Ok(!busy || logged == done)
 }
 
 /// How many bytes the file system has for us.
@@ -246,24 +297,25 @@ fn open_to_read(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// Copies a store as it is at one moment, while a server may be using it.
-pub(super) fn backup(path: &Path, to: &Path) -> Result<(), OpenError> {
+/// Copies a store as it is at one moment, while a server may be using it. The copy is read before it gets its name.
+pub(super) fn backup(path: &Path, to: &Path, rules: Rules) -> Result<String, OpenError> {
     refuse_existing(to)?;
-    let part = beside(to, ".part");
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| OpenError::Refused(format!("cannot be copied: {error}")))?;
+    let part = beside(to, &format!(".{}.part", crate::store::hex(&random)));
     let Some(name) = part.to_str() else {
         return Err(OpenError::Refused(format!("cannot be copied: {} is not UTF-8", to.display())));
     };
     let connection = open_to_read(path)?;
+    let cannot_write =
+        |error| OpenError::Refused(format!("cannot be copied: cannot write {}: {error}", part.display()));
     // SQLite writes only into a file that is new or empty.
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&part)
-        .map_err(|error| OpenError::Refused(format!("cannot be copied: cannot write {}: {error}", part.display())))?;
-    let copied =
-        connection.execute("VACUUM INTO ?1", [name]).map_err(OpenError::from).and_then(|_| Ok(name_file(&part, to)?));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map_err(cannot_write)?;
+    let copied = connection
+        .execute("VACUUM INTO ?1", [name])
+        .map_err(|error| OpenError::Refused(format!("cannot be copied to {}: {error}", part.display())))
+        .and_then(|_| check(&part, rules))
+        .and_then(|found| name_file(&part, to).map(|()| found).map_err(cannot_write));
     if copied.is_err() {
         // What is left of it is of no use.
         let _ = fs::remove_file(&part);
@@ -278,9 +330,7 @@ pub(super) fn restore(from: &Path, path: &Path, rules: Rules) -> Result<String, 
         refuse_existing(&log)?;
     }
     refuse_existing(path)?;
-    let found = check(from, rules)?;
-    backup(from, path)?;
-    Ok(found)
+    backup(from, path, rules)
 }
 
 fn refuse_existing(path: &Path) -> Result<(), OpenError> {

@@ -113,7 +113,7 @@ fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Opti
     let (mut next, mut strays) = (1, 0_u64);
     each(connection, "SELECT key, queue, id FROM tasks ORDER BY key", |row| {
         let (task, queue, id): (i64, i64, _) = (row.get(0)?, row.get(1)?, TaskId(row.get(2)?));
-        next = task + 1;
+        next = task.saturating_add(1);
         let Some(of_queue) = queues.get_mut(&queue) else {
             strays += 1;
             return Ok(());

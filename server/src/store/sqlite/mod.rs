@@ -5,6 +5,7 @@
 //! ([`load`]); values stay in the file. `server/migrations` has the tables. This module and those below are the only ones
 //! that name the engine.
 
+mod engine;
 mod file;
 mod load;
 mod memories;
@@ -16,7 +17,7 @@ mod writer;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::AtomicU64},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, mpsc::RecvTimeoutError},
     thread,
     time::Duration,
 };
@@ -26,8 +27,9 @@ use clap::ValueEnum;
 use tokio::sync::mpsc;
 
 use self::{
-    queue::Step,
-    writer::{BYTES_PER_ITEM, Engine, Job, Kind, Setup, Writer},
+    engine::{Engine, Setup},
+    queue::{PopStep, Step, Unreadable},
+    writer::{BYTES_PER_ITEM, Job, Kind, Writer},
 };
 use super::{
     Admin, Beaten, Clock, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped, QueueName,
@@ -37,6 +39,9 @@ use super::{
 
 /// Calls that wait for the writing thread; more wait in their own tasks.
 const CALLS_WAITING: usize = 4_096;
+
+/// How many transactions of taking leases back a pop or a count waits for, before it goes on though more have run out.
+const RECLAIM_ROUNDS: usize = 64;
 
 /// What OK survives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -95,11 +100,10 @@ pub struct SqliteConfig {
 /// The store.
 pub struct SqliteStore {
     jobs: Option<mpsc::Sender<Job>>,
-    thread: Option<thread::JoinHandle<()>>,
+    /// Closed when the writing thread has ended.
+    ended: Mutex<std::sync::mpsc::Receiver<()>>,
     setup: Arc<Setup>,
     timeout: Duration,
-    /// Given up after the thread has ended.
-    _lock: file::Lock,
 }
 
 impl SqliteStore {
@@ -119,15 +123,22 @@ impl SqliteStore {
         };
         let reserve = Arc::new(AtomicU64::new(reserve));
         let opened = clock.now();
-        let setup = Arc::new(Setup { path: path.clone(), durability, reserve, rules, opened, clock });
+        let (path, unreadable) = (path.clone(), Unreadable::default());
+        let setup = Arc::new(Setup { path, durability, reserve, rules, opened, clock, unreadable });
         let engine = Engine::open(&setup, connection).map_err(about)?;
+        engine.accept_file_at_start().map_err(about)?;
         let (jobs, inbox) = mpsc::channel(CALLS_WAITING);
-        let writer = Writer::new(Arc::clone(&setup), inbox, engine);
-        let thread = thread::Builder::new()
+        let writer = Writer::new(Arc::clone(&setup), inbox, engine, lock);
+        let (ends, ended) = std::sync::mpsc::channel::<()>();
+        thread::Builder::new()
             .name("sqlite".to_owned())
-            .spawn(move || writer.run())
+            .spawn(move || {
+                // Dropped last, when the file is closed and its lock given up.
+                let _ends = ends;
+                writer.run();
+            })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread), setup, timeout, _lock: lock })
+        Ok(Self { jobs: Some(jobs), ended: Mutex::new(ended), setup, timeout })
     }
 
     /// Keeps so many bytes of the file system from inserts, from now on.
@@ -161,19 +172,19 @@ impl SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        // What was called is done; then the thread ends and closes the file.
+        // What was called is done; then the thread ends and closes the file. A disk that stands still must not keep the
+        // process from ending: what was answered is safe without that.
         self.jobs = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread that writes the file panicked");
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(self.timeout) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!(path = %self.setup.path.display(), "the file could not be closed in time");
         }
     }
 }
 
-/// Copies the store as it is at one moment into a new file, while a server may be using it.
-pub fn backup(path: &Path, to: &Path) -> Result<(), String> {
-    file::backup(path, to).map_err(|error| format!("{} {error}", path.display()))
+/// Copies the store as it is at one moment into a new file, while a server may be using it. Says what is in it.
+pub fn backup(path: &Path, to: &Path, rules: Rules) -> Result<String, String> {
+    file::backup(path, to, rules).map_err(|error| format!("{} {error}", path.display()))
 }
 
 /// Puts a backup where there is no store. Says what is in it.
@@ -187,6 +198,14 @@ pub fn check(path: &Path, rules: Rules) -> Result<String, String> {
     file::check(path, rules).map_err(|error| format!("{} {error}", path.display()))
 }
 
+impl SqliteStore {
+    async fn pop_unless_more_ran_out(&self, queue: &QueueName, pop: Pop, anyway: bool) -> Result<PopStep, StoreError> {
+        let kind = if pop.acks.is_empty() { Kind::Lease } else { Kind::Change };
+        let (queue, weight) = (queue.clone(), pop.acks.len() + pop.max_tasks);
+        self.call(kind, weight, move |engine| engine.step(&queue, |queue, turn| queue.pop(&pop, anyway, turn))).await
+    }
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
@@ -196,9 +215,21 @@ impl Store for SqliteStore {
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
-        let kind = if pop.acks.is_empty() { Kind::Lease } else { Kind::Change };
-        let (queue, weight) = (queue.clone(), pop.acks.len() + pop.max_tasks);
-        self.call(kind, weight, move |engine| engine.step(&queue, |queue, turn| queue.pop(&pop, turn))).await
+        let first = self.pop_unless_more_ran_out(queue, pop.clone(), false).await?;
+        if !first.more {
+            return Ok(first.popped);
+        }
+        // Of many leases that ran out, those held longest belong at the head, and are taken back last.
+        let mut reclaimed = first.popped.reclaimed;
+        for _ in 0..RECLAIM_ROUNDS {
+            let look = self.look(std::slice::from_ref(queue)).await?;
+            reclaimed += look.iter().map(|sight| sight.reclaimed).sum::<u64>();
+            if look.iter().all(|sight| sight.due_in != Some(0)) {
+                break;
+            }
+        }
+        let last = self.pop_unless_more_ran_out(queue, Pop { acks: Vec::new(), ..pop }, true).await?.popped;
+        Ok(Popped { acks: first.popped.acks, reclaimed: reclaimed + last.reclaimed, ..last })
     }
 
     async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
@@ -279,10 +310,18 @@ impl Store for SqliteStore {
             let start = usize::try_from(cursor.position).unwrap_or(usize::MAX);
             let names: Vec<QueueName> = engine.names().keys().skip(start).take(budget).cloned().collect();
             reaped.visited = names.len();
-            for name in names {
+            for (at, name) in names.into_iter().enumerate() {
                 match engine.step(&name, |queue, turn| queue.reclaim(turn))? {
                     0 => {}
                     count => reaped.reclaimed.push((name, count)),
+                }
+                if engine.has_reclaimed_enough() {
+                    // There may be more in this very queue.
+                    reaped.visited = at + 1;
+                    reaped.next.position = cursor.position.saturating_add(at as u64);
+                    // The beginning is where a round ends.
+                    reaped.next.part = u32::from(reaped.next.position == 0);
+                    return Ok(Ok(reaped));
                 }
             }
             if reaped.visited == budget {
@@ -306,15 +345,22 @@ impl Store for SqliteStore {
 #[async_trait]
 impl Admin for SqliteStore {
     async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
-        let queues = queues.to_vec();
-        self.call(Kind::Lease, queues.len(), move |engine| {
-            let count = |name| match engine.names().contains_key(name) {
-                true => engine.step(name, |queue, turn| queue.counts(turn)).map(Some),
-                false => Ok(None),
-            };
-            queues.iter().map(count).collect::<Result<_, _>>().map(Ok)
-        })
-        .await
+        for round in 0..=RECLAIM_ROUNDS {
+            let names = queues.to_vec();
+            let counted = self.call(Kind::Lease, queues.len(), move |engine| {
+                let count = |name| match engine.names().contains_key(name) {
+                    true => engine.step(name, |queue, turn| queue.counts(turn)).map(Some),
+                    false => Ok(None),
+                };
+                let counts: Vec<Option<Counts>> = names.iter().map(count).collect::<Result<_, _>>()?;
+                Ok(Ok((counts, engine.has_reclaimed_enough())))
+            });
+            let (counts, more) = counted.await?;
+            if !more || round == RECLAIM_ROUNDS {
+                return Ok(counts);
+            }
+        }
+        Ok(Vec::new())
     }
 
     async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {

@@ -3,13 +3,17 @@
 //!
 //! The store in memory says what each step means. What differs is only where things are: values stay in the file.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use md5::{Digest, Md5};
+use rusqlite::ffi::ErrorCode;
 
 use super::{
     memories::{Kind, Memory, Sweeper},
-    tables::{Sql, StoredRequest, Tables, Tries},
+    tables::{Sql, StoredRequest, StoredTask, Tables, Tries},
 };
 use crate::store::{
     Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, RECLAIM_STEP, Release, Released,
@@ -21,9 +25,6 @@ const WITHDRAWN_FOR: Millis = 60_000;
 
 /// So many tries of a pop are kept apart. With more of them, a lease is given back by nobody, and runs out.
 const MAX_HOLDERS: usize = 8;
-
-/// How many steps of taking leases back one transaction makes at most.
-const RECLAIM_ROUNDS: usize = 64;
 
 /// Acked tokens in a row of the file: 960 bytes, which SQLite keeps in the row's page.
 const TOKENS_PER_ROW: usize = 60;
@@ -38,6 +39,43 @@ pub(super) struct Turn<'e> {
     pub(super) next_task: &'e mut i64,
     pub(super) sweeper: &'e mut Sweeper,
     pub(super) withdrawn: &'e mut Withdrawn,
+    /// How many leases this transaction may still take back.
+    pub(super) reclaims: &'e mut usize,
+    pub(super) unreadable: &'e Unreadable,
+}
+
+/// Tasks whose values lie on damaged pages. They must not stand in the way of the others: they stay where they are, and are
+/// passed over until the next start. One that is found ends the transaction, as SQLite writes nothing more in it; so what
+/// is known of them outlives the index.
+#[derive(Default)]
+pub(super) struct Unreadable(Mutex<HashSet<i64>>);
+
+impl Unreadable {
+    fn tasks(&self) -> MutexGuard<'_, HashSet<i64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn<'_> {
+    /// Nothing for a task that cannot be read.
+    fn read(&self, task: i64) -> Sql<Option<StoredTask>> {
+        if self.unreadable.tasks().contains(&task) {
+            return Ok(None);
+        }
+        self.tables.task(task).map(Some).inspect_err(|error| {
+            if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) {
+                tracing::error!(task, %error, "a task cannot be read and is passed over; `data-queue-server check` tells more");
+                self.unreadable.tasks().insert(task);
+            }
+        })
+    }
+}
+
+/// What one transaction did of a pop.
+pub(super) struct PopStep {
+    pub(super) popped: Popped,
+    /// More leases ran out than one transaction takes back, and nothing was popped for that.
+    pub(super) more: bool,
 }
 
 /// Until when a pop must not lease any more under its stem, be its queue known already or not.
@@ -100,6 +138,8 @@ pub(super) struct Queue {
     pub(super) ready: VecDeque<i64>,
     /// Where the last task that came back stands: before the tail, and before all that came back earlier.
     pub(super) front: i64,
+    /// Tasks that are ready, and were passed over because they cannot be read.
+    passed_over: u64,
     pub(super) tries: HashMap<i64, Tries>,
     pub(super) leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
@@ -126,6 +166,7 @@ impl Queue {
             ids: HashMap::new(),
             ready: VecDeque::new(),
             front: 0,
+            passed_over: 0,
             tries: HashMap::new(),
             leases: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -202,7 +243,7 @@ impl Queue {
             && !insert.tasks.iter().any(|task| self.ids.contains_key(&task.id))
     }
 
-    pub(super) fn pop(&mut self, pop: &Pop, turn: &mut Turn<'_>) -> Step<Popped> {
+    pub(super) fn pop(&mut self, pop: &Pop, anyway: bool, turn: &mut Turn<'_>) -> Step<PopStep> {
         let mut known = Vec::new();
         if let Some(request) = &pop.request {
             match self.recall(Call::Pop, &request.key, turn)? {
@@ -212,9 +253,10 @@ impl Queue {
         }
         let acks = self.ack(&pop.acks, turn)?;
         let reclaimed = self.reclaim(turn)?;
-        if turn.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
+        let more = !anyway && self.due_in(turn.now) == Some(0);
+        if more || turn.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(turn.now));
-            return Ok(Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in }));
+            return Ok(Ok(PopStep { popped: Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in }, more }));
         }
 
         let is_held = |token: &Token| self.leases.contains_key(token);
@@ -227,7 +269,8 @@ impl Queue {
             false => self.answer_again(&held, pop, turn)?,
         };
         let due_in = if tasks.is_empty() { self.due_in(turn.now) } else { None };
-        Ok(Ok(Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in }))
+        let popped = Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in };
+        Ok(Ok(PopStep { popped, more: false }))
     }
 
     fn lease_from_head(&mut self, pop: &Pop, turn: &mut Turn<'_>) -> Sql<Vec<Leased>> {
@@ -237,7 +280,10 @@ impl Queue {
             && bytes < pop.max_bytes.max(1)
             && let Some(task) = self.ready.pop_front()
         {
-            let stored = turn.tables.task(task)?;
+            let Some(stored) = turn.read(task)? else {
+                self.passed_over += 1;
+                continue;
+            };
             bytes += stored.envelope.len();
             let token = pop.stem.token(tasks.len() as u16);
             self.delivered += 1;
@@ -270,7 +316,7 @@ impl Queue {
             if lease.answered_to(attempt) {
                 turn.tables.save_lease(lease)?;
             }
-            let stored = turn.tables.task(lease.task)?;
+            let Some(stored) = turn.read(lease.task)? else { continue };
             let Some(lease) = self.leases.get(token) else { continue };
             tasks.push(self.delivery(*token, lease, stored, turn.now));
         }
@@ -278,7 +324,7 @@ impl Queue {
     }
 
     /// A delivery as its holder sees it. The lease itself is the delivery that is not counted yet.
-    fn delivery(&self, token: Token, lease: &Lease, stored: super::tables::StoredTask, now: Millis) -> Leased {
+    fn delivery(&self, token: Token, lease: &Lease, stored: StoredTask, now: Millis) -> Leased {
         let tries = self.tries.get(&lease.task).copied().unwrap_or_default();
         Leased {
             token,
@@ -413,9 +459,10 @@ impl Queue {
         self.requests.forget(self.key, turn.now, turn.sweeper);
         let mut count = 0;
         let last_expired = (turn.now, u64::MAX, Token([u8::MAX; 16]));
-        for _ in 0..RECLAIM_ROUNDS {
+        while *turn.reclaims > 0 {
             let expired = self.deadlines.range(..=last_expired).rev();
             let step: Vec<Token> = expired.take(RECLAIM_STEP).map(|(.., token)| *token).collect();
+            *turn.reclaims = turn.reclaims.saturating_sub(step.len());
             let mut ended = Vec::with_capacity(step.len());
             for token in &step {
                 ended.extend(self.end_lease(token, turn)?);
@@ -471,7 +518,7 @@ impl Queue {
             None => None,
         };
         Ok(Counts {
-            ready: self.ready.len() as u64,
+            ready: self.ready.len() as u64 + self.passed_over,
             leased: self.leases.len() as u64,
             dead: self.dead,
             inserted: self.inserted_count,

@@ -65,6 +65,12 @@ impl Tables<'_> {
         self.0.prepare_cached(sql)?.execute(params)
     }
 
+    /// Whether a commit waits for the disk.
+    pub(super) fn sync_commits(&self, syncs: bool) -> Sql<()> {
+        let sql = if syncs { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
+        self.run(sql, ()).map(drop)
+    }
+
     pub(super) fn begin(&self) -> Sql<()> {
         self.run("BEGIN", ()).map(drop)
     }

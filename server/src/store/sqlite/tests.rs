@@ -130,8 +130,8 @@ async fn a_failed_transaction_changes_nothing() {
     let (queue, more) = (q(), insert(3));
     let failed = store.call(Kind::Change, 1, move |engine| {
         engine.insert(&queue, &more)?.unwrap();
-        let popped = engine.step(&queue, |queue, turn| queue.pop(&pop(5), turn))?.unwrap();
-        assert_eq!(popped.tasks.len(), 5);
+        let popped = engine.step(&queue, |queue, turn| queue.pop(&pop(5), false, turn))?.unwrap();
+        assert_eq!(popped.popped.tasks.len(), 5);
         Err::<Result<(), StoreError>, _>(rusqlite::Error::InvalidQuery)
     });
     assert!(matches!(failed.await, Err(StoreError::Unavailable { .. })));
@@ -148,23 +148,130 @@ async fn a_failed_transaction_changes_nothing() {
     assert_eq!(take(&store, 100).await.len() as u64, before.ready);
 }
 
-/// Guarantee 1: a file that vanished is not replaced by an empty one.
+async fn fails_with(store: &SqliteStore, reason: &str) {
+    let until_it_fails = async {
+        while !store.check().await.err().is_some_and(|error| error.to_string().contains(reason)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until_it_fails).await.unwrap();
+}
+
+/// Guarantee 1: a file that vanished is noticed, and not replaced by an empty one.
 #[tokio::test]
 async fn a_file_that_vanishes_is_not_made_anew() {
     let place = lived_in().await;
     let store = place.open();
-    for ending in ["", "-wal", "-shm"] {
-        fs::remove_file(format!("{}{ending}", place.file().display())).unwrap();
-    }
-    let fail = store.call(Kind::Change, 1, |_| Err::<Result<(), StoreError>, _>(rusqlite::Error::InvalidQuery));
-    fail.await.unwrap_err();
-    let until_opened_again = async {
-        while !store.counts(&[q()]).await.unwrap_err().to_string().contains("No such file") {
+    let kept = place.folder.path().join("kept");
+    fs::rename(place.file(), &kept).unwrap();
+    fails_with(&store, "No such file").await;
+    assert!(!place.file().exists());
+    store.insert(&q(), insert(1)).await.unwrap_err();
+    // It goes on when the file is back.
+    fs::rename(&kept, place.file()).unwrap();
+    let until_it_is_back = async {
+        while store.check().await.is_err() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), until_opened_again).await.unwrap();
-    assert!(!place.file().exists());
+    tokio::time::timeout(Duration::from_secs(20), until_it_is_back).await.unwrap();
+    assert_eq!(count(&store).await.inserted, 10);
+}
+
+/// Guarantee 4: without its lock, a store that has to open its file again cannot know that it is the only one.
+#[tokio::test]
+async fn a_lock_that_vanishes_ends_the_use_of_the_file() {
+    let place = lived_in().await;
+    let store = place.open();
+    fs::remove_dir_all(place.file().parent().unwrap()).unwrap();
+    fails_with(&store, "its lock was removed").await;
+}
+
+/// Guarantee 12: a task that cannot be read does not stand in the way of its queue, and not of others.
+#[tokio::test]
+async fn an_unreadable_task_stops_nobody() {
+    const PAGE: usize = 4096;
+    let place = Place::new();
+    let store = place.open();
+    let bad = QueueName::parse("bad").unwrap();
+    let large = |byte| NewTask { id: TaskId::mint(1).unwrap()[0], envelope: vec![byte; 5 * PAGE].into() };
+    let tasks = vec![large(b'a'), large(b'b')];
+    store.insert(&bad, Insert { tasks, ..insert(1) }).await.unwrap();
+    store.insert(&q(), insert(1)).await.unwrap();
+    drop(store);
+    // Of the first one's pages, the last but one tells where the last one is: nowhere.
+    let mut bytes = fs::read(place.file()).unwrap();
+    let is_of_first = |page: &[u8]| page[100..PAGE].iter().all(|byte| *byte == b'a');
+    let page = bytes.chunks(PAGE).position(is_of_first).unwrap();
+    bytes[page * PAGE..page * PAGE + 4].fill(0xee);
+    fs::write(place.file(), bytes).unwrap();
+
+    assert!(check(&place.file(), RULES).is_err());
+    let store = place.open();
+    // Found once, it costs its transaction; from then on it is passed over.
+    store.pop(&bad, pop(1)).await.unwrap_err();
+    let until_it_is_open_again = async {
+        while store.check().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until_it_is_open_again).await.unwrap();
+    let popped = store.pop(&bad, pop(1)).await.unwrap();
+    assert_eq!(popped.tasks[0].envelope[0], b'b');
+    assert!(store.pop(&bad, pop(1)).await.unwrap().tasks.is_empty());
+    assert_eq!(take(&store, 1).await.len(), 1);
+    let counts = store.counts(&[bad]).await.unwrap()[0].unwrap();
+    assert_eq!((counts.ready, counts.leased, counts.inserted), (1, 1, 2));
+}
+
+/// Guarantees 11 and 15: when more leases run out at once than one transaction takes back, the first is the first again.
+#[tokio::test]
+async fn thousands_that_ran_out_come_back_in_order() {
+    const TASKS: usize = 7_000;
+    let place = Place::new();
+    let store = place.open();
+    let mut ids = Vec::new();
+    for _ in 0..TASKS / 1_000 {
+        ids.extend(store.insert(&q(), insert(1_000)).await.unwrap().ids);
+    }
+    for _ in 0..TASKS / RECLAIM_STEP {
+        assert_eq!(take(&store, RECLAIM_STEP).await.len(), RECLAIM_STEP);
+    }
+    place.clock.0.fetch_add(30_000, Ordering::Relaxed);
+    let popped = store.pop(&q(), pop(1)).await.unwrap();
+    assert_eq!((popped.tasks[0].id, popped.reclaimed), (ids[0], TASKS as u64));
+    let rest = store.pop(&q(), pop(RECLAIM_STEP)).await.unwrap().tasks;
+    assert_eq!(rest.iter().map(|task| task.id).collect::<Vec<_>>(), ids[1..=RECLAIM_STEP]);
+
+    place.clock.0.fetch_add(30_000, Ordering::Relaxed);
+    assert_eq!(count(&store).await.ready, TASKS as u64);
+    while !take(&store, RECLAIM_STEP).await.is_empty() {}
+    place.clock.0.fetch_add(30_000, Ordering::Relaxed);
+    let (mut cursor, mut back) = (ReapCursor::default(), 0);
+    loop {
+        let reaped = store.reap(cursor, 10).await.unwrap();
+        back += reaped.reclaimed.iter().map(|(_, count)| count).sum::<u64>();
+        cursor = reaped.next;
+        if cursor == ReapCursor::default() {
+            break;
+        }
+    }
+    assert_eq!(back, TASKS as u64);
+}
+
+/// A copy in the making, which reads the file for long, keeps no server from starting.
+#[tokio::test]
+async fn a_file_that_is_being_read_can_be_opened() {
+    let place = lived_in().await;
+    let store = place.open();
+    store.insert(&q(), insert(1)).await.unwrap();
+    let reader = place.raw();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM tasks;").unwrap();
+    store.insert(&q(), insert(1)).await.unwrap();
+    drop(store);
+    let store = place.open();
+    assert_eq!(count(&store).await.inserted, 12);
+    drop(reader);
 }
 
 #[tokio::test]
@@ -200,8 +307,7 @@ async fn what_is_no_whole_store_is_refused_and_left() {
     place.refused("is missing");
 }
 
-/// Pages that cannot be read are found at the start, all but that of the index of names, which the start does not need;
-/// `check` finds every one.
+/// Pages that cannot be read are found at the start, all but those of long values, and by `check` without exception.
 #[tokio::test]
 async fn a_damaged_page_is_refused() {
     const PAGE: usize = 4096;
@@ -261,10 +367,26 @@ async fn a_backup_is_a_store() {
     let place = lived_in().await;
     let store = place.open();
     let copy = place.folder.path().join("copy.db");
-    backup(&place.file(), &copy).unwrap();
+    assert!(backup(&place.file(), &copy, RULES).unwrap().contains("10 inserted and 2 acked"));
     let before = count(&store).await;
     store.insert(&q(), insert(1)).await.unwrap();
-    assert!(backup(&place.file(), &copy).unwrap_err().contains("exists already"));
+    assert!(backup(&place.file(), &copy, RULES).unwrap_err().contains("exists already"));
+
+    // Two copies at a time do not get into each other's way, and one of them gets the name.
+    let twice = place.folder.path().join("twice.db");
+    let both = std::thread::scope(|scope| {
+        let make = || scope.spawn(|| backup(&place.file(), &twice, RULES));
+        [make(), make()].map(|copy| copy.join().unwrap())
+    });
+    assert_eq!(both.iter().filter(|done| done.is_ok()).count(), 1, "{both:?}");
+    check(&twice, RULES).unwrap();
+    assert!(
+        fs::read_dir(place.folder.path()).unwrap().all(|entry| !entry
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .contains("part"))
+    );
 
     let other = Place::new();
     assert!(restore(&place.folder.path().join("none"), &other.file(), RULES).unwrap_err().contains("does not exist"));

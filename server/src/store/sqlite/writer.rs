@@ -5,24 +5,19 @@
 //! file opened and read again before the next one.
 
 use std::{
-    collections::BTreeMap,
-    path::PathBuf,
     sync::Arc,
-    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
-use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Durability,
-    file::{self, OpenError},
-    load::{self, Index},
-    queue::{Queue, Step, Turn},
-    tables::{Sql, Tables},
+    engine::{Engine, Setup},
+    file::{self, Lock, OpenError},
+    queue::Step,
+    tables::Sql,
 };
-use crate::store::{Clock, Insert, Inserted, Millis, QueueName, Rules, StoreError};
+use crate::store::StoreError;
 
 /// A transaction carries so much at most, in items; some kilobytes of values count as one.
 const BATCH_WEIGHT: usize = 1_024;
@@ -30,10 +25,12 @@ const BATCH_WEIGHT: usize = 1_024;
 pub(super) const BYTES_PER_ITEM: usize = 4_096;
 /// Before a file that failed is opened again.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// For how long inserts are refused after the disk turned out to be full, so that they do not fail the others.
+const FULL_FOR: Duration = Duration::from_secs(1);
+/// Between two looks whether the file still has its name.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(400);
 /// Between two lines in the log about failures.
 const LOG_AGAIN_AFTER: Duration = Duration::from_secs(5);
-/// What a task may take in the file and in the log beside its envelope, in bytes.
-const TASK_OVERHEAD: u64 = 256;
 
 /// What a call does to the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,126 +42,6 @@ pub(super) enum Kind {
     /// The same, and it is what has to stop when there is no room.
     Insert,
 }
-
-/// Where the store is and how it behaves.
-pub(super) struct Setup {
-    pub(super) path: PathBuf,
-    pub(super) durability: Durability,
-    /// So many bytes of the file system are not for inserts.
-    pub(super) reserve: Arc<AtomicU64>,
-    pub(super) rules: Rules,
-    /// When this server began to serve it.
-    pub(super) opened: Millis,
-    pub(super) clock: Arc<dyn Clock>,
-}
-
-/// The opened file and what is known of it.
-pub(super) struct Engine {
-    connection: Connection,
-    index: Index,
-    setup: Arc<Setup>,
-    /// Queues with something to write at the end of the transaction.
-    touched: Vec<QueueName>,
-    /// What inserts of this transaction may still take.
-    room: Option<u64>,
-    syncs: bool,
-}
-
-impl Engine {
-    /// Before the start of this server, whoever holds leases could not be heard for a while. A file that vanishes while the
-    /// server runs is not made anew.
-    pub(super) fn open(setup: &Arc<Setup>, connection: Connection) -> Result<Self, OpenError> {
-        let index = load::index(&connection, setup.rules, Some(setup.opened))?;
-        file::accept(&connection)?;
-        let (setup, touched) = (Arc::clone(setup), Vec::new());
-        Ok(Self { connection, index, setup, touched, room: None, syncs: true })
-    }
-
-    pub(super) fn names(&self) -> &BTreeMap<QueueName, Queue> {
-        &self.index.queues
-    }
-
-    /// A step on a queue; on an empty one that is thrown away if the queue is unknown.
-    pub(super) fn step<T>(
-        &mut self,
-        name: &QueueName,
-        step: impl FnOnce(&mut Queue, &mut Turn<'_>) -> Sql<T>,
-    ) -> Sql<T> {
-        let Index { queues, next_task, sweeper, withdrawn } = &mut self.index;
-        let (tables, now) = (Tables(&self.connection), self.setup.clock.now());
-        let mut turn = Turn { tables, now, next_task, sweeper, withdrawn };
-        match queues.get_mut(name) {
-            Some(queue) => {
-                if queue.touch() {
-                    self.touched.push(name.clone());
-                }
-                step(queue, &mut turn)
-            }
-            None => step(&mut Queue::new(self.setup.rules), &mut turn),
-        }
-    }
-
-    pub(super) fn insert(&mut self, name: &QueueName, insert: &Insert) -> Step<Inserted> {
-        let new = Queue::new(self.setup.rules);
-        let is_new = self.index.queues.get(name).unwrap_or(&new).is_new(insert, self.setup.clock.now());
-        if is_new && let Err(refused) = self.take_room(insert)? {
-            return Ok(Err(refused));
-        }
-        if self.index.queues.contains_key(name) {
-            return self.step(name, |queue, turn| queue.insert(name.as_str(), insert, turn));
-        }
-        self.index.queues.insert(name.clone(), new);
-        self.step(name, |queue, turn| queue.insert(name.as_str(), insert, turn))
-    }
-
-    /// What the file system has, and what the file has within itself; less a reserve for all that is no insert. When tasks
-    /// have gone, their room is within the file, and the log may use half of the reserve.
-    fn take_room(&mut self, insert: &Insert) -> Step<()> {
-        let room = match self.room {
-            Some(room) => room,
-            None => {
-                let Ok(free) = file::free_bytes(&self.setup.path) else { return Ok(Ok(())) };
-                let reserve = self.setup.reserve.load(Ordering::Relaxed);
-                let within = Tables(&self.connection).free_pages()? * PAGE_BYTES;
-                // The log takes what is inserted a second time.
-                match free < reserve / 2 {
-                    true => 0,
-                    false => (free + within).saturating_sub(reserve) / 2,
-                }
-            }
-        };
-        let wanted: u64 = insert.tasks.iter().map(|task| task.envelope.len() as u64 + TASK_OVERHEAD).sum();
-        self.room = Some(room.saturating_sub(wanted));
-        if wanted <= room {
-            return Ok(Ok(()));
-        }
-        let folder = self.setup.path.parent().unwrap_or(&self.setup.path).display();
-        let message = format!("the file system of {folder} has no room beside the reserve for acks (--disk-reserve)");
-        Ok(Err(StoreError::Full(message)))
-    }
-
-    fn begin(&mut self, syncs: bool) -> Sql<()> {
-        if self.setup.durability == Durability::Full && syncs != self.syncs {
-            self.connection.pragma_update(None, "synchronous", if syncs { "FULL" } else { "NORMAL" })?;
-            self.syncs = syncs;
-        }
-        self.room = None;
-        Tables(&self.connection).begin()
-    }
-
-    fn commit(&mut self) -> Sql<()> {
-        let tables = Tables(&self.connection);
-        for name in self.touched.drain(..) {
-            if let Some(queue) = self.index.queues.get_mut(&name) {
-                queue.finish(tables)?;
-            }
-        }
-        self.index.sweeper.sweep(tables)?;
-        tables.commit()
-    }
-}
-
-const PAGE_BYTES: u64 = 4_096;
 
 /// Why a transaction failed.
 #[derive(Clone, Debug)]
@@ -244,13 +121,20 @@ pub(super) struct Writer {
     inbox: mpsc::Receiver<Job>,
     engine: Option<Engine>,
     failure: Option<(Failure, Instant)>,
+    /// When the disk was last found full.
+    full: Option<(Failure, Instant)>,
+    /// When the file was last looked for.
+    looked: Instant,
     /// When a failure was last logged. One that comes back again and again must not flood the log.
     logged: Option<Instant>,
+    /// Given up last.
+    lock: Lock,
 }
 
 impl Writer {
-    pub(super) fn new(setup: Arc<Setup>, inbox: mpsc::Receiver<Job>, engine: Engine) -> Self {
-        Self { setup, inbox, engine: Some(engine), failure: None, logged: None }
+    pub(super) fn new(setup: Arc<Setup>, inbox: mpsc::Receiver<Job>, engine: Engine, lock: Lock) -> Self {
+        let looked = Instant::now();
+        Self { setup, inbox, engine: Some(engine), failure: None, full: None, looked, logged: None, lock }
     }
 
     /// Writes until nobody can call any more.
@@ -264,31 +148,50 @@ impl Writer {
                 weight += next.weight;
                 batch.push(next);
             }
+            let batch = self.refuse_inserts_if_full(batch);
             self.run_batch(batch);
         }
     }
 
+    /// Answers the rest.
+    fn refuse_inserts_if_full(&mut self, batch: Vec<Job>) -> Vec<Job> {
+        self.full.take_if(|(_, at)| at.elapsed() >= FULL_FOR);
+        let Some((failure, _)) = &self.full else { return batch };
+        let (inserts, others) = batch.into_iter().partition(|job| job.kind == Kind::Insert);
+        answer(inserts, Some(failure));
+        others
+    }
+
     fn run_batch(&mut self, mut batch: Vec<Job>) {
+        if batch.is_empty() {
+            return;
+        }
         let outcome = match self.engine() {
             Ok(engine) => transact(engine, &mut batch).map_err(|error| self.fail(&error.into())),
             Err(failure) => Err(failure),
         };
-        let failure = outcome.err();
-        for Job { kind, work, .. } in batch {
-            work.answer(failure.clone().map(|failure| failure.into_error(kind)));
+        answer(batch, outcome.err().as_ref());
+        if let Some(Err(error)) = self.engine.as_mut().map(Engine::checkpoint_if_due) {
+            self.fail(&error.into());
         }
     }
 
     /// Opens the file again if it had failed.
     fn engine(&mut self) -> Result<&mut Engine, Failure> {
+        if self.looked.elapsed() >= LOOK_AGAIN_AFTER {
+            self.looked = Instant::now();
+            if self.engine.as_ref().is_some_and(|engine| !engine.is_in_place()) {
+                let gone = "was removed or replaced while it was in use";
+                self.fail(&OpenError::Refused(gone.to_owned()));
+            }
+        }
         if self.engine.is_none() {
             if let Some((failure, at)) = &self.failure
                 && at.elapsed() < OPEN_AGAIN_AFTER
             {
                 return Err(Failure { did_not_run: true, ..failure.clone() });
             }
-            let opened = file::open(&self.setup.path, self.setup.durability);
-            match opened.and_then(|connection| Engine::open(&self.setup, connection)) {
+            match self.open_again() {
                 Ok(engine) => {
                     tracing::debug!(path = %self.setup.path.display(), "the file is open again");
                     self.failure = None;
@@ -304,6 +207,18 @@ impl Writer {
         })
     }
 
+    /// A file that vanished is not made anew.
+    fn open_again(&self) -> Result<Engine, OpenError> {
+        if !self.lock.is_in_place() {
+            let message = "is not safe: its lock was removed, and another server may use it; start this one again";
+            return Err(OpenError::Refused(message.to_owned()));
+        }
+        let connection = file::open(&self.setup.path, self.setup.durability)?;
+        let engine = Engine::open(&self.setup, connection)?;
+        engine.accept_file()?;
+        Ok(engine)
+    }
+
     /// Nothing that was known can be relied on: the index may be ahead of the file.
     fn fail(&mut self, error: &OpenError) -> Failure {
         let failure = Failure::new(error, &self.setup);
@@ -313,7 +228,16 @@ impl Writer {
         }
         self.engine = None;
         self.failure = Some((failure.clone(), Instant::now()));
+        if failure.full {
+            self.full.clone_from(&self.failure);
+        }
         failure
+    }
+}
+
+fn answer(batch: Vec<Job>, failure: Option<&Failure>) {
+    for Job { kind, work, .. } in batch {
+        work.answer(failure.cloned().map(|failure| failure.into_error(kind)));
     }
 }
 

@@ -1,0 +1,208 @@
+//! The opened file and what is known of it: one transaction at a time, many steps in it.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, AtomicU64, Ordering},
+    },
+};
+
+use rusqlite::{Connection, wal::CheckpointMode};
+
+use super::{
+    Durability,
+    file::{self, Identity, OpenError},
+    load::{self, Index},
+    queue::{Queue, Step, Turn, Unreadable},
+    tables::{Sql, Tables},
+};
+use crate::store::{Clock, Insert, Inserted, Millis, QueueName, Rules, StoreError};
+
+/// What a task may take in the file and in the log beside its envelope, in bytes.
+const TASK_OVERHEAD: u64 = 256;
+/// SQLite's default, with which files are made.
+const PAGE_BYTES: u64 = 4_096;
+/// When the log has so many pages, they are brought into the file.
+const CHECKPOINT_PAGES: i32 = 1_000;
+/// How many leases one transaction takes back, so that none takes long: when a server was restarted, all leases of a length
+/// run out at once.
+const RECLAIMS: usize = 2_000;
+
+/// Where the store is and how it behaves.
+pub(super) struct Setup {
+    pub(super) path: PathBuf,
+    pub(super) durability: Durability,
+    /// So many bytes of the file system are not for inserts.
+    pub(super) reserve: Arc<AtomicU64>,
+    pub(super) rules: Rules,
+    /// When this server began to serve it.
+    pub(super) opened: Millis,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) unreadable: Unreadable,
+}
+
+/// The opened file and what is known of it.
+pub(super) struct Engine {
+    connection: Connection,
+    identity: Identity,
+    index: Index,
+    setup: Arc<Setup>,
+    /// Queues with something to write at the end of the transaction.
+    touched: Vec<QueueName>,
+    /// What inserts of this transaction may still take.
+    room: Option<u64>,
+    /// How many leases this transaction may still take back.
+    reclaims: usize,
+    syncs: bool,
+    /// How many pages the log has, as SQLite told after the last commit, and with how many it is brought into the file.
+    log_pages: Arc<AtomicI32>,
+    checkpoint_at: i32,
+}
+
+impl Engine {
+    /// Before the start of this server, whoever holds leases could not be heard for a while.
+    pub(super) fn open(setup: &Arc<Setup>, mut connection: Connection) -> Result<Self, OpenError> {
+        let index = load::index(&connection, setup.rules, Some(setup.opened))?;
+        let log_pages = Arc::new(AtomicI32::new(0));
+        let told = Arc::clone(&log_pages);
+        // In place of SQLite's own, which tells nobody when it fails.
+        connection.wal_hook(Some(move |_: &mut _, pages| {
+            told.store(pages, Ordering::Relaxed);
+            Ok(())
+        }))?;
+        let identity = Identity::of(&setup.path)?;
+        Ok(Self {
+            connection,
+            identity,
+            index,
+            setup: Arc::clone(setup),
+            touched: Vec::new(),
+            room: None,
+            reclaims: 0,
+            syncs: true,
+            log_pages,
+            checkpoint_at: CHECKPOINT_PAGES,
+        })
+    }
+
+    /// What was read of the file is sound: after a failure it may be written when the log is in the file.
+    pub(super) fn accept_file(&self) -> Result<(), OpenError> {
+        file::accept(&self.connection)
+    }
+
+    /// The same at the start of a server, when somebody may be reading the file for a copy.
+    pub(super) fn accept_file_at_start(&self) -> Result<(), OpenError> {
+        file::accept_at_start(&self.connection, &self.setup.path)
+    }
+
+    pub(super) fn names(&self) -> &BTreeMap<QueueName, Queue> {
+        &self.index.queues
+    }
+
+    /// Whether the file still has its name.
+    pub(super) fn is_in_place(&self) -> bool {
+        Identity::of(&self.setup.path).is_ok_and(|found| found == self.identity)
+    }
+
+    /// Whether this transaction has taken back as much as one should.
+    pub(super) fn has_reclaimed_enough(&self) -> bool {
+        self.reclaims == 0
+    }
+
+    /// A step on a queue; on an empty one that is thrown away if the queue is unknown.
+    pub(super) fn step<T>(
+        &mut self,
+        name: &QueueName,
+        step: impl FnOnce(&mut Queue, &mut Turn<'_>) -> Sql<T>,
+    ) -> Sql<T> {
+        let Index { queues, next_task, sweeper, withdrawn } = &mut self.index;
+        let (tables, now, reclaims) = (Tables(&self.connection), self.setup.clock.now(), &mut self.reclaims);
+        let unreadable = &self.setup.unreadable;
+        let mut turn = Turn { tables, now, next_task, sweeper, withdrawn, reclaims, unreadable };
+        match queues.get_mut(name) {
+            Some(queue) => {
+                if queue.touch() {
+                    self.touched.push(name.clone());
+                }
+                step(queue, &mut turn)
+            }
+            None => step(&mut Queue::new(self.setup.rules), &mut turn),
+        }
+    }
+
+    pub(super) fn insert(&mut self, name: &QueueName, insert: &Insert) -> Step<Inserted> {
+        let known = self.index.queues.get(name);
+        if known.is_none_or(|queue| queue.is_new(insert, self.setup.clock.now()))
+            && let Err(refused) = self.take_room(insert)?
+        {
+            return Ok(Err(refused));
+        }
+        if !self.index.queues.contains_key(name) {
+            self.index.queues.insert(name.clone(), Queue::new(self.setup.rules));
+        }
+        self.step(name, |queue, turn| queue.insert(name.as_str(), insert, turn))
+    }
+
+    /// What the file system has, and what the file has within itself; less a reserve for all that is no insert. When tasks
+    /// have gone, their room is within the file, and the log may use half of the reserve.
+    fn take_room(&mut self, insert: &Insert) -> Step<()> {
+        let room = match self.room {
+            Some(room) => room,
+            None => {
+                let Ok(free) = file::free_bytes(&self.setup.path) else { return Ok(Ok(())) };
+                let reserve = self.setup.reserve.load(Ordering::Relaxed);
+                let within = Tables(&self.connection).free_pages()? * PAGE_BYTES;
+                // The log takes what is inserted a second time.
+                match free < reserve / 2 {
+                    true => 0,
+                    false => (free + within).saturating_sub(reserve) / 2,
+                }
+            }
+        };
+        let wanted: u64 = insert.tasks.iter().map(|task| task.envelope.len() as u64 + TASK_OVERHEAD).sum();
+        self.room = Some(room.checked_sub(wanted).unwrap_or(room));
+        if wanted <= room {
+            return Ok(Ok(()));
+        }
+        let folder = self.setup.path.parent().unwrap_or(&self.setup.path).display();
+        let message = format!("the file system of {folder} has no room beside the reserve for acks (--disk-reserve)");
+        Ok(Err(StoreError::Full(message)))
+    }
+
+    pub(super) fn begin(&mut self, syncs: bool) -> Sql<()> {
+        let tables = Tables(&self.connection);
+        if self.setup.durability == Durability::Full && syncs != self.syncs {
+            tables.sync_commits(syncs)?;
+            self.syncs = syncs;
+        }
+        self.room = None;
+        self.reclaims = RECLAIMS;
+        tables.begin()
+    }
+
+    pub(super) fn commit(&mut self) -> Sql<()> {
+        let tables = Tables(&self.connection);
+        for name in self.touched.drain(..) {
+            if let Some(queue) = self.index.queues.get_mut(&name) {
+                queue.finish(tables)?;
+            }
+        }
+        self.index.sweeper.sweep(tables)?;
+        tables.commit()
+    }
+
+    /// Brings the log into the file when it is long. What was committed is safe without that, so this is done when its
+    /// callers have their answers; but if it fails, the file cannot be written.
+    pub(super) fn checkpoint_if_due(&mut self) -> Sql<()> {
+        if self.log_pages.load(Ordering::Relaxed) < self.checkpoint_at {
+            return Ok(());
+        }
+        let (logged, done) = self.connection.wal_checkpoint_v2(Some("main"), CheckpointMode::PASSIVE)?;
+        // Whoever reads a copy of the moment keeps the log from starting anew: then it grows for a while.
+        self.checkpoint_at = if logged == done { CHECKPOINT_PAGES } else { logged.saturating_add(CHECKPOINT_PAGES) };
+        self.log_pages.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+}
