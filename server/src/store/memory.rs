@@ -13,9 +13,9 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Admin, Attempt, Beaten, Clock, Counts, Description, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, OnWake,
-    Outcome, Pop, Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember, RequestKey, Rules,
-    Sight, Stem, Store, StoreError, Survives, TaskId, Token, Withdrawal,
+    Admin, Beaten, Clock, Counts, Description, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, OnWake, Outcome,
+    Pop, Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember, RequestKey, Rules, Sight,
+    Stem, Store, StoreError, Survives, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
 };
 
 /// The store.
@@ -121,36 +121,7 @@ struct Lease {
     deadline: Millis,
     /// What was left when it was renewed.
     length: Millis,
-    /// The tries of a repeatable pop that were answered with this lease. They may be answered in another order than they
-    /// were made, so each of them counts.
-    holders: Vec<Attempt>,
-}
-
-/// For how long a withdrawn pop may still arrive, and then leases nothing.
-const WITHDRAWN_FOR: Millis = 60_000;
-
-/// So many tries of a pop are kept apart. With more of them, a lease is given back by nobody, and runs out.
-const MAX_HOLDERS: usize = 8;
-
-impl Lease {
-    fn answered_to(&mut self, attempt: Option<Attempt>) {
-        if let Some(attempt) = attempt
-            && self.holders.len() <= MAX_HOLDERS
-            && !self.holders.contains(&attempt)
-        {
-            self.holders.push(attempt);
-        }
-    }
-
-    /// True if nobody else was answered with it.
-    fn disowned_by(&mut self, attempt: Option<Attempt>) -> bool {
-        let Some(attempt) = attempt else { return self.holders.is_empty() };
-        let Some(at) = self.holders.iter().position(|holder| *holder == attempt) else { return false };
-        if self.holders.len() <= MAX_HOLDERS {
-            self.holders.remove(at);
-        }
-        self.holders.is_empty()
-    }
+    holders: Holders,
 }
 
 fn size_of_task(task: &NewTask) -> u64 {
@@ -240,7 +211,7 @@ impl Queue {
         }
         for token in &held {
             if let Some(lease) = self.leases.get_mut(token) {
-                lease.answered_to(holder);
+                lease.holders.add(holder);
             }
         }
         let tasks: Vec<Leased> = held.iter().filter_map(|token| self.leased(*token, now)).collect();
@@ -264,7 +235,7 @@ impl Queue {
                 renewed_at: now,
                 deadline: now + pop.lease,
                 length: pop.lease,
-                holders: Vec::new(),
+                holders: Holders::default(),
             };
             self.deadlines.insert((lease.deadline, lease.order, token));
             self.leases.insert(token, lease);
@@ -332,7 +303,7 @@ impl Queue {
         let mut ended = Vec::new();
         let mut outcomes = Vec::new();
         for token in &tokens {
-            let mine = |lease: &mut Lease| unsent.is_none_or(|attempt| lease.disowned_by(attempt));
+            let mine = |lease: &mut Lease| unsent.is_none_or(|attempt| lease.holders.disown(attempt));
             outcomes.push(match self.leases.get_mut(token).map(mine) {
                 Some(true) => Outcome::Applied,
                 Some(false) => Outcome::LeaseLost,

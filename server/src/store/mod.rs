@@ -8,6 +8,7 @@
 
 mod backend;
 mod clock;
+mod holders;
 mod ident;
 pub mod memory;
 pub mod redis;
@@ -32,6 +33,9 @@ pub type Millis = u64;
 /// The most expired leases that one step takes back. More are taken back in further steps, those with the latest
 /// deadlines first: each step puts its tasks in front, so that the ones held longest end at the head.
 pub const RECLAIM_STEP: usize = 200;
+
+/// For how long a withdrawn pop may still arrive, and then leases nothing.
+const WITHDRAWN_FOR: Millis = 60_000;
 
 /// How a store remembers request ids and acked tokens.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use super::{
     queue::{Lease, Queue, Withdrawn, request_digest},
     tables::{Sql, Tries, holders_from_bytes},
 };
-use crate::store::{Millis, QueueName, Rules, TaskId, Token};
+use crate::store::{Millis, QueueName, Rules, TaskId, Token, holders::Holders};
 
 /// Everything that is known of a file's queues.
 pub(super) struct Index {
@@ -154,7 +154,7 @@ impl Stored {
         let Self { order, renewed_at, deadline, holders, .. } = self;
         let length = deadline.saturating_sub(renewed_at);
         let deadline = opened.filter(|opened| renewed_at < *opened).map_or(deadline, |opened| opened + length);
-        Lease { length, id, task, order, renewed_at, deadline, holders: holders_from_bytes(&holders) }
+        Lease { length, id, task, order, renewed_at, deadline, holders: Holders::new(holders_from_bytes(&holders)) }
     }
 }
 

@@ -16,15 +16,9 @@ use super::{
     tables::{Sql, StoredRequest, StoredTask, Tables, Tries},
 };
 use crate::store::{
-    Attempt, Beaten, Counts, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, RECLAIM_STEP, Release, Released,
-    RequestKey, Rules, Sight, Stem, StoreError, TaskId, Token, Withdrawal,
+    Beaten, Counts, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, RECLAIM_STEP, Release, Released,
+    RequestKey, Rules, Sight, Stem, StoreError, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
 };
-
-/// For how long a withdrawn pop may still arrive, and then leases nothing.
-const WITHDRAWN_FOR: Millis = 60_000;
-
-/// So many tries of a pop are kept apart. With more of them, a lease is given back by nobody, and runs out.
-const MAX_HOLDERS: usize = 8;
 
 /// Acked tokens in a row of the file: 960 bytes, which SQLite keeps in the row's page.
 const TOKENS_PER_ROW: usize = 60;
@@ -90,31 +84,7 @@ pub(super) struct Lease {
     pub(super) deadline: Millis,
     /// What was left when it was renewed.
     pub(super) length: Millis,
-    /// The tries of a repeatable pop that were answered with this lease.
-    pub(super) holders: Vec<Attempt>,
-}
-
-impl Lease {
-    /// True if that changed the lease.
-    fn answered_to(&mut self, attempt: Option<Attempt>) -> bool {
-        match attempt {
-            Some(attempt) if self.holders.len() <= MAX_HOLDERS && !self.holders.contains(&attempt) => {
-                self.holders.push(attempt);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// True if nobody else was answered with it.
-    fn disowned_by(&mut self, attempt: Option<Attempt>) -> bool {
-        let Some(attempt) = attempt else { return self.holders.is_empty() };
-        let Some(at) = self.holders.iter().position(|holder| *holder == attempt) else { return false };
-        if self.holders.len() <= MAX_HOLDERS {
-            self.holders.remove(at);
-        }
-        self.holders.is_empty()
-    }
+    pub(super) holders: Holders,
 }
 
 /// Whose request ids: those of inserts and of pops are apart.
@@ -294,7 +264,7 @@ impl Queue {
                 renewed_at: turn.now,
                 deadline: turn.now + pop.lease,
                 length: pop.lease,
-                holders: attempt.into_iter().collect(),
+                holders: Holders::new(attempt.into_iter().collect()),
             };
             turn.tables.add_lease(&token, &lease)?;
             tasks.push(self.delivery(token, &lease, stored, turn.now));
@@ -313,7 +283,7 @@ impl Queue {
         let mut tasks = Vec::with_capacity(held.len());
         for token in held {
             let Some(lease) = self.leases.get_mut(token) else { continue };
-            if lease.answered_to(attempt) {
+            if lease.holders.add(attempt) {
                 turn.tables.save_lease(lease)?;
             }
             let Some(stored) = turn.read(lease.task)? else { continue };
@@ -394,9 +364,9 @@ impl Queue {
                 Some(lease) => match unsent {
                     None => Outcome::Applied,
                     Some(attempt) => {
-                        let holders = lease.holders.len();
-                        let is_free = lease.disowned_by(attempt);
-                        if !is_free && lease.holders.len() != holders {
+                        let holders = lease.holders.attempts().len();
+                        let is_free = lease.holders.disown(attempt);
+                        if !is_free && lease.holders.attempts().len() != holders {
                             turn.tables.save_lease(lease)?;
                         }
                         if is_free { Outcome::Applied } else { Outcome::LeaseLost }

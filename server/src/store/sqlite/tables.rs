@@ -137,7 +137,7 @@ impl Tables<'_> {
     pub(super) fn add_lease(&self, token: &Token, lease: &super::queue::Lease) -> Sql<()> {
         let sql =
             "INSERT INTO leases (task, token, place, renewed_at, deadline, holders) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-        let holders = holders_to_bytes(&lease.holders);
+        let holders = holders_to_bytes(lease.holders.attempts());
         let (place, renewed_at, deadline) =
             (int(lease.order), int(lease.renewed_at), int(lease.renewed_at + lease.length));
         self.run(sql, params![lease.task, token.0, place, renewed_at, deadline, holders]).map(drop)
@@ -145,7 +145,7 @@ impl Tables<'_> {
 
     pub(super) fn save_lease(&self, lease: &super::queue::Lease) -> Sql<()> {
         let sql = "UPDATE leases SET renewed_at = ?2, deadline = ?3, holders = ?4 WHERE task = ?1";
-        let holders = holders_to_bytes(&lease.holders);
+        let holders = holders_to_bytes(lease.holders.attempts());
         self.run(sql, params![lease.task, int(lease.renewed_at), int(lease.renewed_at + lease.length), holders])
             .map(drop)
     }
