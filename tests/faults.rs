@@ -1,5 +1,6 @@
 //! Faults: what is killed, cut, filled or stopped while it works, and what must hold then.
 
+mod disk;
 mod durability;
 mod full;
 mod idle;

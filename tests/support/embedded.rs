@@ -63,7 +63,12 @@ impl Embedded {
 
     /// Traces what the server does to its file and to the log of changes beside it. At most one at a time.
     pub fn strace(&self, options: &[&str]) -> Strace {
-        let paths = FILES.map(|name| self.directory.path().join(name));
+        self.strace_on(&FILES, options)
+    }
+
+    /// The same for some of the files.
+    pub fn strace_on(&self, files: &[&str], options: &[&str]) -> Strace {
+        let paths = files.iter().map(|name| self.directory.path().join(name)).collect::<Vec<_>>();
         let paths = paths.iter().flat_map(|path| ["-P", path.to_str().expect("a path in UTF-8")]);
         let options = options.iter().copied().chain(paths).collect::<Vec<_>>();
         Strace::attach(self.pid(), &options, self.directory.path().with_extension("strace"))

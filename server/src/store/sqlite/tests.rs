@@ -350,6 +350,35 @@ async fn a_damaged_file_keeps_its_log() {
     left.refused("is missing");
 }
 
+/// Guarantee 16: a disk that stands still does not keep the process from ending; its lock stays until it has ended.
+#[tokio::test]
+async fn a_disk_that_stands_still_does_not_hold_up_the_end() {
+    let place = lived_in().await;
+    let config = SqliteConfig {
+        path: place.file(),
+        durability: Durability::Full,
+        reserve: 0,
+        rules: RULES,
+        timeout: Duration::from_millis(100),
+    };
+    let store = SqliteStore::open(config, Some(Arc::clone(&place.clock) as _)).unwrap();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let stands_still = store.call(Kind::Change, 1, move |_| {
+        let _ = wait.recv();
+        Ok(Ok(()))
+    });
+    assert!(matches!(stands_still.await, Err(StoreError::Unavailable { did_not_run: false, .. })));
+    drop(store);
+    assert!(place.try_open().err().expect("a refusal").contains("in use by another server"));
+    drop(go_on);
+    let until_it_ended = async {
+        while place.try_open().is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until_it_ended).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_second_store_on_a_file_is_refused() {
     let place = lived_in().await;
