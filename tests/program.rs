@@ -13,7 +13,7 @@ use crate::support::{
     call::{ack, five, heartbeat, insert_json, insert_request, json, pop, pop_request, pop_waiting, proto, putback},
     directory::Directory,
     on_every_store, poll_until,
-    server::{Server, run_to_end, run_to_end_in},
+    server::{Server, run_to_end, run_to_end_behind, run_to_end_in},
     unique_queue, wire_tests,
 };
 
@@ -104,6 +104,63 @@ wire_tests! {
         }
         run_to_end(&[]).one_line(64, &["--data-dir", "HOME"]);
         run_to_end_in(&[("HOME", "not/absolute")], &[]).one_line(64, &["--data-dir"]);
+    }
+
+    /// A relative path is one of a file wherever SQLite would see something else in its name, and the folder is told in full.
+    async fn relative_paths() {
+        let directory = Directory::default();
+        let inside = ["env", "-C", directory.text()].map(str::to_owned);
+        for (place, folder, file) in [
+            (["--store", "sqlite:rel.db"], "", "rel.db"),
+            (["--store", "sqlite:below/rel.db"], "/below", "below/rel.db"),
+            (["--store", "sqlite::memory:"], "", ":memory:"),
+            (["--store", "sqlite:file:x"], "", "file:x"),
+            (["--store", "sqlite:file::memory:?cache=shared"], "", "file::memory:?cache=shared"),
+            (["--data-dir", "data"], "/data", "data/data-queue.db"),
+            (["--data-dir", "file:d"], "/file:d", "file:d/data-queue.db"),
+        ] {
+            for tasks in [1, 2] {
+                let server = Server::launch_behind(&inside, &place);
+                let said = server.said().lines().next().map(str::to_owned);
+                assert_eq!(said, Some(format!("data in {}{folder}", directory.text())));
+                let mut client = server.client().await;
+                insert_json(&mut client, "q", &["1"]).await;
+                assert_eq!(five(&mut client, "q").await, [tasks, 0, 0, tasks, 0], "{place:?}");
+                server.terminate();
+                assert_eq!(server.wait_exit(PATIENCE).code(), Some(0));
+            }
+            assert!(fs::metadata(directory.join(file)).unwrap().is_file(), "{file}");
+        }
+        let copy = run_to_end_behind(&inside, &["--store", "sqlite:rel.db", "backup", "file:copy"]);
+        assert!(copy.ok().contains(&directory.join("file:copy")), "{copy:?}");
+        let back = run_to_end_behind(&inside, &["--store", "sqlite:file:back", "restore", "file:copy"]);
+        assert!(back.ok().contains(&directory.join("file:back")), "{back:?}");
+        run_to_end_behind(&inside, &["--store", "sqlite:file:back", "check"]).ok();
+    }
+
+    /// Of --store and --data-dir, the flag counts if the other is in the environment. Where they are in the same place,
+    /// neither does.
+    async fn store_and_data_dir() {
+        let directory = Directory::default();
+        let (dir, other) = (directory.join("dir"), directory.join("other"));
+        let (in_dir, in_other) = (format!("sqlite:{dir}/x.db"), format!("sqlite:{other}/x.db"));
+        for (environment, flags, place) in [
+            (&[("DATA_QUEUE_STORE", in_other.as_str())][..], &["--data-dir", &dir][..], &dir),
+            (&[("DATA_QUEUE_STORE", "memory")], &["--data-dir", &dir], &dir),
+            (&[("DATA_QUEUE_DATA_DIR", &other)], &["--store", &in_dir], &dir),
+            (&[("DATA_QUEUE_DATA_DIR", &other), ("DATA_QUEUE_STORE", "memory")], &["--store", &in_dir], &dir),
+            (&[("DATA_QUEUE_DATA_DIR", &other), ("DATA_QUEUE_STORE", "")], &[], &other),
+            (&[("DATA_QUEUE_DATA_DIR", ""), ("DATA_QUEUE_STORE", &in_other)], &[], &other),
+        ] {
+            // Nothing is there; the refusal tells where it was looked for.
+            for words in [[flags, &["check"]].concat(), [&["check"], flags].concat()] {
+                run_to_end_in(environment, &words).one_line(1, &[place]);
+            }
+        }
+        let both = [("DATA_QUEUE_STORE", "memory"), ("DATA_QUEUE_DATA_DIR", dir.as_str())];
+        run_to_end_in(&both, &[]).one_line(64, &["--store", "--data-dir"]);
+        run_to_end(&["--store", "memory", "--data-dir", &dir]).one_line(64, &["--store", "--data-dir"]);
+        run_to_end(&["--store", &in_dir, "check", "--data-dir", &dir]).one_line(64, &["--store", "--data-dir"]);
     }
 
     /// Settings come from the environment too, and the command line wins.

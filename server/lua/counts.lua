@@ -3,7 +3,8 @@
 -- KEYS     as in common.lua
 -- ARGV     none of its own
 -- Returns  {1 if more leases ran out: ask again, 1 if the queue exists, ready, leased, dead, inserted, acked,
---          for how many ms the task at the head has been in the queue, or -1}
+--          for how many ms the task at the head has been in the queue, or -1 if no task is ready, or none of the first
+--          MAX_SKIPPED ids is that of a task that is still there}
 
 -- The ids of tasks that are gone may still be in the list; a pop takes so many of them off.
 local MAX_SKIPPED = 100

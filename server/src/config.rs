@@ -1,14 +1,14 @@
 //! The settings: every flag, its default and its range. `--help` prints this as the reference.
 
 use std::{
-    env,
+    env, fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
 
 use crate::{
     queue::{Limits, MAX_LEASE, MIN_LEASE},
@@ -26,14 +26,16 @@ const FILE: &str = "data-queue.db";
 
 const EXPECTED: &str = "expected sqlite:PATH, redis://[user:password@]host[:port][/db] or memory";
 
+/// The least room that can be kept from inserts, in bytes: less would not do for the acks of a full store.
+const MIN_DISK_RESERVE: u64 = 8 << 20;
+
 /// The longest of some times.
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A work queue with leases behind gRPC.
 ///
 /// Each option can also be set in the environment by the name in brackets; the command line wins, and of an option that is
-/// given twice the last one. Durations are written
-/// like 500ms, 10s, 5m, 12h.
+/// given twice the last one. Durations are written like 500ms, 10s, 5m, 12h.
 #[derive(Clone, Parser)]
 #[command(name = "data-queue-server", version, about, max_term_width = 120, args_override_self = true)]
 pub struct Config {
@@ -48,12 +50,13 @@ pub struct Config {
 
     /// Where the tasks are kept. `sqlite:PATH`: in a file of this server's own. `redis://[user:password@]host[:port][/db]`: in
     /// Redis 6.2 or later, which must be set to maxmemory-policy noeviction; any number of servers may share it. `memory`:
-    /// in this process, gone when it ends. Default: the file data-queue.db in --data-dir.
+    /// in this process, gone when it ends. Default: the file data-queue.db in --data-dir. Not together with --data-dir,
+    /// unless one is given as a flag and the other in the environment: then the flag says where.
     #[arg(long, env = "DATA_QUEUE_STORE", value_name = "URL", hide_env_values = true, global = true)]
     pub store: Option<String>,
 
-    /// The folder of the store's file where --store does not say. Made if it is not there, for this user alone. Default:
-    /// $XDG_STATE_HOME/data-queue, or ~/.local/state/data-queue.
+    /// The folder of the store's file, which is data-queue.db there. Made if it is not there, for this user alone. Not
+    /// together with --store, as said there. Default: $XDG_STATE_HOME/data-queue, or ~/.local/state/data-queue.
     #[arg(long, env = "DATA_QUEUE_DATA_DIR", value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
 
@@ -62,8 +65,8 @@ pub struct Config {
     pub durability: Durability,
 
     /// With the store in a file, inserts are refused with STORE_FULL when its file system has less room than this, in bytes,
-    /// so that pops, acks, heartbeats and putbacks can go on.
-    #[arg(long, env = "DATA_QUEUE_DISK_RESERVE", value_name = "BYTES", default_value_t = 64 << 20)]
+    /// so that pops, acks, heartbeats and putbacks can go on. 8388608 or more.
+    #[arg(long, env = "DATA_QUEUE_DISK_RESERVE", value_name = "BYTES", default_value_t = 64 << 20, value_parser = clap::value_parser!(u64).range(MIN_DISK_RESERVE..))]
     pub disk_reserve: u64,
 
     /// The first part of every key in Redis: 1 to 32 letters, digits, '_' and '-'. Servers that are to share queues have
@@ -105,7 +108,9 @@ pub struct Config {
     pub memory_window: Duration,
 
     /// The most request ids, and the most acked tokens, that a queue remembers; the newest half at least. 2 or more. In
-    /// Redis an acked token takes about 80 bytes, a request id about 100 and 16 for each of its tasks.
+    /// Redis an acked token takes about 80 bytes, a request id about 100 and 16 for each of its tasks. With the store in a
+    /// file, an acked token takes about 17 bytes in the file and 20 to 40 in memory; a request id about 60 and 16 for each of
+    /// its tasks in the file, and 40 to 60 in memory.
     #[arg(long, env = "DATA_QUEUE_MEMORY_ENTRIES", value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2..))]
     pub memory_entries: u64,
 
@@ -216,6 +221,7 @@ impl Config {
                 Ok(Backend::memory(memory::MemoryStore::new(clock, self.rules(), self.memory_capacity)))
             }
             Place::File(path) => {
+                refuse_no_file(&path)?;
                 let config = SqliteConfig {
                     path,
                     durability: self.durability,
@@ -244,11 +250,18 @@ impl Config {
             let message = "works on a store in a file; give --data-dir or --store sqlite:PATH";
             return Err(StoreProblem::Usage(message.to_owned()));
         };
+        refuse_no_file(&path)?;
         let done = match command {
-            Command::Backup { file } => sqlite::backup(&path, file, self.rules())
-                .map(|found| format!("copied {} to {}: {found}", path.display(), file.display())),
-            Command::Restore { file } => sqlite::restore(file, &path, self.rules())
-                .map(|found| format!("restored {} from {}: {found}", path.display(), file.display())),
+            Command::Backup { file } => {
+                let file = absolute(file).map_err(StoreProblem::Usage)?;
+                sqlite::backup(&path, &file, self.rules())
+                    .map(|found| format!("copied {} to {}: {found}", path.display(), file.display()))
+            }
+            Command::Restore { file } => {
+                let file = absolute(file).map_err(StoreProblem::Usage)?;
+                sqlite::restore(&file, &path, self.rules())
+                    .map(|found| format!("restored {} from {}: {found}", path.display(), file.display()))
+            }
             Command::Check => {
                 sqlite::check(&path, self.rules()).map(|found| format!("{} is whole: {found}", path.display()))
             }
@@ -259,13 +272,27 @@ impl Config {
     /// The folder that the store's file is in, if it is in one.
     pub fn data_folder(&self) -> Option<PathBuf> {
         match self.place() {
-            Ok(Place::File(path)) => Some(path.parent().unwrap_or(Path::new(".")).to_owned()),
+            Ok(Place::File(path)) => path.parent().map(Path::to_owned),
             _ => None,
         }
     }
 
+    /// Of --store and --data-dir, both of which say where the tasks are, leaves what counts: the flag, if the other is only in
+    /// the environment. The matches are those that these settings were read from.
+    pub fn settle_place(mut self, matches: &ArgMatches) -> Result<Self, String> {
+        match (matches.value_source("store"), matches.value_source("data_dir")) {
+            (Some(ValueSource::CommandLine), Some(ValueSource::EnvVariable)) => self.data_dir = None,
+            (Some(ValueSource::EnvVariable), Some(ValueSource::CommandLine)) => self.store = None,
+            (Some(_), Some(_)) => {
+                return Err("--store and --data-dir both say where the tasks are; give one".to_owned());
+            }
+            _ => {}
+        }
+        Ok(self)
+    }
+
     fn place(&self) -> Result<Place<'_>, String> {
-        let Some(store) = &self.store else { return Ok(Place::File(self.data_dir()?.join(FILE))) };
+        let Some(store) = &self.store else { return absolute(&self.data_dir()?.join(FILE)).map(Place::File) };
         if store == "memory" {
             return Ok(Place::Memory);
         }
@@ -273,7 +300,7 @@ impl Config {
             return Ok(Place::Redis(store));
         }
         match store.strip_prefix("sqlite:") {
-            Some(path) if !path.is_empty() && !path.ends_with('/') => Ok(Place::File(path.into())),
+            Some(path) if !path.is_empty() && !path.ends_with('/') => absolute(Path::new(path)).map(Place::File),
             _ => Err(format!("--store: no store of this kind; {EXPECTED}")),
         }
     }
@@ -306,6 +333,22 @@ impl Config {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(cores, usize::from)
     }
+}
+
+/// As it reaches SQLite, to which `:memory:` and `file:x` are no names of files unless something stands before them.
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    path::absolute(path).map_err(|error| format!("cannot tell which file {} is: {error}", path.display()))
+}
+
+/// A folder, or a device, is refused before a lock is made beside it. What is not there, or cannot be looked at, is for the
+/// store to judge.
+fn refuse_no_file(path: &Path) -> Result<(), StoreProblem> {
+    let what = match fs::metadata(path) {
+        Ok(found) if found.is_dir() => "a folder; --data-dir takes one",
+        Ok(found) if !found.is_file() => "no regular file",
+        _ => return Ok(()),
+    };
+    Err(StoreProblem::Failed(format!("cannot keep tasks in {}: it is {what}", path.display())))
 }
 
 fn millis(time: Duration) -> u64 {

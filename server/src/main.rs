@@ -93,7 +93,9 @@ fn parse() -> Result<Config, clap::Error> {
     // An empty variable, as compose files make them, is as good as none.
     let empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
     let command = Config::command().mut_args(|arg| if empty(&arg) { arg.env(Resettable::Reset) } else { arg });
-    Config::from_arg_matches(&command.try_get_matches()?)
+    let matches = command.try_get_matches()?;
+    let config = Config::from_arg_matches(&matches)?;
+    config.settle_place(&matches).map_err(|problem| clap::Error::raw(ErrorKind::ArgumentConflict, problem))
 }
 
 fn problem_with_store(problem: StoreProblem) -> ExitCode {

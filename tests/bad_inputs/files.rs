@@ -1,6 +1,11 @@
 //! Data folders and files that cannot be used, or that somebody uses already.
 
-use std::{fs, os::unix::fs::symlink, path::Path, sync::Arc};
+use std::{
+    fs,
+    os::unix::{fs::symlink, net::UnixListener},
+    path::Path,
+    sync::Arc,
+};
 
 use crate::support::{
     PATIENCE,
@@ -92,6 +97,35 @@ wire_tests! {
         let below = format!("sqlite:{}", directory.join("file/below.db"));
         run_to_end(&["--listen", "127.0.0.1:0", "--store", &below]).one_line(1, &["file"]);
         assert_eq!(fs::read(directory.path().join("file")).unwrap(), b"a file");
+    }
+
+    /// Row 47: a place where something is that is no file is refused before anything is made beside it.
+    async fn row_47_place_that_is_no_file() {
+        let directory = Directory::default();
+        let (folder, socket, source) = (directory.join("folder"), directory.join("socket"), directory.join("backup"));
+        fs::create_dir(&folder).unwrap();
+        let _listener = UnixListener::bind(&socket).unwrap();
+        symlink(&socket, directory.join("link")).unwrap();
+        fs::write(&source, "no backup").unwrap();
+        let list = |folder: &Path| {
+            let mut names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+            names.sort();
+            names
+        };
+        let (before, devices) = (list(directory.path()), list(Path::new("/dev")));
+        for (place, word) in [
+            (folder.as_str(), "folder"),
+            (socket.as_str(), "no regular file"),
+            (&directory.join("link"), "no regular file"),
+            ("/dev/null", "no regular file"),
+        ] {
+            let store = format!("sqlite:{place}");
+            for command in [&["--listen", "127.0.0.1:0"][..], &["check"], &["backup", &source], &["restore", &source]] {
+                run_to_end(&[command, &["--store", &store]].concat()).one_line(1, &[place, word]);
+                assert_eq!((list(directory.path()), list(Path::new("/dev"))), (before.clone(), devices.clone()));
+            }
+            assert_eq!(list(Path::new(&folder)), [""; 0]);
+        }
     }
 
     /// Row 47: a file of a newer server is left alone.

@@ -49,7 +49,12 @@ fn set_user(redis: &Redis, rules: &[impl AsRef<str>]) {
 
 /// A server that logs in to Redis as this user.
 fn server_as(redis: &Arc<Redis>, user: &str, flags: &[&str]) -> Server {
-    let url = format!("redis://{user}:{PASSWORD}@127.0.0.1:{}", redis.port());
+    server_on_database(redis, user, "", flags)
+}
+
+/// The same on a database, given as it is behind the address: `/1`.
+fn server_on_database(redis: &Arc<Redis>, user: &str, database: &str, flags: &[&str]) -> Server {
+    let url = format!("redis://{user}:{PASSWORD}@127.0.0.1:{}{database}", redis.port());
     Server::launch(&url, flags, Some(Arc::clone(redis)))
 }
 
@@ -186,6 +191,11 @@ wire_tests! {
         let back = pop_waiting(&mut two, &queue).await;
         assert_eq!((&back.id, back.expiries), (&short.id, 1));
         assert_eq!(ack(&mut two, &queue, &back.lease_token).await, Outcome::Applied);
+
+        // Another database.
+        let other = server_on_database(&redis, USER, "/1", &flags);
+        other.ready().await;
+        works(&mut other.client().await).await;
 
         // Redis-rs tells its name where Redis knows the command, and does not mind a refusal.
         let refused = refusals(&redis).into_iter().filter(|object| !object.starts_with("client")).collect::<Vec<_>>();

@@ -12,7 +12,7 @@ use super::{
 use crate::support::{PATIENCE, embedded::Embedded, poll_until, rounds, wire_tests};
 
 const DISK: u64 = 48 << 20;
-const FLAGS: &[&str] = &["--disk-reserve", "4194304", NO_DEAD_LETTERS[0], NO_DEAD_LETTERS[1]];
+const FLAGS: &[&str] = &["--disk-reserve", "8388608", NO_DEAD_LETTERS[0], NO_DEAD_LETTERS[1]];
 const FOREIGN: &str = "foreign";
 /// What the server says in its log.
 const FAILED: &str = "the store failed";

@@ -43,7 +43,7 @@ impl Queues {
         let more = names.len() > max;
         names.truncate(max);
         let last = names.last().filter(|_| more).map(|name| URL_SAFE_NO_PAD.encode(name.as_str()));
-        let counts = self.store.counts(&names).await?;
+        let counts = self.store.counts_in_list(&names).await?;
         let known = names.into_iter().zip(counts).filter_map(|(name, counts)| Some((name, counts?)));
         Ok(QueuePage { queues: known.collect(), next_page_token: last.unwrap_or_default() })
     }

@@ -293,7 +293,7 @@ pub struct Counts {
     pub inserted: u64,
     /// Tasks ever acked.
     pub acked: u64,
-    /// Of the task at the head, how long ago it was inserted.
+    /// Of the task at the head, how long ago it was inserted; nothing if none is ready, or if that cannot be told.
     pub oldest_ready: Option<Millis>,
 }
 
@@ -325,6 +325,12 @@ pub trait Admin: Store {
     /// Counts the tasks of each queue, in one step a queue, after expired leases were taken back. Nothing for an unknown
     /// queue.
     async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError>;
+
+    /// The same for a list. Where the data of one queue can be unreadable on its own, such a queue counts as unknown here, so
+    /// that it does not keep the others from being seen.
+    async fn counts_in_list(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
+        self.counts(queues).await
+    }
 
     /// Known queues by name, those behind `after`, at most so many. Some may have gone since.
     async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError>;

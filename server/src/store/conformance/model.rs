@@ -10,7 +10,8 @@ mod step;
 use std::{
     collections::{BTreeMap, BTreeSet},
     env,
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use proptest::{

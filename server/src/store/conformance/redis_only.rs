@@ -1,11 +1,18 @@
 //! What only the store on Redis can promise or break.
 
-use std::{env, process::Command};
+use std::{
+    env,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use super::{
+    engines::{OnRedis, TIMEOUT, config_of},
     redis_server::{BINARY_VARIABLE, Options, Redis, Reply},
     *,
 };
+use crate::store::redis::{RedisConfig, RedisShared, RedisStore};
 
 fn connected(redis: &Arc<Redis>) -> Rig {
     Rig::new(OnRedis::connect(redis, RULES))
@@ -263,4 +270,39 @@ async fn servers_that_wait_are_told() {
     }
     let expected = [(&q, 1), (&q, 2), (&q, 3), (&q, 1), (&last, 1)].map(|(queue, count)| (queue.clone(), count));
     assert_eq!(*hints.lock().unwrap(), expected);
+}
+
+/// A list of queues takes many steps, and all of them together no longer than one call may.
+#[tokio::test]
+async fn a_list_of_queues_ends_in_time() {
+    let redis = Arc::new(Redis::start());
+    let config = |timeout| RedisConfig { timeout, ..config_of(&redis, RULES) };
+    let [patient, hasty] = [TIMEOUT, Duration::from_millis(50)]
+        .map(|timeout| RedisStore::new(Arc::new(RedisShared::new(&config(timeout)).unwrap())));
+    let many = "for n = 1, 300000 do redis.call('SADD', KEYS[1], 'q' .. n) end";
+    redis.command(&["EVAL", many, "1", "test:queues.0"]);
+    hasty.check().await.unwrap();
+    let began = Instant::now();
+    assert_eq!(patient.queues(None, 1).await.unwrap(), [queue("q1")]);
+    let all = began.elapsed();
+    let error = hasty.queues(None, 1).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable { .. }), "{error:?}, and a whole list takes {all:?}");
+}
+
+/// A queue whose data cannot be read keeps no list from being seen; asked for on its own, it is an error.
+#[tokio::test]
+async fn a_broken_queue_is_left_out_of_lists() {
+    let redis = Arc::new(Redis::start());
+    let engine = OnRedis::connect(&redis, RULES);
+    let queues = ["a", "broken", "z"].map(queue);
+    let meta = engine.shared.key_of(&queues[1], "meta").unwrap();
+    let rig = Rig::new(engine);
+    for queue in &queues {
+        rig.insert_numbers(queue, 0..1).await;
+    }
+    redis.command(&["SET", &meta, "of another program"]);
+    let listed = rig.counts_in_list(&queues).await.unwrap();
+    assert_eq!(listed.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, true]);
+    let error = rig.counts(&queues[1..2]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Broken(_)), "{error:?}");
 }

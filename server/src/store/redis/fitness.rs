@@ -35,11 +35,12 @@ pub(super) async fn examine(connection: &mut MultiplexedConnection, format_key: 
     let info = fields(&info);
     refuse_unfit(&info)?;
     claim_format(connection, format_key).await?;
-    let appendfsync = match info.get("aof_enabled") {
-        Some(&"1") => appendfsync(connection).await,
-        _ => None,
-    };
-    let (survives, note) = survives(&info, appendfsync.as_deref());
+    let (mut appendfsync, mut not_on_rewrite) = (None, None);
+    if info.get("aof_enabled") == Some(&"1") {
+        appendfsync = setting(connection, "appendfsync").await;
+        not_on_rewrite = setting(connection, "no-appendfsync-on-rewrite").await;
+    }
+    let (survives, note) = survives(&info, appendfsync.as_deref(), not_on_rewrite.as_deref());
     Ok(Report {
         version: info.get("redis_version").copied().unwrap_or("unknown").to_owned(),
         survives,
@@ -94,20 +95,33 @@ async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Resu
 }
 
 /// Unknown where CONFIG is refused.
-async fn appendfsync(connection: &mut MultiplexedConnection) -> Option<String> {
-    let answer: Result<Vec<String>, _> = cmd("CONFIG").arg("GET").arg("appendfsync").query_async(connection).await;
+async fn setting(connection: &mut MultiplexedConnection, name: &str) -> Option<String> {
+    let answer: Result<Vec<String>, _> = cmd("CONFIG").arg("GET").arg(name).query_async(connection).await;
     answer.ok()?.into_iter().nth(1)
 }
 
 /// What nothing is known of.
 pub(super) const UNKNOWN: &str = "a kill of this server, and nothing that ends Redis as far as is known";
 
-/// What cannot be read is unknown and claims the weakest.
-fn survives(info: &HashMap<&str, &str>, appendfsync: Option<&str>) -> (Survives, &'static str) {
+/// What cannot be read is unknown and claims the weakest. While Redis rewrites its file, for minutes perhaps, it syncs
+/// nothing if it was told not to, whatever `appendfsync` says.
+fn survives(
+    info: &HashMap<&str, &str>,
+    appendfsync: Option<&str>,
+    not_on_rewrite: Option<&str>,
+) -> (Survives, &'static str) {
     match (info.get("aof_enabled").copied(), appendfsync) {
-        (Some("1"), Some("always")) => {
-            (Survives::PowerCut, "a power cut of Redis' host (append-only file, fsync always)")
-        }
+        (Some("1"), Some("always")) => match not_on_rewrite {
+            Some("no") => (Survives::PowerCut, "a power cut of Redis' host (append-only file, fsync always)"),
+            Some(_) => (
+                Survives::ServerKill,
+                "a kill of this server; if Redis' host fails while the append-only file is rewritten, what was answered meanwhile can go (fsync always, but no-appendfsync-on-rewrite)",
+            ),
+            None => (
+                Survives::ServerKill,
+                "a kill of this server; if Redis' host fails, some of it can go (append-only file, fsync always, no-appendfsync-on-rewrite unknown)",
+            ),
+        },
         (Some("1"), Some("everysec")) => (
             Survives::ServerKill,
             "a kill of this server; if Redis or its host fails, up to 2 s of it can go (append-only file, fsync every second)",
@@ -142,9 +156,13 @@ mod tests {
 
     #[test]
     fn what_is_unknown_claims_the_weakest() {
-        assert_eq!(survives(&fields(""), Some("always")), (Survives::ServerKill, UNKNOWN));
-        assert!(survives(&fields("aof_enabled:1"), None).1.contains("unknown"));
-        assert_eq!(survives(&fields("aof_enabled:1"), Some("everysec")).0, Survives::ServerKill);
-        assert_eq!(survives(&fields("aof_enabled:1"), Some("always")).0, Survives::PowerCut);
+        assert_eq!(survives(&fields(""), Some("always"), Some("no")), (Survives::ServerKill, UNKNOWN));
+        let with_file = |appendfsync, not_on_rewrite| survives(&fields("aof_enabled:1"), appendfsync, not_on_rewrite);
+        assert!(with_file(None, Some("no")).1.contains("unknown"));
+        assert_eq!(with_file(Some("everysec"), Some("no")).0, Survives::ServerKill);
+        assert_eq!(with_file(Some("always"), Some("no")).0, Survives::PowerCut);
+        assert_eq!(with_file(Some("always"), Some("yes")).0, Survives::ServerKill);
+        let (survives, note) = with_file(Some("always"), None);
+        assert!(survives == Survives::ServerKill && note.contains("unknown"), "{note}");
     }
 }

@@ -67,6 +67,8 @@ struct Known {
     report: Option<fitness::Report>,
     registered: HashSet<QueueName>,
     without_keys: HashMap<QueueName, Instant>,
+    /// Queues that a list left out, which the log was told.
+    left_out: HashSet<QueueName>,
 }
 
 /// How to reach Redis.
@@ -303,8 +305,8 @@ struct Look {
 
 /// A queue whose data cannot be read must not keep others from being looked at. Who uses it hears of it, and the log does
 /// then; nothing here.
-fn unless_broken(queue: &QueueName, look: Result<Look, StoreError>) -> Result<Option<Look>, StoreError> {
-    match look {
+fn unless_broken<T>(queue: &QueueName, seen: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match seen {
         Err(StoreError::Broken(cause)) => {
             tracing::debug!(?queue, cause, "cannot look at a queue");
             Ok(None)
@@ -518,7 +520,7 @@ impl Store for RedisStore {
 
     async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
         let looks = future::join_all(queues.iter().map(|queue| self.look_once(queue, ANNOUNCED_FOR))).await;
-        let sight = |(queue, look)| Ok(unless_broken(queue, look)?.map(|look| look.sight).unwrap_or_default());
+        let sight = |(queue, look)| Ok(unless_broken(queue, look)?.map(|look: Look| look.sight).unwrap_or_default());
         queues.iter().zip(looks).map(sight).collect()
     }
 
@@ -593,6 +595,21 @@ impl RedisStore {
         }
         Ok(None)
     }
+
+    /// A queue that has to be left out of a list is told to the log the first time.
+    fn note_left_out(&self, queue: &QueueName, counts: &Result<Option<Counts>, StoreError>) {
+        let news = self.shared.known(|known| match counts {
+            Err(StoreError::Broken(_)) => known.left_out.insert(queue.clone()),
+            Ok(_) => {
+                known.left_out.remove(queue);
+                false
+            }
+            Err(_) => false,
+        });
+        if let (true, Err(StoreError::Broken(cause))) = (news, counts) {
+            tracing::warn!(?queue, cause, "lists of queues leave out one whose data cannot be read");
+        }
+    }
 }
 
 #[async_trait]
@@ -601,20 +618,32 @@ impl Admin for RedisStore {
         future::join_all(queues.iter().map(|queue| self.counts_of(queue))).await.into_iter().collect()
     }
 
+    async fn counts_in_list(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
+        let all = future::join_all(queues.iter().map(|queue| self.counts_of(queue))).await;
+        let readable = |(queue, counts)| {
+            self.note_left_out(queue, &counts);
+            Ok(unless_broken(queue, counts)?.flatten())
+        };
+        queues.iter().zip(all).map(readable).collect()
+    }
+
     async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
-        let mut first = BTreeSet::new();
-        let mut cursor = ReapCursor::default();
-        loop {
-            let (next, names) = self.registered_in(cursor, NAMES_PER_STEP).await?;
-            first.extend(names.into_iter().filter(|name| after.is_none_or(|after| name > after)));
-            while first.len() > max {
-                first.pop_last();
+        self.within_timeout(async {
+            let mut first = BTreeSet::new();
+            let mut cursor = ReapCursor::default();
+            loop {
+                let (next, names) = self.registered_in(cursor, NAMES_PER_STEP).await?;
+                first.extend(names.into_iter().filter(|name| after.is_none_or(|after| name > after)));
+                while first.len() > max {
+                    first.pop_last();
+                }
+                cursor = next;
+                if cursor == ReapCursor::default() {
+                    return Ok(first.into_iter().collect());
+                }
             }
-            cursor = next;
-            if cursor == ReapCursor::default() {
-                return Ok(first.into_iter().collect());
-            }
-        }
+        })
+        .await
     }
 
     fn describe(&self) -> Description {

@@ -1,7 +1,10 @@
 //! Makes histories up, before any store has seen them: what a step names is derived from what was generated, never from
 //! an answer, so that a failing history can be made smaller.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use proptest::{
     collection::vec,
