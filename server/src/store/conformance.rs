@@ -214,7 +214,7 @@ trait Engine: Send + Sync {
     async fn disturb(&mut self, disturbance: Disturbance);
 }
 
-/// What happens to a store from outside, and must not be noticed but for what [`MemoryStore::open_again`] says.
+/// What happens to a store from outside, and must not be noticed but for what `open_again` of the store in memory says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Disturbance {
     /// Another store object, which knows nothing yet, on the same data.
