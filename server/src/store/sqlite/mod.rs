@@ -1,8 +1,8 @@
 //! The embedded store: one SQLite file, nothing to install.
 //!
-//! Calls from all threads go to one writing thread ([`writer`]), which runs those that wait in one transaction and answers
-//! them when it is committed. Where every task is, is known in memory ([`queue`]), read from the file at the start
-//! ([`load`]); values stay in the file. `server/migrations` has the tables. This module and those below are the only ones
+//! Calls from all threads go to one writing thread (`writer`), which runs those that wait in one transaction and answers
+//! them when it is committed. Where every task is, is known in memory (`queue`), read from the file at the start
+//! (`load`); values stay in the file. `server/migrations` has the tables. This module and those below are the only ones
 //! that name the engine.
 
 mod engine;
