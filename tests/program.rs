@@ -113,7 +113,6 @@ wire_tests! {
         for (place, folder, file) in [
             (["--store", "sqlite:rel.db"], "", "rel.db"),
             (["--store", "sqlite:below/rel.db"], "/below", "below/rel.db"),
-            (["--store", "sqlite::memory:"], "", ":memory:"),
             (["--store", "sqlite:file:x"], "", "file:x"),
             (["--store", "sqlite:file::memory:?cache=shared"], "", "file::memory:?cache=shared"),
             (["--data-dir", "data"], "/data", "data/data-queue.db"),

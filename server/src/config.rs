@@ -166,7 +166,10 @@ pub enum Command {
         file: PathBuf,
     },
     /// Reads all of the store and checks that it is whole, while a server may be using it. Exit code 0 if it is, 1 if not.
-    Check,
+    Check {
+        /// A copy to check in place of the store.
+        file: Option<PathBuf>,
+    },
 }
 
 /// Why there is no store.
@@ -246,27 +249,36 @@ impl Config {
 
     /// Runs a command. Answers what to print.
     pub fn run(&self, command: &Command) -> Result<String, StoreProblem> {
+        if let Command::Check { file: Some(copy) } = command {
+            return self.check(&absolute(copy).map_err(StoreProblem::Usage)?);
+        }
         let Place::File(path) = self.place().map_err(StoreProblem::Usage)? else {
-            let message = "works on a store in a file; give --data-dir or --store sqlite:PATH";
+            let message = "backup, restore and check work on a store in a file; give --data-dir or --store sqlite:PATH";
             return Err(StoreProblem::Usage(message.to_owned()));
         };
         refuse_no_file(&path)?;
-        let done = match command {
+        match command {
             Command::Backup { file } => {
                 let file = absolute(file).map_err(StoreProblem::Usage)?;
                 sqlite::backup(&path, &file, self.rules())
                     .map(|found| format!("copied {} to {}: {found}", path.display(), file.display()))
+                    .map_err(StoreProblem::Failed)
             }
             Command::Restore { file } => {
                 let file = absolute(file).map_err(StoreProblem::Usage)?;
                 sqlite::restore(&file, &path, self.rules())
                     .map(|found| format!("restored {} from {}: {found}", path.display(), file.display()))
+                    .map_err(StoreProblem::Failed)
             }
-            Command::Check => {
-                sqlite::check(&path, self.rules()).map(|found| format!("{} is whole: {found}", path.display()))
-            }
-        };
-        done.map_err(StoreProblem::Failed)
+            Command::Check { .. } => self.check(&path),
+        }
+    }
+
+    fn check(&self, path: &Path) -> Result<String, StoreProblem> {
+        refuse_no_file(path)?;
+        sqlite::check(path, self.rules())
+            .map(|found| format!("{} is whole: {found}", path.display()))
+            .map_err(StoreProblem::Failed)
     }
 
     /// The folder that the store's file is in, if it is in one.
@@ -300,6 +312,10 @@ impl Config {
             return Ok(Place::Redis(store));
         }
         match store.strip_prefix("sqlite:") {
+            // Written like a URL, or what SQLite calls a store in memory: nobody wants a file of that name.
+            Some(path) if path.starts_with("//") || path == ":memory:" => {
+                Err(format!("--store: a path follows sqlite:, as in sqlite:/var/lib/data-queue.db; {EXPECTED}"))
+            }
             Some(path) if !path.is_empty() && !path.ends_with('/') => absolute(Path::new(path)).map(Place::File),
             _ => Err(format!("--store: no store of this kind; {EXPECTED}")),
         }

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicI32, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, wal::CheckpointMode};
@@ -26,6 +27,8 @@ const TASK_OVERHEAD: u64 = 256;
 const PAGE_BYTES: u64 = 4_096;
 /// When the log has so many pages, they are brought into the file.
 const CHECKPOINT_PAGES: i32 = 1_000;
+/// Inserts that are refused again within this time are not logged again.
+const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// How many leases one transaction takes back, so that none takes long: when a server was restarted, all leases of a length
 /// run out at once.
 const RECLAIMS: usize = 2_000;
@@ -55,6 +58,8 @@ pub(super) struct Engine {
     room: Option<u64>,
     /// How many leases this transaction may still take back.
     reclaims: usize,
+    /// When an insert was last refused for want of room. The log has a line when that begins.
+    refused_at: Option<Instant>,
     syncs: bool,
     /// How many pages the log has, as SQLite told after the last commit, and with how many it is brought into the file.
     log_pages: Arc<AtomicI32>,
@@ -81,6 +86,7 @@ impl Engine {
             touched: Vec::new(),
             room: None,
             reclaims: 0,
+            refused_at: None,
             syncs: true,
             log_pages,
             checkpoint_at: CHECKPOINT_PAGES,
@@ -126,7 +132,13 @@ impl Engine {
                 if queue.touch() {
                     self.touched.push(name.clone());
                 }
-                step(queue, &mut turn)
+                let dead = queue.dead;
+                let done = step(queue, &mut turn);
+                if queue.dead > dead {
+                    let count = queue.dead - dead;
+                    tracing::warn!(queue = name.as_str(), count, "tasks were given up: their leases ran out too often");
+                }
+                done
             }
             None => step(&mut Queue::new(self.setup.rules), &mut turn),
         }
@@ -167,6 +179,10 @@ impl Engine {
             return Ok(Ok(()));
         }
         let folder = self.setup.path.parent().unwrap_or(&self.setup.path).display();
+        if self.refused_at.is_none_or(|at| at.elapsed() >= LOG_AGAIN_AFTER) {
+            tracing::warn!(%folder, "inserts are refused: the file system has no room beside the reserve (--disk-reserve)");
+        }
+        self.refused_at = Some(Instant::now());
         let message = format!("the file system of {folder} has no room beside the reserve for acks (--disk-reserve)");
         Ok(Err(StoreError::Full(message)))
     }

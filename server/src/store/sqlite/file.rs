@@ -35,11 +35,18 @@ pub(super) enum OpenError {
     #[error("{0}")]
     Refused(String),
     /// It could not be read or written.
-    #[error("failed: {0}")]
+    #[error("failed: {0}{hint}", hint = what_to_do(.0))]
     Sql(#[from] rusqlite::Error),
     /// It could not be reached.
     #[error("{0}")]
     Io(#[from] io::Error),
+}
+
+fn what_to_do(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt) => "; move it away and restore a backup",
+        _ => "",
+    }
 }
 
 /// Whether the disk has no room.
@@ -335,7 +342,10 @@ pub(super) fn restore(from: &Path, path: &Path, rules: Rules) -> Result<String, 
 
 fn refuse_existing(path: &Path) -> Result<(), OpenError> {
     match path.exists() {
-        true => Err(OpenError::Refused(format!("{} exists already; it is not overwritten", path.display()))),
+        true => {
+            let message = format!("cannot be copied: {} exists already, and is not overwritten", path.display());
+            Err(OpenError::Refused(message))
+        }
         false => Ok(()),
     }
 }
