@@ -109,8 +109,8 @@ pub struct Config {
 
     /// The most request ids, and the most acked tokens, that a queue remembers; the newest half at least. 2 or more. In
     /// Redis an acked token takes about 80 bytes, a request id about 100 and 16 for each of its tasks. With the store in a
-    /// file, an acked token takes about 17 bytes in the file and 20 to 40 in memory; a request id about 60 and 16 for each of
-    /// its tasks in the file, and 40 to 60 in memory.
+    /// file, an acked token takes about 17 bytes of the file; reckoned from the sizes of what is kept, it takes 20 to 40 in
+    /// memory, and a request id about 60 and 16 for each of its tasks in the file, and 40 to 60 in memory.
     #[arg(long, env = "DATA_QUEUE_MEMORY_ENTRIES", value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2..))]
     pub memory_entries: u64,
 
