@@ -21,6 +21,8 @@ pub mod reason {
     pub const BATCH_EMPTY: &str = "BATCH_EMPTY";
     /// `INVALID_ARGUMENT`: more tasks or tokens than a call may carry; the limit is in the metadata.
     pub const BATCH_TOO_LARGE: &str = "BATCH_TOO_LARGE";
+    /// `INVALID_ARGUMENT`: a message of a Consume stream is out of place, or a field of its `open` out of range.
+    pub const CONSUME_INVALID: &str = "CONSUME_INVALID";
     /// `INVALID_ARGUMENT`: too many headers, or a key or value of a length that is not allowed.
     pub const HEADERS_INVALID: &str = "HEADERS_INVALID";
     /// `INVALID_ARGUMENT`: `held_for` is negative or malformed.
@@ -35,10 +37,14 @@ pub mod reason {
     pub const LEASE_TOKEN_INVALID: &str = "LEASE_TOKEN_INVALID";
     /// `RESOURCE_EXHAUSTED`: the request is larger than the server reads.
     pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
+    /// `RESOURCE_EXHAUSTED`: more calls wait for the store than the server keeps; nothing was done, and a retry helps.
+    pub const OVERLOADED: &str = "OVERLOADED";
     /// `INVALID_ARGUMENT`: the page's size is negative.
     pub const PAGE_SIZE_OUT_OF_RANGE: &str = "PAGE_SIZE_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: the page's token is not one that a list gave.
     pub const PAGE_TOKEN_INVALID: &str = "PAGE_TOKEN_INVALID";
+    /// `INVALID_ARGUMENT`: a message of a Produce stream is out of place, or its producer id or number not right.
+    pub const PRODUCE_INVALID: &str = "PRODUCE_INVALID";
     /// `INVALID_ARGUMENT`: neither tokens nor `held_for`.
     pub const PUTBACK_SELECTION_MISSING: &str = "PUTBACK_SELECTION_MISSING";
     /// `INVALID_ARGUMENT`: the queue's name is empty, too long or has a character that is not allowed.
@@ -49,6 +55,8 @@ pub mod reason {
     pub const REQUEST_ID_INVALID: &str = "REQUEST_ID_INVALID";
     /// `ALREADY_EXISTS`: the request id was used before, with other content.
     pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
+    /// `ABORTED`: another Consume stream has taken over the session of this one.
+    pub const SESSION_TAKEN_OVER: &str = "SESSION_TAKEN_OVER";
     /// `UNAVAILABLE`: the server is stopping; another one, or this one later, will serve.
     pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
     /// `RESOURCE_EXHAUSTED`: the store has no room for more; what is in it can be popped and acked.

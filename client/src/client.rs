@@ -223,6 +223,7 @@ impl Client {
             max_tasks: pop.max_tasks,
             lease: pop.lease.map(duration),
             wait: Some(duration(pop.wait)),
+            request_id: String::new(),
         };
         let answer = self
             .call(Repeat::IfUnsent, pop.wait, |mut grpc, _| {

@@ -16,7 +16,7 @@ use data_queue_proto::v1::{
 };
 use tokio::{net::TcpListener, process::Command, time::Instant};
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 /// What a queue does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,6 +235,24 @@ impl DataQueue for Fake {
 
     async fn putback(&self, _: Request<v1::PutbackRequest>) -> Result<Response<v1::PutbackResponse>, Status> {
         Err(Status::unimplemented("validate puts nothing back"))
+    }
+
+    type ProduceStream = Pin<Box<dyn Stream<Item = Result<v1::ProduceResponse, Status>> + Send>>;
+
+    async fn produce(
+        &self,
+        _: Request<Streaming<v1::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, Status> {
+        Err(Status::unimplemented("validate opens no streams of inserts"))
+    }
+
+    type ConsumeStream = Pin<Box<dyn Stream<Item = Result<v1::ConsumeResponse, Status>> + Send>>;
+
+    async fn consume(
+        &self,
+        _: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        Err(Status::unimplemented("validate opens no streams of tasks"))
     }
 }
 

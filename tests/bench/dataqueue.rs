@@ -191,7 +191,13 @@ pub(crate) fn data(task: &v1::Task) -> &[u8] {
 
 /// One PopBatch, and the acks of what came.
 pub(crate) async fn take(client: &mut Client, max_tasks: u32, ledger: &mut Ledger) -> Result<()> {
-    let request = v1::PopBatchRequest { queue: QUEUE.to_owned(), max_tasks, lease: lease(), wait: None };
+    let request = v1::PopBatchRequest {
+        queue: QUEUE.to_owned(),
+        max_tasks,
+        lease: lease(),
+        wait: None,
+        ..v1::PopBatchRequest::default()
+    };
     let mut stream = client.pop_batch(request).await?.into_inner();
     let mut tokens = Vec::new();
     while let Some(message) = stream.message().await? {

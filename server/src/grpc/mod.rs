@@ -1,8 +1,10 @@
 //! The gRPC edge. It translates and decides nothing: decode, ask the queue, encode.
 
 mod admin;
+mod consume;
 mod edge;
 mod handover;
+mod produce;
 mod service;
 mod socket;
 mod status;

@@ -6,15 +6,15 @@ use data_queue_proto::v1::{self, data_queue_server::DataQueue};
 use futures_util::{Stream, StreamExt};
 use md5::{Digest, Md5};
 use prost::Message;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{edge::Deadline, handover::Handover};
+use super::{consume, edge::Deadline, handover::Handover, produce};
 use crate::{
     queue::{InsertCall, NewTask, PopBatchCall, PopCall, Queues, Span, Task, Value},
     store::{Fingerprint, Millis, Outcome, Released},
 };
 
-/// The six calls.
+/// The calls.
 pub struct DataQueueService {
     queues: Queues,
 }
@@ -130,6 +130,24 @@ impl DataQueue for DataQueueService {
         };
         Ok(Response::new(response))
     }
+
+    type ProduceStream = produce::Answers;
+
+    async fn produce(
+        &self,
+        request: Request<Streaming<v1::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, Status> {
+        produce::serve(&self.queues, request)
+    }
+
+    type ConsumeStream = consume::Answers;
+
+    async fn consume(
+        &self,
+        request: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        consume::serve(&self.queues, request)
+    }
 }
 
 /// Of a request whose id was taken out. Maps are sorted, so the order of headers does not count.
@@ -140,7 +158,7 @@ fn fingerprint_if(request_id: &str, request: &impl Message) -> Fingerprint {
     }
 }
 
-fn new_task(task: v1::NewTask) -> NewTask {
+pub(super) fn new_task(task: v1::NewTask) -> NewTask {
     use v1::new_task::Value as Given;
     let value = task.value.map(|value| match value {
         Given::Json(text) => Value::Json(text),
@@ -149,7 +167,7 @@ fn new_task(task: v1::NewTask) -> NewTask {
     NewTask { value, headers: task.headers }
 }
 
-fn task(queue: &str, task: Task) -> v1::Task {
+pub(super) fn task(queue: &str, task: Task) -> v1::Task {
     use v1::task::Value as Sent;
     v1::Task {
         id: task.id.to_string(),
@@ -169,7 +187,7 @@ fn task(queue: &str, task: Task) -> v1::Task {
     }
 }
 
-fn outcomes(outcomes: &[Outcome]) -> Vec<i32> {
+pub(super) fn outcomes(outcomes: &[Outcome]) -> Vec<i32> {
     let outcome = |outcome: &Outcome| match outcome {
         Outcome::Applied => v1::Outcome::Applied,
         Outcome::AlreadyAcked => v1::Outcome::AlreadyAcked,
@@ -179,7 +197,7 @@ fn outcomes(outcomes: &[Outcome]) -> Vec<i32> {
 }
 
 /// Seconds and nanoseconds must have one sign, and the latter be less than a second: else there is no span.
-fn span(duration: prost_types::Duration) -> Span {
+pub(super) fn span(duration: prost_types::Duration) -> Span {
     let (seconds, nanos) = (i128::from(duration.seconds), i128::from(duration.nanos));
     let sound = nanos.abs() < 1_000_000_000 && seconds.signum() * nanos.signum() >= 0;
     Span(sound.then_some(seconds * 1_000_000_000 + nanos))

@@ -10,6 +10,8 @@ use crate::{queue::Error, store::StoreError};
 
 /// When to try again after the store was away or full.
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
+/// When to try again after too many calls waited: clients add their own jitter, and back off.
+const RETRY_OVERLOADED_AFTER: Duration = Duration::from_millis(100);
 /// When to try again, with another server or this one, after a server stopped.
 const RETRY_STOPPED_AFTER: Duration = Duration::from_millis(200);
 
@@ -33,6 +35,10 @@ impl From<Error> for Status {
                 let details = retry(info(reason::STORE_FULL, HashMap::new()), RETRY_STORE_AFTER);
                 let message = format!("the store is full: {message}; tasks in it can be popped and acked");
                 refuse(Code::ResourceExhausted, message, details)
+            }
+            Error::Store(StoreError::Overloaded(message)) => {
+                let details = retry(info(reason::OVERLOADED, HashMap::new()), RETRY_OVERLOADED_AFTER);
+                refuse(Code::ResourceExhausted, format!("the server is overloaded: {message}"), details)
             }
             Error::Store(StoreError::RequestIdReused) => {
                 let mut details = info(reason::REQUEST_ID_REUSED, HashMap::new());

@@ -353,6 +353,9 @@ pub enum StoreError {
     /// It has no room for more. Nothing was done.
     #[error("{0}")]
     Full(String),
+    /// More calls wait for it than are kept. Nothing was done.
+    #[error("{0}")]
+    Overloaded(String),
     /// The request id was used with other content. Nothing was done.
     #[error("the request id was used before, with other content")]
     RequestIdReused,

@@ -1,0 +1,15 @@
+//! Produce: messages of the stream into calls, what comes of them into messages.
+
+use std::pin::Pin;
+
+use data_queue_proto::v1;
+use futures_util::Stream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::queue::Queues;
+
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<v1::ProduceResponse, Status>> + Send>>;
+
+pub(super) fn serve(_: &Queues, _: Request<Streaming<v1::ProduceRequest>>) -> Result<Response<Answers>, Status> {
+    Err(Status::unimplemented("Produce is not there yet"))
+}
