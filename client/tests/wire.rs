@@ -15,7 +15,7 @@ use data_queue_proto::v1::{
 };
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 const ABC_MD5: &str = "900150983cd24fb0d6963f7d28e17f72";
@@ -119,6 +119,24 @@ impl DataQueue for Fake {
     async fn putback(&self, request: Request<v1::PutbackRequest>) -> Result<Response<v1::PutbackResponse>, Status> {
         self.next(request, |script, _| script.others += 1)?;
         Ok(Response::new(v1::PutbackResponse { outcomes: self.outcomes(1), put_back: 1, dead_lettered: 0 }))
+    }
+
+    type ProduceStream = Pin<Box<dyn Stream<Item = Result<v1::ProduceResponse, Status>> + Send>>;
+
+    async fn produce(
+        &self,
+        _: Request<Streaming<v1::ProduceRequest>>,
+    ) -> Result<Response<Self::ProduceStream>, Status> {
+        unreachable!("nothing here opens a stream of inserts")
+    }
+
+    type ConsumeStream = Pin<Box<dyn Stream<Item = Result<v1::ConsumeResponse, Status>> + Send>>;
+
+    async fn consume(
+        &self,
+        _: Request<Streaming<v1::ConsumeRequest>>,
+    ) -> Result<Response<Self::ConsumeStream>, Status> {
+        unreachable!("nothing here opens a stream of tasks")
     }
 }
 
