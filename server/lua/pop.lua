@@ -3,14 +3,18 @@
 -- KEYS     as in common.lua
 -- ARGV     7 the most tasks, 8 envelope bytes after which no further one is leased, 9 lease in ms, 10 stem of the tokens,
 --          11 for how many ms to say that this server waits if nothing is found, or 0, 12 1: pop even if more leases
---          ran out than one step takes back, 13 request id or '', 14 fingerprint, 15 attempt or '-'; then tokens to ack
+--          ran out than one step takes back, 13 request id or '', 14 fingerprint, 15 attempt or '-', 16 session or '',
+--          17 stream, 18 how many spent stems follow; those; then tokens to ack
 -- Returns  {0, ready, reclaimed, due in or -1, 1 if more leases ran out and nothing was popped for that, {outcomes},
---          {token, id, envelope, deliveries, expiries, left, deadline, … for each task}}, or {2}: request id reused
+--          {token, id, envelope, deliveries, expiries, left, deadline, … for each task}, 1 if another stream has the
+--          session}, or {2}: request id reused
 local max, max_bytes, lease_ms, stem = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 -- What insert.lua put behind each envelope.
 local INSERTED_AT_BYTES = 9
 local MAX_HOLDERS = 8
 local request, holder = ARGV[13] ~= '' and 'p' .. ARGV[13], ARGV[15]
+
+local session, stream, spent = ARGV[16] ~= '' and ARGV[16], ARGV[17], tonumber(ARGV[18])
 
 local own_tokens = tokens_of_stem(stem, max)
 
@@ -96,6 +100,9 @@ local function lease_from_head()
   if request then
     remember_request(request, ARGV[14] .. table.concat(tokens))
   end
+  if session then
+    use_session(session, stream, stem, #held)
+  end
   return held
 end
 
@@ -136,10 +143,16 @@ local record = request and recall_request(request)
 if record and string.sub(record, 1, 16) ~= ARGV[14] then
   return { 2 }
 end
-local outcomes = ack(args_from(16))
+local outcomes = ack(args_from(19 + spent))
 local reclaimed, more = reclaim()
 if more and ARGV[12] ~= '1' then
-  return { 0, 0, reclaimed, -1, 1, outcomes, {} }
+  return { 0, 0, reclaimed, -1, 1, outcomes, {}, 0 }
+end
+if session and not has_session(session, stream) then
+  return { 0, ready_count(), reclaimed, -1, 0, outcomes, {}, 1 }
+end
+if spent > 0 then
+  redis.call('HDEL', session_key(session), unpack(ARGV, 19, 18 + spent))
 end
 local held = {}
 -- Whoever made this call may have given it up, and withdrawn it, before it arrived.
@@ -156,9 +169,9 @@ if reclaimed > 0 and ready > 0 then
   wake_others(ready)
 end
 if #held > 0 then
-  return { 0, ready, reclaimed, -1, 0, outcomes, answer(held) }
+  return { 0, ready, reclaimed, -1, 0, outcomes, answer(held), 0 }
 end
 if ARGV[11] ~= '0' then
   announce(tonumber(ARGV[11]))
 end
-return { 0, ready, reclaimed, due_in(), 0, outcomes, {} }
+return { 0, ready, reclaimed, due_in(), 0, outcomes, {}, 0 }

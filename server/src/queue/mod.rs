@@ -268,6 +268,8 @@ impl Queues {
             stem,
             request: plan.request.clone(),
             will_wait,
+            consumer: None,
+            spent: Vec::new(),
         };
         self.uncancelled(async move {
             let popped = match this.store.pop(&queue, pop).await {

@@ -22,6 +22,7 @@ mod redis_only;
 mod redis_server;
 mod release;
 mod retry;
+mod session;
 
 use std::{
     ops::{Deref, Range},
@@ -33,8 +34,9 @@ use bytes::Bytes;
 
 use self::engines::{memory, redis, sqlite};
 use super::{
-    Admin, Attempt, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, Outcome, Pop, PopRequest,
-    QueueName, Release, Released, Remember, RequestKey, Rules, Stem, Store, StoreError, TaskId, Token, Withdrawal,
+    Admin, Attempt, Consumer, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, Outcome, Pop, PopRequest,
+    QueueName, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT, SessionId, Stem, Store, StoreError,
+    TaskId, Token, Withdrawal,
 };
 
 /// Runs every case on every store that is named here.
@@ -123,6 +125,17 @@ macro_rules! conformance {
                     of_many_that_ran_out_the_latest_deadlines_go_back_first,
                     a_look_takes_back_and_tells,
                     counting_takes_back,
+                }
+                session {
+                    a_stream_resumes_what_its_session_holds,
+                    the_stream_that_came_last_has_the_session,
+                    what_a_stream_keeps_does_not_run_out,
+                    keeping_is_no_heartbeat_of_the_holder,
+                    what_is_abandoned_comes_back_after_the_grace,
+                    what_was_taken_over_is_not_abandoned,
+                    a_session_is_forgotten_some_time_after_its_last_step,
+                    sessions_do_not_touch_each_other,
+                    hundreds_of_pops_are_resumed_in_order,
                 }
                 dead {
                     the_last_expiry_makes_a_dead_letter,
@@ -362,6 +375,8 @@ fn pop(max_tasks: usize) -> Pop {
         stem: Stem::mint().unwrap(),
         request: None,
         will_wait: false,
+        consumer: None,
+        spent: Vec::new(),
     }
 }
 
@@ -372,6 +387,11 @@ fn key(id: &str, fingerprint: u8) -> RequestKey {
 /// A try of a repeatable pop, with fresh tokens.
 fn attempt(max_tasks: usize, request: &str, number: u8) -> Pop {
     Pop { request: Some(PopRequest { key: key(request, 1), attempt: name_of_attempt(number) }), ..pop(max_tasks) }
+}
+
+/// A stream of a session.
+fn consumer(session: u8, stream: u8) -> Consumer {
+    Consumer { session: SessionId([session; 16]), stream: Attempt([stream; 8]) }
 }
 
 fn name_of_attempt(number: u8) -> Attempt {

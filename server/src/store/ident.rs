@@ -134,6 +134,12 @@ pub struct Token(pub [u8; 16]);
 pub struct TokenError;
 
 impl Token {
+    /// What it has in common with the others of its pop.
+    pub fn stem(&self) -> Stem {
+        let [stem @ .., _, _] = self.0;
+        Stem(stem)
+    }
+
     /// Reads the text that a worker sent.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let text: &[u8; 32] = text.as_bytes().try_into().map_err(|_| TokenError)?;
@@ -166,7 +172,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Names one try of a repeatable pop.
+/// Names one try of a repeatable pop, or one stream of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt(pub [u8; 8]);
 
@@ -176,6 +182,26 @@ impl Attempt {
         let mut bytes = [0; 8];
         getrandom::fill(&mut bytes)?;
         Ok(Self(bytes))
+    }
+}
+
+/// Names the work of a consumer over its streams: 16 bytes of the client's, or drawn for it. Who knows it may take the
+/// leases over, so it is not for logs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId(pub [u8; 16]);
+
+impl SessionId {
+    /// Draws a new one.
+    pub fn mint() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0; 16];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionId(..)")
     }
 }
 

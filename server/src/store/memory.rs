@@ -13,9 +13,10 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Admin, Beaten, Clock, Counts, Description, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, OnWake, Outcome,
-    Pop, Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember, RequestKey, Rules, Sight,
-    Stem, Store, StoreError, Survives, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
+    Admin, Attempt, Beaten, Clock, Consumer, Counts, Description, Fingerprint, Insert, Inserted, Leased, Millis,
+    NewTask, OnWake, Outcome, Pop, Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember,
+    RequestKey, Rules, SESSION_KEPT, SessionId, Sight, Stem, Store, StoreError, Survives, TaskId, Token, WITHDRAWN_FOR,
+    Withdrawal, holders::Holders,
 };
 
 /// The store.
@@ -87,6 +88,7 @@ struct Queue {
     deadlines: BTreeSet<(Millis, u64, Token)>,
     acked: Memory<Token, ()>,
     requests: Memory<(Call, String), Request>,
+    sessions: HashMap<SessionId, Session>,
     delivered: u64,
     inserted_count: u64,
     acked_count: u64,
@@ -122,6 +124,15 @@ struct Lease {
     /// What was left when it was renewed.
     length: Millis,
     holders: Holders,
+    session: Option<SessionId>,
+}
+
+struct Session {
+    /// The one that has it.
+    stream: Attempt,
+    /// When it last took a step.
+    used_at: Millis,
+    leases: BTreeSet<(u64, Token)>,
 }
 
 fn size_of_task(task: &NewTask) -> u64 {
@@ -141,6 +152,7 @@ impl Queue {
             deadlines: BTreeSet::new(),
             acked: Memory::new(remember),
             requests: Memory::new(remember),
+            sessions: HashMap::new(),
             delivered: 0,
             inserted_count: 0,
             acked_count: 0,
@@ -192,7 +204,11 @@ impl Queue {
         let reclaimed = self.reclaim(now);
         if withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
-            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in });
+            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false });
+        }
+        if pop.consumer.is_some_and(|consumer| !self.has_session(consumer, now)) {
+            let ready = self.ready.len() as u64;
+            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over: true });
         }
 
         let holder = pop.request.as_ref().map(|request| request.attempt);
@@ -216,7 +232,7 @@ impl Queue {
         }
         let tasks: Vec<Leased> = held.iter().filter_map(|token| self.leased(*token, now)).collect();
         let due_in = if tasks.is_empty() { self.due_in(now) } else { None };
-        Ok(Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in })
+        Ok(Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in, taken_over: false })
     }
 
     fn lease_from_head(&mut self, pop: &Pop, now: Millis) -> Vec<Token> {
@@ -236,12 +252,76 @@ impl Queue {
                 deadline: now + pop.lease,
                 length: pop.lease,
                 holders: Holders::default(),
+                session: pop.consumer.map(|consumer| consumer.session),
             };
             self.deadlines.insert((lease.deadline, lease.order, token));
             self.leases.insert(token, lease);
             held.push(token);
         }
+        if let Some(consumer) = pop.consumer.filter(|_| !held.is_empty()) {
+            let first = self.delivered - held.len() as u64;
+            self.session(consumer, now).leases.extend((first + 1..).zip(held.iter().copied()));
+        }
         held
+    }
+
+    /// True if no other stream has it.
+    fn has_session(&self, consumer: Consumer, now: Millis) -> bool {
+        let session = self.sessions.get(&consumer.session).filter(|session| now < session.used_at + SESSION_KEPT);
+        session.is_none_or(|session| session.stream == consumer.stream)
+    }
+
+    /// The session, which this stream has from now on.
+    fn session(&mut self, consumer: Consumer, now: Millis) -> &mut Session {
+        if self.sessions.get(&consumer.session).is_none_or(|session| now >= session.used_at + SESSION_KEPT) {
+            self.sessions.retain(|_, session| now < session.used_at + SESSION_KEPT);
+        }
+        let made = || Session { stream: consumer.stream, used_at: now, leases: BTreeSet::new() };
+        let session = self.sessions.entry(consumer.session).or_insert_with(made);
+        (session.stream, session.used_at) = (consumer.stream, now);
+        session
+    }
+
+    fn resume(&mut self, consumer: Consumer, lease: Millis, now: Millis) -> Vec<Token> {
+        let tokens: Vec<Token> = self.session(consumer, now).leases.iter().map(|(_, token)| *token).collect();
+        for token in &tokens {
+            self.extend(token, lease, now);
+        }
+        tokens
+    }
+
+    fn keep(&mut self, consumer: Consumer, tokens: &[Token], lease: Millis, now: Millis) -> Option<Vec<Outcome>> {
+        if !self.has_session(consumer, now) {
+            return None;
+        }
+        self.session(consumer, now);
+        let keep = |token| match self.extend(token, lease, now) {
+            Some(_) => Outcome::Applied,
+            None => self.not_held(token, now),
+        };
+        Some(tokens.iter().map(keep).collect())
+    }
+
+    fn abandon(&mut self, consumer: Consumer, tokens: &[Token], grace: Millis, now: Millis) {
+        if !self.has_session(consumer, now) {
+            return;
+        }
+        for token in tokens {
+            let Some(lease) = self.leases.get_mut(token).filter(|lease| lease.deadline > now + grace) else { continue };
+            self.deadlines.remove(&(lease.deadline, lease.order, *token));
+            lease.deadline = now + grace;
+            self.deadlines.insert((lease.deadline, lease.order, *token));
+        }
+    }
+
+    /// Moves a deadline to now + `lease`, and never to an earlier time. Answers the lease.
+    fn extend(&mut self, token: &Token, lease: Millis, now: Millis) -> Option<&mut Lease> {
+        let held = self.leases.get_mut(token)?;
+        self.deadlines.remove(&(held.deadline, held.order, *token));
+        held.deadline = held.deadline.max(now + lease);
+        held.length = held.deadline.saturating_sub(now);
+        self.deadlines.insert((held.deadline, held.order, *token));
+        Some(held)
     }
 
     /// A delivery as its holder sees it. The lease itself is the delivery that is not counted yet.
@@ -282,12 +362,8 @@ impl Queue {
     fn heartbeat(&mut self, tokens: &[Token], lease: Millis, now: Millis) -> Beaten {
         let mut earliest: Option<Millis> = None;
         let beat = |token: &Token| {
-            let Some(held) = self.leases.get_mut(token) else { return self.not_held(token, now) };
-            self.deadlines.remove(&(held.deadline, held.order, *token));
-            held.deadline = held.deadline.max(now + lease);
+            let Some(held) = self.extend(token, lease, now) else { return self.not_held(token, now) };
             held.renewed_at = now;
-            held.length = held.deadline.saturating_sub(now);
-            self.deadlines.insert((held.deadline, held.order, *token));
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
             Outcome::Applied
         };
@@ -362,6 +438,9 @@ impl Queue {
     fn end_lease(&mut self, token: &Token) -> Option<Lease> {
         let lease = self.leases.remove(token)?;
         self.deadlines.remove(&(lease.deadline, lease.order, *token));
+        if let Some(session) = lease.session.and_then(|session| self.sessions.get_mut(&session)) {
+            session.leases.remove(&(lease.order, *token));
+        }
         Some(lease)
     }
 
@@ -457,6 +536,30 @@ impl Store for MemoryStore {
 
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
         Ok(self.step(queue, |queue, _, now| queue.release(release, now)))
+    }
+
+    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
+        Ok(self.step(queue, |queue, _, now| queue.resume(consumer, lease, now)))
+    }
+
+    async fn keep(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        lease: Millis,
+    ) -> Result<Option<Vec<Outcome>>, StoreError> {
+        Ok(self.step(queue, |queue, _, now| queue.keep(consumer, tokens, lease, now)))
+    }
+
+    async fn abandon(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        grace: Millis,
+    ) -> Result<(), StoreError> {
+        Ok(self.step(queue, |queue, _, now| queue.abandon(consumer, tokens, grace, now)))
     }
 
     async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {

@@ -25,7 +25,7 @@ use bytes::Bytes;
 pub use backend::Backend;
 pub use clock::{Clock, SystemClock};
 pub(crate) use ident::hex;
-pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, Stem, TaskId, Token, TokenError};
+pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, SessionId, Stem, TaskId, Token, TokenError};
 
 /// Milliseconds: a span, or a point in time since the Unix epoch by the store's clock.
 pub type Millis = u64;
@@ -36,6 +36,9 @@ pub const RECLAIM_STEP: usize = 200;
 
 /// For how long a withdrawn pop may still arrive, and then leases nothing.
 const WITHDRAWN_FOR: Millis = 60_000;
+
+/// For how long a session is known after the last step of its stream.
+const SESSION_KEPT: Millis = 600_000;
 
 /// How a store remembers request ids and acked tokens.
 #[derive(Clone, Copy, Debug)]
@@ -119,6 +122,19 @@ pub struct Pop {
     pub request: Option<PopRequest>,
     /// True if the caller will wait when nothing is found: other servers then tell this one about inserts.
     pub will_wait: bool,
+    /// Set if the leases belong to a stream.
+    pub consumer: Option<Consumer>,
+    /// Earlier pops of the stream that have no leases left: the session need not know them any more. A hint.
+    pub spent: Vec<Stem>,
+}
+
+/// A stream of deliveries, and the session that its leases belong to. The stream that came last has the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    /// Of the client.
+    pub session: SessionId,
+    /// This stream.
+    pub stream: Attempt,
 }
 
 /// A delivery.
@@ -155,6 +171,8 @@ pub struct Popped {
     pub reclaimed: u64,
     /// When nothing was found: how long until the first lease runs out.
     pub due_in: Option<Millis>,
+    /// True if another stream has the session: nothing was leased. The acks were applied.
+    pub taken_over: bool,
 }
 
 /// What became of a token.
@@ -257,6 +275,30 @@ pub trait Store: Send + Sync + 'static {
 
     /// Gives leased tasks back to the head.
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Gives a session to this stream, and moves the deadlines of its leases to now + `lease` at least. Answers their
+    /// tokens, in the order of their delivery.
+    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError>;
+
+    /// Moves deadlines as a heartbeat does, on behalf of a stream that lives; it is no heartbeat of the holder's. Nothing is
+    /// moved, nor answered, if another stream has the session.
+    async fn keep(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        lease: Millis,
+    ) -> Result<Option<Vec<Outcome>>, StoreError>;
+
+    /// Moves deadlines to now + `grace`, never to a later time than they had: the stream has broken. Nothing is moved if another stream
+    /// has the session.
+    async fn abandon(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        grace: Millis,
+    ) -> Result<(), StoreError>;
 
     /// Undoes a pop whose answer was lost. What it leased goes back to the head, as if it had not been delivered, unless
     /// another try was answered with it; should it run only within the next minute, it leases nothing. Answers how many

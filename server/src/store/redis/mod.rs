@@ -25,9 +25,9 @@ use self::{
     script::{Call, Source},
 };
 use super::{
-    Admin, Attempt, Beaten, Counts, Description, Insert, Inserted, Leased, Millis, OnWake, Outcome, Pop, Popped,
-    QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives, TaskId,
-    Token, Withdrawal,
+    Admin, Attempt, Beaten, Consumer, Counts, Description, Insert, Inserted, Leased, Millis, OnWake, Outcome, Pop,
+    Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives,
+    TaskId, Token, Withdrawal,
 };
 
 /// For how long a server's word that it waits on a queue holds. It is renewed by each look, at least every 0.9 s.
@@ -233,7 +233,19 @@ impl RedisStore {
             }
             None => call.arg("").arg("").arg(holder(None)),
         };
+        call = match &pop.consumer {
+            Some(consumer) => {
+                let spent = &pop.spent[..pop.spent.len().min(RECLAIM_STEP)];
+                let call = call.arg(&consumer.session.0).arg(&consumer.stream.0).arg(spent.len());
+                spent.iter().fold(call, |call, stem| call.arg(&stem.0))
+            }
+            None => call.arg("").arg("").arg(0),
+        };
         PopAnswer::read(self.run(with_tokens(call, acks)).await?)
+    }
+
+    fn session(&self, queue: &QueueName, what: &str, consumer: Consumer, span: Millis) -> Call {
+        self.call(&script::SESSION, queue).arg(what).arg(&consumer.session.0).arg(&consumer.stream.0).arg(span)
     }
 
     async fn look_once(&self, queue: &QueueName, announce: Millis) -> Result<Look, StoreError> {
@@ -328,13 +340,16 @@ impl PopAnswer {
         if from_value::<u64>(status)? == 2 {
             return Err(StoreError::RequestIdReused);
         }
-        let [ready, reclaimed, due_in, more, acks, Value::Array(tasks)] = rest else { return Err(unreadable()) };
+        let [ready, reclaimed, due_in, more, acks, Value::Array(tasks), taken_over] = rest else {
+            return Err(unreadable());
+        };
         let popped = Popped {
             acks: outcomes(from_value(acks)?)?,
             tasks: tasks.chunks(Self::FIELDS_PER_TASK).map(read_leased).collect::<Result<_, _>>()?,
             ready: from_value(ready)?,
             reclaimed: from_value(reclaimed)?,
             due_in: u64::try_from(from_value::<i64>(due_in)?).ok(),
+            taken_over: from_value(taken_over)?,
         };
         Ok(Self { popped, more: from_value(more)? })
     }
@@ -491,6 +506,42 @@ impl Store for RedisStore {
             Release::Unsent(tokens, attempt) => with_tokens(call.arg("unsent").arg(holder(*attempt)).arg(""), tokens),
         };
         outcomes(self.run(call).await?)
+    }
+
+    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
+        let tokens: Vec<Value> = self.run(self.session(queue, "resume", consumer, lease)).await?;
+        tokens.iter().map(|token| sixteen(token).map(Token)).collect()
+    }
+
+    async fn keep(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        lease: Millis,
+    ) -> Result<Option<Vec<Outcome>>, StoreError> {
+        let mut all = Vec::with_capacity(tokens.len());
+        for step in tokens.chunks(RECLAIM_STEP) {
+            let call = with_tokens(self.session(queue, "keep", consumer, lease), step);
+            match self.run::<Vec<Value>>(call).await?.as_slice() {
+                [_, numbers] => all.extend(outcomes(from_value(numbers)?)?),
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    async fn abandon(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        grace: Millis,
+    ) -> Result<(), StoreError> {
+        for step in tokens.chunks(RECLAIM_STEP) {
+            self.run::<Value>(with_tokens(self.session(queue, "abandon", consumer, grace), step)).await?;
+        }
+        Ok(())
     }
 
     async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {

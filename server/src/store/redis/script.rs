@@ -32,6 +32,7 @@ scripts! {
     RELEASE = "release.lua";
     WITHDRAW = "withdraw.lua";
     HELD = "held.lua";
+    SESSION = "session.lua";
     LOOK = "look.lua";
     COUNTS = "counts.lua";
 }

@@ -154,7 +154,16 @@ impl Stored {
         let Self { order, renewed_at, deadline, holders, .. } = self;
         let length = deadline.saturating_sub(renewed_at);
         let deadline = opened.filter(|opened| renewed_at < *opened).map_or(deadline, |opened| opened + length);
-        Lease { length, id, task, order, renewed_at, deadline, holders: Holders::new(holders_from_bytes(&holders)) }
+        Lease {
+            session: None,
+            length,
+            id,
+            task,
+            order,
+            renewed_at,
+            deadline,
+            holders: Holders::new(holders_from_bytes(&holders)),
+        }
     }
 }
 

@@ -32,9 +32,9 @@ use self::{
     writer::{BYTES_PER_ITEM, Job, Kind, Writer},
 };
 use super::{
-    Admin, Beaten, Clock, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped, QueueName,
-    RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives, SystemClock, Token,
-    Withdrawal,
+    Admin, Beaten, Clock, Consumer, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped,
+    QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives,
+    SystemClock, Token, Withdrawal,
 };
 
 /// Calls that wait for the writing thread; more wait in their own tasks.
@@ -255,6 +255,42 @@ impl Store for SqliteStore {
         };
         self.call(Kind::Change, weight, move |engine| {
             engine.step(&queue, |queue, turn| queue.release(&release, turn)).map(Ok)
+        })
+        .await
+    }
+
+    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
+        let queue = queue.clone();
+        self.call(Kind::Lease, RECLAIM_STEP, move |engine| {
+            engine.step(&queue, |queue, turn| queue.resume(consumer, lease, turn)).map(Ok)
+        })
+        .await
+    }
+
+    async fn keep(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        lease: Millis,
+    ) -> Result<Option<Vec<Outcome>>, StoreError> {
+        let (queue, tokens) = (queue.clone(), tokens.to_vec());
+        self.call(Kind::Lease, tokens.len(), move |engine| {
+            engine.step(&queue, |queue, turn| queue.keep(consumer, &tokens, lease, turn)).map(Ok)
+        })
+        .await
+    }
+
+    async fn abandon(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        tokens: &[Token],
+        grace: Millis,
+    ) -> Result<(), StoreError> {
+        let (queue, tokens) = (queue.clone(), tokens.to_vec());
+        self.call(Kind::Lease, tokens.len(), move |engine| {
+            engine.step(&queue, |queue, turn| queue.abandon(consumer, &tokens, grace, turn)).map(Ok)
         })
         .await
     }

@@ -16,8 +16,9 @@ use super::{
     tables::{Sql, StoredRequest, StoredTask, Tables, Tries},
 };
 use crate::store::{
-    Beaten, Counts, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, RECLAIM_STEP, Release, Released,
-    RequestKey, Rules, Sight, Stem, StoreError, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
+    Attempt, Beaten, Consumer, Counts, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, RECLAIM_STEP, Release,
+    Released, RequestKey, Rules, SESSION_KEPT, SessionId, Sight, Stem, StoreError, TaskId, Token, WITHDRAWN_FOR,
+    Withdrawal, holders::Holders,
 };
 
 /// Acked tokens in a row of the file: 960 bytes, which SQLite keeps in the row's page.
@@ -85,6 +86,16 @@ pub(super) struct Lease {
     /// What was left when it was renewed.
     pub(super) length: Millis,
     pub(super) holders: Holders,
+    pub(super) session: Option<SessionId>,
+}
+
+/// The work of a consumer.
+struct Session {
+    /// The stream that has it.
+    stream: Attempt,
+    /// When it last took a step.
+    used_at: Millis,
+    leases: BTreeSet<(u64, Token)>,
 }
 
 /// Whose request ids: those of inserts and of pops are apart.
@@ -118,6 +129,7 @@ pub(super) struct Queue {
     /// Acked in this transaction, and not written yet.
     acked_now: Vec<Token>,
     pub(super) requests: Memory<[u8; 16], i64>,
+    sessions: HashMap<SessionId, Session>,
     pub(super) delivered: u64,
     pub(super) dead: u64,
     pub(super) inserted_count: u64,
@@ -143,6 +155,7 @@ impl Queue {
             acked: Memory::new(Kind::Acked, rules.remember),
             acked_now: Vec::new(),
             requests: Memory::new(Kind::Requests, rules.remember),
+            sessions: HashMap::new(),
             delivered: 0,
             dead: 0,
             inserted_count: 0,
@@ -226,7 +239,13 @@ impl Queue {
         let more = !anyway && self.due_in(turn.now) == Some(0);
         if more || turn.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(turn.now));
-            return Ok(Ok(PopStep { popped: Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in }, more }));
+            let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false };
+            return Ok(Ok(PopStep { popped, more }));
+        }
+        if pop.consumer.is_some_and(|consumer| !self.has_session(consumer, turn.now)) {
+            let ready = self.ready.len() as u64;
+            let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over: true };
+            return Ok(Ok(PopStep { popped, more: false }));
         }
 
         let is_held = |token: &Token| self.leases.contains_key(token);
@@ -239,7 +258,7 @@ impl Queue {
             false => self.answer_again(&held, pop, turn)?,
         };
         let due_in = if tasks.is_empty() { self.due_in(turn.now) } else { None };
-        let popped = Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in };
+        let popped = Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in, taken_over: false };
         Ok(Ok(PopStep { popped, more: false }))
     }
 
@@ -265,10 +284,15 @@ impl Queue {
                 deadline: turn.now + pop.lease,
                 length: pop.lease,
                 holders: Holders::new(attempt.into_iter().collect()),
+                session: pop.consumer.map(|consumer| consumer.session),
             };
             turn.tables.add_lease(&token, &lease)?;
             tasks.push(self.delivery(token, &lease, stored, turn.now));
             self.index_lease(token, lease);
+        }
+        if let Some(consumer) = pop.consumer.filter(|_| !tasks.is_empty()) {
+            let first = self.delivered - tasks.len() as u64;
+            self.session(consumer, turn.now).leases.extend((first + 1..).zip(tasks.iter().map(|task| task.token)));
         }
         if let Some(request) = pop.request.as_ref().filter(|_| !tasks.is_empty()) {
             let tokens = tasks.iter().map(|task| task.token.0).collect();
@@ -339,16 +363,86 @@ impl Queue {
                 outcomes.push(self.not_held(token, now));
                 continue;
             };
-            self.deadlines.remove(&(held.deadline, held.order, *token));
-            held.deadline = held.deadline.max(now + lease);
             held.renewed_at = now;
-            held.length = held.deadline.saturating_sub(now);
-            self.deadlines.insert((held.deadline, held.order, *token));
-            turn.tables.save_lease(held)?;
+            let until = held.deadline.max(now + lease);
+            move_deadline(&mut self.deadlines, token, held, until, turn)?;
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
             outcomes.push(Outcome::Applied);
         }
         Ok(Beaten { outcomes, earliest: earliest.map(|deadline| (deadline.saturating_sub(now), deadline)) })
+    }
+
+    /// True if no other stream has it.
+    fn has_session(&self, consumer: Consumer, now: Millis) -> bool {
+        let session = self.sessions.get(&consumer.session).filter(|session| now < session.used_at + SESSION_KEPT);
+        session.is_none_or(|session| session.stream == consumer.stream)
+    }
+
+    /// The session, which this stream has from now on.
+    fn session(&mut self, consumer: Consumer, now: Millis) -> &mut Session {
+        if self.sessions.get(&consumer.session).is_none_or(|session| now >= session.used_at + SESSION_KEPT) {
+            self.sessions.retain(|_, session| now < session.used_at + SESSION_KEPT);
+        }
+        let made = || Session { stream: consumer.stream, used_at: now, leases: BTreeSet::new() };
+        let session = self.sessions.entry(consumer.session).or_insert_with(made);
+        (session.stream, session.used_at) = (consumer.stream, now);
+        session
+    }
+
+    pub(super) fn resume(&mut self, consumer: Consumer, lease: Millis, turn: &mut Turn<'_>) -> Sql<Vec<Token>> {
+        let session = self.session(consumer, turn.now);
+        let tokens: Vec<Token> = session.leases.iter().map(|(_, token)| *token).collect();
+        self.extend(&tokens, lease, turn)?;
+        Ok(tokens)
+    }
+
+    /// Nothing if another stream has the session.
+    pub(super) fn keep(
+        &mut self,
+        consumer: Consumer,
+        tokens: &[Token],
+        lease: Millis,
+        turn: &mut Turn<'_>,
+    ) -> Sql<Option<Vec<Outcome>>> {
+        if !self.has_session(consumer, turn.now) {
+            return Ok(None);
+        }
+        self.session(consumer, turn.now);
+        self.extend(tokens, lease, turn).map(Some)
+    }
+
+    fn extend(&mut self, tokens: &[Token], lease: Millis, turn: &Turn<'_>) -> Sql<Vec<Outcome>> {
+        let mut outcomes = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let Some(held) = self.leases.get_mut(token) else {
+                outcomes.push(self.not_held(token, turn.now));
+                continue;
+            };
+            let until = held.deadline.max(turn.now + lease);
+            move_deadline(&mut self.deadlines, token, held, until, turn)?;
+            outcomes.push(Outcome::Applied);
+        }
+        Ok(outcomes)
+    }
+
+    pub(super) fn abandon(
+        &mut self,
+        consumer: Consumer,
+        tokens: &[Token],
+        grace: Millis,
+        turn: &mut Turn<'_>,
+    ) -> Sql<()> {
+        if !self.has_session(consumer, turn.now) {
+            return Ok(());
+        }
+        for token in tokens {
+            let Some(held) = self.leases.get_mut(token) else { continue };
+            let until = held.deadline.min(turn.now + grace);
+            self.deadlines.remove(&(held.deadline, held.order, *token));
+            held.deadline = until;
+            self.deadlines.insert((until, held.order, *token));
+        }
+        Ok(())
     }
 
     pub(super) fn release(&mut self, release: &Release, turn: &mut Turn<'_>) -> Sql<Vec<Outcome>> {
@@ -448,6 +542,9 @@ impl Queue {
     fn end_lease(&mut self, token: &Token, turn: &Turn<'_>) -> Sql<Option<Lease>> {
         let Some(lease) = self.leases.remove(token) else { return Ok(None) };
         self.deadlines.remove(&(lease.deadline, lease.order, *token));
+        if let Some(session) = lease.session.and_then(|session| self.sessions.get_mut(&session)) {
+            session.leases.remove(&(lease.order, *token));
+        }
         turn.tables.remove_lease(lease.task)?;
         Ok(Some(lease))
     }
@@ -566,4 +663,19 @@ impl Queue {
         }
         Ok(())
     }
+}
+
+/// What is left of the lease then is what it runs for again after a restart.
+fn move_deadline(
+    deadlines: &mut BTreeSet<(Millis, u64, Token)>,
+    token: &Token,
+    held: &mut Lease,
+    until: Millis,
+    turn: &Turn<'_>,
+) -> Sql<()> {
+    deadlines.remove(&(held.deadline, held.order, *token));
+    held.deadline = until;
+    held.length = until.saturating_sub(turn.now);
+    deadlines.insert((until, held.order, *token));
+    turn.tables.save_lease(held)
 }

@@ -75,7 +75,17 @@ fn insert(count: usize) -> Insert {
 
 fn pop(max_tasks: usize) -> Pop {
     let stem = Stem::mint().unwrap();
-    Pop { acks: Vec::new(), max_tasks, max_bytes: 1 << 20, lease: 30_000, stem, request: None, will_wait: false }
+    Pop {
+        acks: Vec::new(),
+        max_tasks,
+        max_bytes: 1 << 20,
+        lease: 30_000,
+        stem,
+        request: None,
+        will_wait: false,
+        consumer: None,
+        spent: Vec::new(),
+    }
 }
 
 async fn take(store: &SqliteStore, max_tasks: usize) -> Vec<Token> {

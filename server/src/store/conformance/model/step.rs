@@ -206,6 +206,8 @@ impl PopStep {
             stem: Ticket::stem(self.number),
             request: self.request.map(Try::pop_request),
             will_wait: self.will_wait,
+            consumer: None,
+            spent: Vec::new(),
         }
     }
 
