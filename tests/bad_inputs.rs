@@ -8,6 +8,7 @@ mod cancel;
 mod files;
 mod queues;
 mod request_ids;
+mod stalled;
 mod startup;
 mod store_down;
 mod times;

@@ -139,6 +139,11 @@ pub struct Config {
     #[arg(long, env = "DATA_QUEUE_KEEPALIVE_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = at_least_a_second)]
     pub keepalive_timeout: Duration,
 
+    /// When the client of a stream of tasks has not read for this long, the tasks that wait for it go back to their queue,
+    /// and the stream ends with DEADLINE_EXCEEDED. 1s to 24h.
+    #[arg(long, env = "DATA_QUEUE_STALL_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = at_least_a_second)]
+    pub stall_timeout: Duration,
+
     /// Do not offer gRPC reflection, by which tools like grpcurl learn the calls.
     #[arg(long, env = "DATA_QUEUE_NO_REFLECTION", value_parser = clap::builder::BoolishValueParser::new())]
     pub no_reflection: bool,

@@ -190,7 +190,7 @@ impl Process {
             .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .layer(EdgeLayer::new(self.calls.clone(), config.max_message));
+            .layer(EdgeLayer::new(self.calls.clone(), config.max_message, config.stall_timeout));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)

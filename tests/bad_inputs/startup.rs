@@ -66,6 +66,7 @@ wire_tests! {
             (&["--keepalive-interval", "500000000000years"], &["--keepalive-interval"]),
             (&["--store-timeout=-1s"], &["--store-timeout"]),
             (&["--store-timeout", "-1s"], &["-1"]),
+            (&["--stall-timeout", "999ms"], &["--stall-timeout"]),
             (&["--default-lease", "13h"], &["--default-lease"]),
             (&["--default-lease", "1ms"], &["--default-lease"]),
             (&["--max-expiries", "0"], &["--max-expiries"]),

@@ -9,7 +9,7 @@ use h2::{
 };
 use http::{HeaderMap, Request, Response};
 use prost::Message;
-use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
+use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle, time::timeout};
 use tonic::{Code, Status};
 
 use super::PATIENCE;
@@ -21,6 +21,7 @@ pub struct Connection {
     address: SocketAddr,
     requests: SendRequest<Bytes>,
     driver: JoinHandle<Result<(), h2::Error>>,
+    window: oneshot::Sender<u32>,
 }
 
 /// A call that was sent.
@@ -54,9 +55,21 @@ impl Connection {
 
     async fn with(address: SocketAddr, builder: &Builder) -> Self {
         let socket = TcpStream::connect(address).await.expect("a connection");
-        let (requests, connection) = builder.handshake(socket).await.expect("an HTTP/2 handshake");
-        let driver = tokio::spawn(connection);
-        Self { address, requests, driver }
+        let (requests, mut connection) = builder.handshake(socket).await.expect("an HTTP/2 handshake");
+        let (window, other_window) = oneshot::channel();
+        let driver = tokio::spawn(async move {
+            tokio::select! {
+                ended = &mut connection => return ended,
+                Ok(window) = other_window => connection.set_initial_window_size(window)?,
+            }
+            connection.await
+        });
+        Self { address, requests, driver, window }
+    }
+
+    /// From here on the server may send so many bytes of each body, the calls under way included.
+    pub fn set_window(self, window: u32) {
+        self.window.send(window).expect("the connection is there");
     }
 
     /// Sends one message to a path, before whatever is sent on this connection later.
@@ -103,20 +116,41 @@ impl Sent {
 impl Answering {
     /// Reads the answer to its end.
     pub async fn status(self) -> Status {
+        self.body_and_status().await.1
+    }
+
+    /// Reads the answer to its end, and gives its messages too.
+    pub async fn messages<M: Message + Default>(self) -> (Vec<M>, Status) {
+        let (body, status) = self.body_and_status().await;
+        let mut messages = Vec::new();
+        let mut left = &body[..];
+        while let Some((head, rest)) = left.split_first_chunk::<5>() {
+            let (message, rest) = rest.split_at(message_length(head));
+            messages.push(M::decode(message).expect("a message"));
+            left = rest;
+        }
+        assert!(left.is_empty(), "a part of a message at the end");
+        (messages, status)
+    }
+
+    async fn body_and_status(self) -> (Vec<u8>, Status) {
         let (head, mut body) = self.response.into_parts();
         assert_eq!(head.status, 200, "{head:?}");
         if let Some(status) = Status::from_header_map(&head.headers) {
-            return status;
+            return (Vec::new(), status);
         }
+        let mut read = Vec::new();
         let trailers = timeout(PATIENCE, async {
             while let Some(data) = body.data().await {
                 let data = data.expect("a body");
                 body.flow_control().release_capacity(data.len()).expect("a window");
+                read.extend_from_slice(&data);
             }
             body.trailers().await.expect("trailers")
         });
         let trailers: HeaderMap = trailers.await.expect("trailers in time").unwrap_or_default();
-        Status::from_header_map(&trailers).unwrap_or_else(|| Status::new(Code::Unknown, "no grpc-status"))
+        let status = Status::from_header_map(&trailers).unwrap_or_else(|| Status::new(Code::Unknown, "no grpc-status"));
+        (read, status)
     }
 
     /// Reads the first message and at least a byte of what comes behind it, and gives the server no more room for that.
@@ -124,7 +158,7 @@ impl Answering {
         let mut read = Vec::new();
         loop {
             if let Some((head, rest)) = read.split_first_chunk::<5>() {
-                let length = usize::try_from(u32::from_be_bytes([head[1], head[2], head[3], head[4]])).unwrap();
+                let length = message_length(head);
                 if rest.len() > length {
                     return M::decode(&rest[..length]).expect("a message");
                 }
@@ -147,6 +181,10 @@ pub fn grpc_timeout(timeout: Duration) -> String {
     } else {
         format!("{}m", timeout.as_millis())
     }
+}
+
+fn message_length(head: &[u8; 5]) -> usize {
+    usize::try_from(u32::from_be_bytes([head[1], head[2], head[3], head[4]])).unwrap()
 }
 
 fn frame(message: &impl Message) -> Bytes {

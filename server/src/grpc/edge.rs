@@ -18,12 +18,15 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{
     sync::{CancellationToken, WaitForCancellationFutureOwned},
-    task::{TaskTracker, task_tracker::TaskTrackerToken},
+    task::{AbortOnDropHandle, TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{handover::Handover, status};
+use super::{
+    handover::{Handover, Stalled},
+    status,
+};
 
 /// How long before the caller's deadline it is told that it passed, at most; at least a tenth of what it has. It must
 /// hear it from us: at the deadline itself it stops listening, and tonic would answer CANCELLED.
@@ -65,12 +68,14 @@ pub struct EdgeLayer {
 struct Edge {
     calls: Calls,
     max_message: usize,
+    stall_timeout: Duration,
 }
 
 impl EdgeLayer {
-    /// `max_message` is the decode limit, in bytes, that tonic was given.
-    pub fn new(calls: Calls, max_message: usize) -> Self {
-        Self { edge: Arc::new(Edge { calls, max_message }) }
+    /// `max_message` is the decode limit, in bytes, that tonic was given; `stall_timeout` is how long the reader of a
+    /// stream may let what was leased for it lie.
+    pub fn new(calls: Calls, max_message: usize, stall_timeout: Duration) -> Self {
+        Self { edge: Arc::new(Edge { calls, max_message, stall_timeout }) }
     }
 }
 
@@ -136,7 +141,8 @@ where
                 response = status::message_too_large(edge.max_message).into_http();
             }
             let handover = response.extensions_mut().remove::<Handover>();
-            Ok(response.map(|inner| EdgeBody { inner, handover, frame_out: false, until, _under_way: under_way }))
+            let carried = handover.map(|handover| Carried::new(handover, edge.stall_timeout));
+            Ok(response.map(|inner| EdgeBody { inner, carried, until, _under_way: under_way }))
         })
     }
 }
@@ -145,8 +151,7 @@ fn refuse(status: Status) -> Pin<Box<dyn Future<Output = Result<Response<EdgeBod
     let response = status.into_http::<Body>();
     Box::pin(std::future::ready(Ok(response.map(|inner| EdgeBody {
         inner,
-        handover: None,
-        frame_out: false,
+        carried: None,
         until: None,
         _under_way: None,
     }))))
@@ -198,13 +203,25 @@ fn parse_timeout(text: &[u8]) -> Option<Duration> {
 /// A body that knows which leased tasks it carries.
 pub struct EdgeBody {
     inner: Body,
-    handover: Option<Handover>,
-    /// A frame was given out, and hyper may still hold it.
-    frame_out: bool,
+    carried: Option<Carried>,
     /// Set for streams that are ended when the server has drained.
     until: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     /// Held until the body is done.
     _under_way: Option<TaskTrackerToken>,
+}
+
+/// The leased tasks of a body, and who watches that its client reads.
+struct Carried {
+    handover: Handover,
+    stall_timeout: Duration,
+    _watch: Option<AbortOnDropHandle<()>>,
+}
+
+impl Carried {
+    fn new(handover: Handover, stall_timeout: Duration) -> Self {
+        let watch = handover.is_of_stream().then(|| tokio::spawn(handover.clone().watch(stall_timeout)));
+        Self { handover, stall_timeout, _watch: watch.map(AbortOnDropHandle::new) }
+    }
 }
 
 impl HttpBody for EdgeBody {
@@ -213,10 +230,13 @@ impl HttpBody for EdgeBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         // hyper takes a frame before HTTP/2 has room for it, and asks for the next one when it was passed on.
-        if std::mem::take(&mut self.frame_out)
-            && let Some(handover) = &self.handover
+        if let Some(carried) = &self.carried
+            && let Err(Stalled) = carried.handover.taken()
         {
-            handover.taken();
+            let status = status::not_read(carried.stall_timeout);
+            self.carried = None;
+            self.inner = Body::empty();
+            return Poll::Ready(Some(trailers(&status)));
         }
         let polled = Pin::new(&mut self.inner).poll_frame(context);
         if polled.is_pending()
@@ -224,14 +244,12 @@ impl HttpBody for EdgeBody {
         {
             ready!(until.as_mut().poll(context));
             self.until = None;
-            let mut trailers = HeaderMap::new();
-            return Poll::Ready(match status::shutting_down().add_header(&mut trailers) {
-                Ok(()) => Some(Ok(Frame::trailers(trailers))),
-                Err(status) => Some(Err(status)),
-            });
+            return Poll::Ready(Some(trailers(&status::shutting_down())));
         }
         let frame = ready!(polled);
-        self.frame_out = frame.is_some();
+        if let (Some(carried), Some(_)) = (&self.carried, &frame) {
+            carried.handover.given();
+        }
         Poll::Ready(frame)
     }
 
@@ -242,6 +260,13 @@ impl HttpBody for EdgeBody {
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+/// The end of a stream.
+fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
 }
 
 #[cfg(test)]
@@ -257,7 +282,7 @@ mod tests {
             assert!(request.uri().path() != "/panic", "as asked");
             Ok::<_, Infallible>(Response::new(Body::empty()))
         });
-        let mut service = EdgeLayer::new(Calls::default(), 1).layer(service);
+        let mut service = EdgeLayer::new(Calls::default(), 1, Duration::from_secs(1)).layer(service);
         let mut ask = async |path: &str| {
             let request = Request::builder().uri(path).body(Body::empty()).unwrap();
             let response = service.ready().await.unwrap().call(request).await.unwrap();
@@ -271,7 +296,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_is_told_before_it_passes() {
         let service = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
-        let mut service = EdgeLayer::new(Calls::default(), 1).layer(service);
+        let mut service = EdgeLayer::new(Calls::default(), 1, Duration::from_secs(1)).layer(service);
         let mut ask = async |timeout: &str| {
             let request = Request::builder().uri("/x").header("grpc-timeout", timeout).body(Body::empty()).unwrap();
             let response = service.ready().await.unwrap().call(request).await.unwrap();

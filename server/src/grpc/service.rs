@@ -3,12 +3,17 @@
 use std::pin::Pin;
 
 use data_queue_proto::v1::{self, data_queue_server::DataQueue};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use md5::{Digest, Md5};
 use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{consume, edge::Deadline, handover::Handover, produce};
+use super::{
+    consume,
+    edge::Deadline,
+    handover::{Handover, Stalled},
+    produce,
+};
 use crate::{
     queue::{InsertCall, NewTask, PopBatchCall, PopCall, Queues, Span, Task, Value},
     store::{Fingerprint, Millis, Outcome, Released},
@@ -80,13 +85,17 @@ impl DataQueue for DataQueueService {
             wait: request.wait.map(span),
             deadline,
         })?;
-        let handover = Handover::default();
-        let put = handover.clone();
-        let messages = deliveries.map(move |delivery| {
-            let delivery = delivery?;
-            put.put(delivery.unsent);
+        let handover = Handover::of_stream();
+        let state = (deliveries.boxed(), handover.clone(), queue);
+        let messages = stream::try_unfold(state, |(mut deliveries, handover, queue)| async move {
+            // Nothing more is leased for a client that does not read; the edge ends a stream that stalled.
+            if let Err(Stalled) = handover.clear().await {
+                return Ok(None);
+            }
+            let Some(delivery) = deliveries.next().await.transpose()? else { return Ok(None) };
+            handover.put(delivery.unsent);
             let tasks = delivery.tasks.into_iter().map(|leased| task(&queue, leased)).collect();
-            Ok(v1::PopBatchResponse { tasks })
+            Ok(Some((v1::PopBatchResponse { tasks }, (deliveries, handover, queue))))
         });
         let mut response = Response::new(messages.boxed() as Self::PopBatchStream);
         response.extensions_mut().insert(handover);

@@ -81,6 +81,14 @@ pub(super) fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the call's deadline passed")
 }
 
+/// The client of a stream did not read.
+pub(super) fn not_read(limit: Duration) -> Status {
+    let limit = humantime::format_duration(limit);
+    Status::deadline_exceeded(format!(
+        "the client did not read for {limit}; the tasks that were not sent went back to their queue, and their tokens are void"
+    ))
+}
+
 /// The `grpc-timeout` header is no timeout.
 pub(super) fn timeout_invalid() -> Status {
     let mut details = info(reason::TIMEOUT_INVALID, HashMap::new());
