@@ -144,6 +144,11 @@ pub struct Config {
     #[arg(long, env = "DATA_QUEUE_STALL_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = at_least_a_second)]
     pub stall_timeout: Duration,
 
+    /// A Consume stream that is this old, more or less a tenth, is told to drain, and ends 30 s later at the latest: so that
+    /// the streams of many servers spread anew. 1s to 24h.
+    #[arg(long, env = "DATA_QUEUE_MAX_STREAM_AGE", value_name = "TIME", default_value = "30m", value_parser = at_least_a_second)]
+    pub max_stream_age: Duration,
+
     /// Do not offer gRPC reflection, by which tools like grpcurl learn the calls.
     #[arg(long, env = "DATA_QUEUE_NO_REFLECTION", value_parser = clap::builder::BoolishValueParser::new())]
     pub no_reflection: bool,
@@ -346,7 +351,12 @@ impl Config {
 
     /// The limits that are settings.
     pub fn limits(&self) -> Limits {
-        Limits { max_value: self.max_value, default_lease: self.default_lease }
+        Limits {
+            max_value: self.max_value,
+            default_lease: self.default_lease,
+            max_stream_age: self.max_stream_age,
+            grace: self.grace,
+        }
     }
 
     /// How many threads serve calls.

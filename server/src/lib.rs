@@ -180,7 +180,8 @@ impl Process {
         );
         let admin = QueueAdminServer::new(QueueAdminService::new(queues.clone(), config))
             .max_decoding_message_size(config.max_message);
-        let service = DataQueueServer::new(DataQueueService::new(queues)).max_decoding_message_size(config.max_message);
+        let service = DataQueueServer::new(DataQueueService::new(queues, config.max_message))
+            .max_decoding_message_size(config.max_message);
         let mut server = Server::builder()
             .max_concurrent_streams(config.max_streams)
             .http2_keepalive_interval(Some(config.keepalive_interval))

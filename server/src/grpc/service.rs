@@ -22,12 +22,13 @@ use crate::{
 /// The calls.
 pub struct DataQueueService {
     queues: Queues,
+    max_message: usize,
 }
 
 impl DataQueueService {
-    /// Serves these queues.
-    pub fn new(queues: Queues) -> Self {
-        Self { queues }
+    /// Serves these queues. `max_message` is the decode limit, in bytes, that tonic was given.
+    pub fn new(queues: Queues, max_message: usize) -> Self {
+        Self { queues, max_message }
     }
 }
 
@@ -155,7 +156,7 @@ impl DataQueue for DataQueueService {
         &self,
         request: Request<Streaming<v1::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
-        consume::serve(&self.queues, request)
+        Ok(consume::serve(&self.queues, request, self.max_message))
     }
 }
 

@@ -27,6 +27,9 @@ impl From<Error> for Status {
                 let message = format!("{error}; the first insert makes a queue");
                 refuse(Code::NotFound, message, info(reason::QUEUE_NOT_FOUND, HashMap::new()))
             }
+            Error::SessionTakenOver => {
+                refuse(Code::Aborted, error.to_string(), info(reason::SESSION_TAKEN_OVER, HashMap::new()))
+            }
             Error::Store(StoreError::Unavailable { message, .. }) => {
                 let details = retry(info(reason::STORE_UNAVAILABLE, HashMap::new()), RETRY_STORE_AFTER);
                 refuse(Code::Unavailable, format!("the store is not available: {message}"), details)

@@ -13,6 +13,9 @@ pub enum Error {
     /// Nothing was ever inserted into this queue.
     #[error("there is no queue {0:?}")]
     QueueNotFound(QueueName),
+    /// Another stream has the session of this one.
+    #[error("another stream has taken over the session of this one")]
+    SessionTakenOver,
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] StoreError),

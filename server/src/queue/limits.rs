@@ -34,6 +34,10 @@ pub struct Limits {
     pub max_value: usize,
     /// The lease where a request does not say.
     pub default_lease: Duration,
+    /// When a stream of deliveries is old, more or less.
+    pub max_stream_age: Duration,
+    /// How long the server may take to stop.
+    pub grace: Duration,
 }
 
 type Checked<T> = Result<T, Box<Invalid>>;
@@ -57,7 +61,7 @@ impl std::fmt::Display for Span {
 
 impl Span {
     /// Milliseconds within bounds; parts of one count as a whole one.
-    fn millis(self, min: Duration, max: Option<Duration>) -> Option<Millis> {
+    pub(super) fn millis(self, min: Duration, max: Option<Duration>) -> Option<Millis> {
         let nanos = u128::try_from(self.0?).ok()?;
         if nanos < min.as_nanos() || max.is_some_and(|max| nanos > max.as_nanos()) {
             return None;
@@ -137,6 +141,12 @@ pub(super) fn held_for(span: Span) -> Checked<Millis> {
 }
 
 impl Limits {
+    /// When a new stream will be old: a tenth more or less, so that those that were opened together do not end together.
+    pub(super) fn stream_age(&self) -> Duration {
+        let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+        self.max_stream_age.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+    }
+
     pub(super) fn lease(&self, span: Option<Span>) -> Checked<Millis> {
         let Some(span) = span else { return Ok(self.default_lease.as_millis() as Millis) };
         span.millis(MIN_LEASE, Some(MAX_LEASE)).ok_or_else(|| {
@@ -256,7 +266,12 @@ mod tests {
     #[test]
     fn spans_have_bounds_and_never_overflow() {
         let span = |nanos: i128| Span(Some(nanos));
-        let limits = Limits { max_value: 1, default_lease: Duration::from_secs(30) };
+        let limits = Limits {
+            max_value: 1,
+            default_lease: Duration::from_secs(30),
+            max_stream_age: Duration::from_secs(1_800),
+            grace: Duration::from_secs(10),
+        };
         assert_eq!(limits.lease(None).unwrap(), 30_000);
         assert_eq!(limits.lease(Some(span(100_000_000))).unwrap(), 100);
         assert_eq!(limits.lease(Some(span(100_000_001))).unwrap(), 101);

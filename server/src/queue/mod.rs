@@ -3,6 +3,7 @@
 //! Handlers translate, this module decides, the store persists. Nothing here knows gRPC.
 
 mod admin;
+mod consume;
 mod delivery;
 mod error;
 mod limits;
@@ -22,6 +23,9 @@ use data_queue_proto::reason;
 
 pub use self::{
     admin::QueuePage,
+    consume::{
+        ConsumeAnswer, ConsumeCall, ConsumeMessage, ConsumeOpen, Ended, MAX_OUTSTANDING, Outlet, Tokens, Unread,
+    },
     delivery::{Delivery, Unsent},
     error::{Error, Invalid},
     limits::{Limits, MAX_BATCH, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
@@ -341,7 +345,7 @@ impl Queues {
     }
 
     /// Runs work that must end before the process does. A runtime that is being torn down drops it.
-    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = Handle::try_current() {
             self.background.spawn_on(work, &runtime);
         }

@@ -158,10 +158,25 @@ pub struct Seat {
 impl Seat {
     /// Takes a seat at the end.
     pub fn take(waits: &Arc<Waits>, queue: &QueueName) -> Self {
+        Self::take_for(waits, queue, &Arc::default())
+    }
+
+    /// Takes a seat for somebody who sits in several queues, and is told of all wake-ups in one place.
+    pub(super) fn take_for(waits: &Arc<Waits>, queue: &QueueName, woken: &Arc<Notify>) -> Self {
         let number = waits.seats.fetch_add(1, Ordering::Relaxed);
-        let seat = Self { waits: Arc::clone(waits), queue: queue.clone(), number, woken: Arc::default() };
+        let seat = Self { waits: Arc::clone(waits), queue: queue.clone(), number, woken: Arc::clone(woken) };
         waits.sit(queue, number, &seat.woken);
         seat
+    }
+
+    /// Sits down in the old place again if somebody has woken this one. True if so.
+    pub(super) fn sit_again_if_woken(&self) -> bool {
+        let is_sitting =
+            self.waits.part(&self.queue).get(&self.queue).is_some_and(|line| line.seats.contains_key(&self.number));
+        if !is_sitting {
+            self.waits.sit(&self.queue, self.number, &self.woken);
+        }
+        !is_sitting
     }
 
     /// Waits to be woken, and sits down in the old place again, so that no wake-up is missed while the store is asked.

@@ -559,7 +559,8 @@ impl Store for MemoryStore {
         tokens: &[Token],
         grace: Millis,
     ) -> Result<(), StoreError> {
-        Ok(self.step(queue, |queue, _, now| queue.abandon(consumer, tokens, grace, now)))
+        self.step(queue, |queue, _, now| queue.abandon(consumer, tokens, grace, now));
+        Ok(())
     }
 
     async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {

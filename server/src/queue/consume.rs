@@ -1,0 +1,649 @@
+//! Streams of deliveries: one session of a client, from its open to its end.
+//!
+//! A session is one task that takes one step at a time: it asks the store what its client asked for, and pops when the
+//! client may have more and the stream has room. What the client asked for meanwhile waits and is then done together; acks
+//! ride with the next pop. So a busy stream takes one step of the store for many tasks, and no step waits for a timer.
+//!
+//! How it can end, and what becomes of the leases: the client breaks it (they end within the grace), the client says that it
+//! has said all (they run out), the server ends it (they run out). What was not handed over goes back in every case, since it hangs
+//! on its [`super::Unsent`].
+
+mod held;
+mod lanes;
+mod open;
+
+use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, Stream, StreamExt};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::WaitForCancellationFuture;
+
+use self::{held::Held, lanes::Lanes, open::Opened};
+use super::{Delivery, Error, Queues, Span, Unsent, limits, limits::MAX_BATCH};
+use crate::store::{
+    Consumer, Millis, Outcome, Pop, QueueName, RECLAIM_STEP, Release, Stem, StoreError, Token, Withdrawal,
+};
+
+/// The most tasks that a client may be sent before it acks some.
+pub const MAX_OUTSTANDING: u32 = 10_000;
+
+/// How long a stream may take to say what it wants.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+/// When a stream has broken, its leases end within this.
+const GRACE: Duration = Duration::from_secs(2);
+/// The envelopes in one message have about this size at most, in bytes, unless a single one has more: it is what may be
+/// leased beyond what the stream has room for.
+const MESSAGE_BYTES: usize = 64 << 10;
+/// Leases are extended three times as often as they would run out, and at least so often.
+const KEEP_EVERY: Duration = Duration::from_secs(20);
+/// What a client may have asked for that was not done: after so many requests or tokens, its stream is not read.
+const ASKED_REQUESTS: usize = 256;
+const ASKED_TOKENS: usize = 2 * MAX_BATCH;
+/// Answers that wait for room on the stream; beyond it, nothing more is asked of the store.
+const ANSWERS_WAITING: usize = 1_024;
+/// How long an old stream goes on after it was told that it will end.
+const DRAIN_FOR: Duration = Duration::from_secs(30);
+/// Between tries to end the leases of a broken stream.
+const ABANDON_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// What a client sends.
+#[derive(Debug)]
+pub enum ConsumeCall {
+    /// First, and only then.
+    Open(ConsumeOpen),
+    /// These are done.
+    Ack(Tokens),
+    /// These go back.
+    PutBack(Tokens),
+    /// These go on, for so long.
+    Heartbeat(Tokens, Option<Span>),
+    /// How many it will hold from now on.
+    MaxOutstanding(u32),
+    /// A message of a newer client, or an empty one.
+    Unknown,
+}
+
+/// Opens a session.
+#[derive(Debug)]
+pub struct ConsumeOpen {
+    /// Names and weights, unchecked like the rest; weight 0 is the default.
+    pub queues: Vec<(String, u32)>,
+    /// Of each delivery.
+    pub lease: Option<Span>,
+    /// How many tasks the client will hold.
+    pub max_outstanding: u32,
+    /// Empty, or what names the client's work over its streams.
+    pub session: Vec<u8>,
+    /// For how long leases are extended.
+    pub max_hold: Option<Span>,
+}
+
+/// Lease tokens of a queue; without a name, of the only one.
+#[derive(Debug)]
+pub struct Tokens {
+    /// Unchecked like the rest.
+    pub queue: String,
+    /// The tokens' texts.
+    pub lease_tokens: Vec<String>,
+}
+
+/// What is sent to the client at once. Any part may be missing.
+#[derive(Default)]
+pub struct ConsumeMessage {
+    /// At the beginning: what an earlier stream held.
+    pub resumed: Vec<(QueueName, Vec<Token>)>,
+    /// Tasks of one queue.
+    pub delivery: Option<(QueueName, Delivery)>,
+    /// In the order of what was asked.
+    pub answers: Vec<ConsumeAnswer>,
+    /// The stream is about to end.
+    pub drain: bool,
+}
+
+/// Answers an ack, a putback or a heartbeat.
+pub struct ConsumeAnswer {
+    /// One for each token, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Of a heartbeat: what is left of the lease that ends first among those extended.
+    pub lease: Option<Millis>,
+}
+
+/// Where messages go.
+pub trait Outlet: Send {
+    /// Waits until all that was sent has left, and there is room for a message. False: the client is cut off.
+    fn clear(&self) -> impl Future<Output = bool> + Send;
+
+    /// Sends a message; only when it is clear.
+    fn send(&mut self, message: ConsumeMessage);
+
+    /// Waits until the client is gone.
+    fn gone(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// A call that could not be read.
+pub enum Unread<E> {
+    /// The stream is broken.
+    Broken,
+    /// The stream ends with this.
+    Refused(E),
+}
+
+/// How a stream ended other than well.
+pub enum Ended<E> {
+    /// Nobody is there any more.
+    Broken,
+    /// With an error of ours.
+    Failed(Error),
+    /// With what the reader of calls said.
+    Refused(E),
+    /// The server stops.
+    Stopping,
+}
+
+impl<E> From<Error> for Ended<E> {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl<E> From<StoreError> for Ended<E> {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Queues {
+    /// Serves a stream of deliveries until it ends. To be run in a task of its own, which nobody drops.
+    pub async fn consume<E>(
+        &self,
+        calls: impl Stream<Item = Result<ConsumeCall, Unread<E>>> + Send,
+        outlet: impl Outlet,
+    ) -> Result<(), Ended<E>> {
+        let mut calls = pin!(calls);
+        let opened = tokio::select! {
+            first = calls.next() => match first {
+                Some(Ok(ConsumeCall::Open(open))) => open::check(open, &self.limits)?,
+                Some(Ok(_)) => return Err(open::misplaced("the first message must be `open`").into()),
+                Some(Err(Unread::Broken)) | None => return Err(Ended::Broken),
+                Some(Err(Unread::Refused(error))) => return Err(Ended::Refused(error)),
+            },
+            () = sleep(OPEN_WITHIN) => {
+                let late = format!("no `open` came within {} s", OPEN_WITHIN.as_secs());
+                return Err(open::misplaced(&late).into());
+            }
+            () = outlet.gone() => return Err(Ended::Broken),
+        };
+        let mut session = Session::begin(self, opened, outlet).await?;
+        let stopping = self.stopping.clone();
+        let ended = session.run(calls, pin!(stopping.cancelled())).await;
+        if matches!(ended, Err(Ended::Broken)) && !self.stopping.is_cancelled() {
+            session.abandon().await;
+        }
+        ended
+    }
+}
+
+struct Session<O> {
+    queues: Queues,
+    outlet: O,
+    consumer: Consumer,
+    lease: Millis,
+    max_hold: Duration,
+    max_outstanding: usize,
+    lanes: Lanes,
+    held: Held,
+    woken: Arc<Notify>,
+    asked: Asked,
+    /// What was resumed, and answers, on their way out.
+    message: ConsumeMessage,
+    /// All that was sent has left.
+    is_clear: bool,
+    /// The client will say no more.
+    is_heard: bool,
+    keep_at: Instant,
+    drain: Drain,
+}
+
+/// From its beginning to its end a stream delivers, is told that it will end, and lets its client finish.
+#[derive(Clone, Copy)]
+enum Drain {
+    /// It delivers, until it is old.
+    From(Instant),
+    /// It is to be told.
+    Due(Instant),
+    /// It was told, and ends then at the latest.
+    Until(Instant),
+}
+
+/// What the client asked for, in its order.
+#[derive(Default)]
+struct Asked {
+    requests: VecDeque<Request>,
+    tokens: usize,
+}
+
+enum Request {
+    Ack(usize, Vec<Token>),
+    PutBack(usize, Vec<Token>),
+    Heartbeat(usize, Vec<Token>, Millis),
+    /// The stream ends when all before this is answered.
+    Refused(Error),
+}
+
+impl Request {
+    fn tokens(&self) -> usize {
+        match self {
+            Self::Ack(_, tokens) | Self::PutBack(_, tokens) | Self::Heartbeat(_, tokens, _) => tokens.len(),
+            Self::Refused(_) => 0,
+        }
+    }
+}
+
+impl Asked {
+    fn push(&mut self, request: Request) {
+        self.tokens += request.tokens();
+        self.requests.push_back(request);
+    }
+
+    fn pop(&mut self) -> Option<Request> {
+        let request = self.requests.pop_front()?;
+        self.tokens -= request.tokens();
+        Some(request)
+    }
+
+    fn is_full(&self) -> bool {
+        self.requests.len() >= ASKED_REQUESTS || self.tokens >= ASKED_TOKENS
+    }
+
+    /// The acks in front that one step can take: of one queue, as one list, with how many are in each.
+    fn pop_acks(&mut self, lane: usize, first: Vec<Token>) -> (Vec<Token>, Vec<usize>) {
+        let (mut tokens, mut counts) = (first, Vec::new());
+        counts.push(tokens.len());
+        while let Some(Request::Ack(other, more)) = self.requests.front()
+            && *other == lane
+            && tokens.len() + more.len() <= MAX_BATCH
+            && let Some(Request::Ack(_, more)) = self.pop()
+        {
+            counts.push(more.len());
+            tokens.extend(more);
+        }
+        (tokens, counts)
+    }
+}
+
+impl<O: Outlet> Session<O> {
+    async fn begin(queues: &Queues, opened: Opened, outlet: O) -> Result<Self, Error> {
+        let now = Instant::now();
+        let mut session = Self {
+            queues: queues.clone(),
+            outlet,
+            consumer: opened.consumer,
+            lease: opened.lease,
+            max_hold: opened.max_hold,
+            max_outstanding: opened.max_outstanding,
+            lanes: Lanes::new(opened.queues),
+            held: Held::default(),
+            woken: Arc::default(),
+            asked: Asked::default(),
+            message: ConsumeMessage::default(),
+            is_clear: false,
+            is_heard: false,
+            keep_at: now,
+            drain: Drain::From(now + queues.limits.stream_age()),
+        };
+        if opened.resumes {
+            session.resume().await?;
+        }
+        Ok(session)
+    }
+
+    /// Takes over what an earlier stream of the client held.
+    async fn resume(&mut self) -> Result<(), Error> {
+        for at in 0..self.lanes.len() {
+            let queue = self.lanes.queue(at).clone();
+            let tokens = self.queues.store.resume(&queue, self.consumer, self.lease).await?;
+            self.held.add(at, &tokens, Instant::now());
+            if !tokens.is_empty() {
+                self.message.resumed.push((queue, tokens));
+            }
+        }
+        Ok(())
+    }
+
+    async fn run<E>(
+        &mut self,
+        mut calls: impl Stream<Item = Result<ConsumeCall, Unread<E>>> + Unpin + Send,
+        mut stopping: std::pin::Pin<&mut WaitForCancellationFuture<'_>>,
+    ) -> Result<(), Ended<E>> {
+        let mut alarm = pin!(sleep_until(self.next_alarm()));
+        loop {
+            while !self.is_heard && !self.asked.is_full() {
+                match calls.next().now_or_never() {
+                    Some(call) => self.hear(call)?,
+                    None => break,
+                }
+            }
+            if self.step().await? {
+                continue;
+            }
+            if self.has_ended() {
+                return self.end();
+            }
+            let hears = !self.is_heard && !self.asked.is_full();
+            tokio::select! {
+                biased;
+                () = self.outlet.gone() => return Err(Ended::Broken),
+                call = calls.next(), if hears => self.hear(call)?,
+                clear = self.outlet.clear(), if !self.is_clear => match clear {
+                    true => self.is_clear = true,
+                    // It was told why by those who cut it off.
+                    false => return Ok(()),
+                },
+                () = self.woken.notified() => self.lanes.note_woken(self.is_clear),
+                () = stopping.as_mut(), if matches!(self.drain, Drain::From(_)) => {
+                    self.drain = Drain::Due(Instant::now() + self.queues.limits.grace / 2);
+                }
+                () = alarm.as_mut() => {
+                    if self.attend().await? {
+                        return if self.queues.stopping.is_cancelled() { Err(Ended::Stopping) } else { Ok(()) };
+                    }
+                }
+            }
+            let next = self.next_alarm();
+            if alarm.is_elapsed() || next < alarm.deadline() {
+                alarm.as_mut().reset(next);
+            }
+        }
+    }
+
+    /// Notes what the client said. What is not right ends the stream when all before it is answered.
+    fn hear<E>(&mut self, call: Option<Result<ConsumeCall, Unread<E>>>) -> Result<(), Ended<E>> {
+        let call = match call {
+            Some(Ok(call)) => call,
+            Some(Err(Unread::Broken)) => return Err(Ended::Broken),
+            Some(Err(Unread::Refused(error))) => return Err(Ended::Refused(error)),
+            None => {
+                self.is_heard = true;
+                self.lanes.stand_up();
+                return Ok(());
+            }
+        };
+        match self.understand(call) {
+            Ok(Some(request)) => self.asked.push(request),
+            Ok(None) => {}
+            Err(error) => {
+                self.is_heard = true;
+                self.lanes.stand_up();
+                self.asked.push(Request::Refused(error));
+            }
+        }
+        Ok(())
+    }
+
+    fn understand(&mut self, call: ConsumeCall) -> Result<Option<Request>, Error> {
+        Ok(Some(match call {
+            ConsumeCall::Ack(tokens) => {
+                let (lane, tokens) = self.tokens("ack", &tokens)?;
+                Request::Ack(lane, tokens)
+            }
+            ConsumeCall::PutBack(tokens) => {
+                let (lane, tokens) = self.tokens("putback", &tokens)?;
+                Request::PutBack(lane, tokens)
+            }
+            ConsumeCall::Heartbeat(tokens, lease) => {
+                let (lane, tokens) = self.tokens("heartbeat", &tokens)?;
+                let lease = lease.map_or(Ok(self.lease), |lease| self.queues.limits.lease(Some(lease)))?;
+                Request::Heartbeat(lane, tokens, lease)
+            }
+            ConsumeCall::MaxOutstanding(max) => {
+                self.max_outstanding = open::max_outstanding(max, 0)?;
+                return Ok(None);
+            }
+            ConsumeCall::Open(_) => return Err(open::misplaced("the stream is open already")),
+            ConsumeCall::Unknown => {
+                return Err(open::misplaced("a message has none of the fields that this server knows"));
+            }
+        }))
+    }
+
+    fn tokens(&self, call: &str, tokens: &Tokens) -> Result<(usize, Vec<Token>), Error> {
+        let lane = self.lanes.find(&tokens.queue).ok_or_else(|| open::no_queue_of_the_stream(call, &tokens.queue))?;
+        let field = format!("{call}.lease_tokens");
+        limits::batch(&field, tokens.lease_tokens.len(), MAX_BATCH, "tokens")?;
+        Ok((lane, limits::tokens(&field, &tokens.lease_tokens)?))
+    }
+
+    /// Does one thing, if there is one to do: what the client asked for first, together with a pop if that is of the same
+    /// queue; else a pop; else sends what waits to be sent.
+    async fn step(&mut self) -> Result<bool, Error> {
+        if self.message.answers.len() < ANSWERS_WAITING
+            && !matches!(self.asked.requests.front(), None | Some(Request::Refused(_)))
+            && let Some(request) = self.asked.pop()
+        {
+            self.answer(request).await?;
+            return Ok(true);
+        }
+        if let Some(lane) = self.lane_to_pop() {
+            self.pop(lane, Vec::new()).await?;
+            return Ok(true);
+        }
+        Ok(self.send())
+    }
+
+    async fn answer(&mut self, request: Request) -> Result<(), Error> {
+        match request {
+            Request::Ack(lane, first) => {
+                let (tokens, counts) = self.asked.pop_acks(lane, first);
+                self.held.remove(&tokens, &mut self.lanes);
+                let outcomes = match self.lane_to_pop() {
+                    Some(popped) if popped == lane => self.pop(lane, tokens).await?,
+                    _ => self.queues.store.ack(self.lanes.queue(lane), &tokens).await?,
+                };
+                let mut outcomes = outcomes.into_iter();
+                for count in counts {
+                    let outcomes = outcomes.by_ref().take(count).collect();
+                    self.message.answers.push(ConsumeAnswer { outcomes, lease: None });
+                }
+                // What was popped along waits for its answers.
+                self.send_if(|message| message.delivery.is_some());
+            }
+            Request::PutBack(lane, tokens) => {
+                self.held.remove(&tokens, &mut self.lanes);
+                let outcomes = self.queues.release(self.lanes.queue(lane), Release::PutBack(tokens)).await?;
+                self.message.answers.push(ConsumeAnswer { outcomes, lease: None });
+            }
+            Request::Heartbeat(lane, tokens, lease) => {
+                let beaten = self.queues.store.heartbeat(self.lanes.queue(lane), &tokens, lease).await?;
+                self.held.remove_lost(&tokens, &beaten.outcomes, &mut self.lanes);
+                let left = beaten.earliest.map(|(left, _)| left);
+                self.message.answers.push(ConsumeAnswer { outcomes: beaten.outcomes, lease: left });
+            }
+            Request::Refused(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Which queue to pop, if the client may have more and the stream has room for it.
+    fn lane_to_pop(&mut self) -> Option<usize> {
+        if self.is_heard || !matches!(self.drain, Drain::From(_)) || self.message.delivery.is_some() {
+            return None;
+        }
+        if self.held.len() >= self.max_outstanding {
+            // Others should be woken meanwhile.
+            self.lanes.stand_up();
+            return None;
+        }
+        if self.is_clear { self.lanes.next() } else { None }
+    }
+
+    /// Acks and pops. What was popped is sent, or waits in the message for the answers to the acks.
+    async fn pop(&mut self, at: usize, acks: Vec<Token>) -> Result<Vec<Outcome>, Error> {
+        let max_tasks = (self.max_outstanding - self.held.len()).min(RECLAIM_STEP);
+        let sends_at_once = acks.is_empty();
+        let (queue, stem) = (self.lanes.queue(at).clone(), Stem::mint()?);
+        let pop = Pop {
+            acks,
+            max_tasks,
+            max_bytes: MESSAGE_BYTES,
+            lease: self.lease,
+            stem,
+            request: None,
+            will_wait: self.lanes.is_seated(at),
+            consumer: Some(self.consumer),
+            spent: self.lanes.take_spent(at),
+        };
+        let lease = Duration::from_millis(self.lease);
+        let popped = match self.queues.store.pop(&queue, pop).await {
+            Ok(popped) => popped,
+            Err(error) => {
+                if matches!(error, StoreError::Unavailable { did_not_run: false, .. }) {
+                    let withdrawal = Withdrawal { stem, max_tasks, request: None };
+                    drop(Unsent::unanswered(&self.queues, &queue, withdrawal, lease));
+                }
+                return Err(error.into());
+            }
+        };
+        if popped.taken_over {
+            // Whatever it was woken for is for others.
+            self.queues.waits.wake(&queue, 1);
+            return Err(Error::SessionTakenOver);
+        }
+        if popped.reclaimed > 0 && popped.ready > 0 {
+            self.queues.waits.wake(&queue, usize::try_from(popped.ready).unwrap_or(usize::MAX));
+        }
+        let due = popped.due_in.map(|due_in| Instant::now() + Duration::from_millis(due_in));
+        self.lanes.note_popped(at, popped.tasks.len(), popped.ready > 0, &self.queues.waits, &self.woken);
+        if let Some(due) = due {
+            self.queues.waits.look_at(&queue, due);
+        }
+        match self.queues.deliver(&queue, popped.tasks, None, lease) {
+            Ok(Some(delivery)) => {
+                let now = Instant::now();
+                if self.held.is_empty() {
+                    self.keep_at = now + self.keep_every();
+                }
+                self.held.deliver(at, &stem, delivery.tasks.iter().map(|task| task.token), now, &mut self.lanes);
+                self.message.delivery = Some((queue, delivery));
+            }
+            Ok(None) => {}
+            // They stay where they are until their leases run out.
+            Err(error) => tracing::error!(%error, "tasks were left out of a delivery"),
+        }
+        if sends_at_once {
+            self.send_if(|message| message.delivery.is_some());
+        }
+        Ok(popped.acks)
+    }
+
+    fn send_if(&mut self, condition: impl Fn(&ConsumeMessage) -> bool) {
+        if condition(&self.message) {
+            self.send();
+        }
+    }
+
+    /// Sends what there is, if the stream has room. True if that was something.
+    fn send(&mut self) -> bool {
+        if !self.is_clear {
+            return false;
+        }
+        if let Drain::Due(until) = self.drain {
+            self.drain = Drain::Until(until);
+            self.lanes.stand_up();
+            self.message.drain = true;
+        }
+        let ConsumeMessage { resumed, delivery, answers, drain } = &self.message;
+        if resumed.is_empty() && delivery.is_none() && answers.is_empty() && !drain {
+            return false;
+        }
+        self.is_clear = false;
+        self.outlet.send(std::mem::take(&mut self.message));
+        true
+    }
+
+    /// All was said and answered, and nothing more will come.
+    fn has_ended(&self) -> bool {
+        let is_finished = self.is_heard || (matches!(self.drain, Drain::Until(_)) && self.held.is_empty());
+        let only_refused = matches!(self.asked.requests.front(), None | Some(Request::Refused(_)));
+        is_finished && only_refused && self.is_clear && self.message.answers.is_empty()
+    }
+
+    fn end<E>(&mut self) -> Result<(), Ended<E>> {
+        match self.asked.pop() {
+            Some(Request::Refused(error)) => Err(Ended::Failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep_every(&self) -> Duration {
+        (Duration::from_millis(self.lease) / 3).min(KEEP_EVERY)
+    }
+
+    fn next_alarm(&self) -> Instant {
+        let end = match self.drain {
+            Drain::From(at) | Drain::Due(at) | Drain::Until(at) => at,
+        };
+        if self.held.is_empty() { end } else { end.min(self.keep_at) }
+    }
+
+    /// Does what it is time for. True if it is time to end.
+    async fn attend(&mut self) -> Result<bool, Error> {
+        let now = Instant::now();
+        match self.drain {
+            Drain::From(at) if at <= now => self.drain = Drain::Due(now + DRAIN_FOR),
+            Drain::Due(at) | Drain::Until(at) if at <= now => return Ok(true),
+            _ => {}
+        }
+        if !self.held.is_empty() && self.keep_at <= now {
+            self.keep(now).await?;
+            self.keep_at = now + self.keep_every();
+        }
+        Ok(false)
+    }
+
+    /// Extends the leases that would not last until the next time twice over. Of those that are held longer than the stream
+    /// should, the store is only asked whether they are still held.
+    async fn keep(&mut self, now: Instant) -> Result<(), Error> {
+        let fresh_since = now.checked_sub(self.keep_every());
+        for at in 0..self.lanes.len() {
+            let aged = |since: Instant| fresh_since.is_some_and(|fresh| since <= fresh);
+            let (extended, asked) = self.held.of_lane(at, aged, |since| now - since < self.max_hold);
+            for (tokens, lease) in [(extended, self.lease), (asked, 0)] {
+                for tokens in tokens.chunks(MAX_BATCH) {
+                    let kept = self.queues.store.keep(self.lanes.queue(at), self.consumer, tokens, lease).await?;
+                    let outcomes = kept.ok_or(Error::SessionTakenOver)?;
+                    self.held.remove_lost(tokens, &outcomes, &mut self.lanes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The client is gone: its tasks go back when the grace is over, unless another stream of its session has come.
+    async fn abandon(self) {
+        let Self { queues, consumer, lease, lanes, held, .. } = self;
+        let give_up = Instant::now() + Duration::from_millis(lease);
+        for at in 0..lanes.len() {
+            let (tokens, _) = held.of_lane(at, |_| true, |_| true);
+            let queue = lanes.queue(at);
+            for tokens in tokens.chunks(MAX_BATCH) {
+                let end = Instant::now() + GRACE;
+                loop {
+                    let left = end.saturating_duration_since(Instant::now()).as_millis() as Millis;
+                    match queues.store.abandon(queue, consumer, tokens, left).await {
+                        Ok(()) => break queues.waits.look_at(queue, end),
+                        Err(StoreError::Unavailable { .. } | StoreError::Overloaded(_)) if Instant::now() < give_up => {
+                            sleep(ABANDON_AGAIN_AFTER).await;
+                        }
+                        Err(error) => {
+                            tracing::warn!(%error, ?queue, "could not end the leases of a broken stream; they will run out");
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The queues of a stream: whose turn it is, which of them are known to be empty, and the seats among those who wait there.
+//!
+//! Turns go by weight: each delivery moves a queue on by its tasks divided by its weight, and the queue that is least far has
+//! the next turn. One that was empty does not catch up.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::sync::Notify;
+
+use crate::{
+    queue::{Seat, Waits},
+    store::{QueueName, Stem},
+};
+
+/// The way that one task moves a queue of weight 1.
+const TASK: u64 = 1 << 20;
+/// Pops without leases that are not named to the store, when it could not be asked for long.
+const SPENT_MAX: usize = 1_000;
+
+pub(super) struct Lanes {
+    lanes: Vec<Lane>,
+    /// How far the queue was that had the last turn.
+    reached: u64,
+}
+
+struct Lane {
+    queue: QueueName,
+    weight: u64,
+    moved: u64,
+    /// Nothing was there, and whoever brings something will wake the seat.
+    is_empty: bool,
+    seat: Option<Seat>,
+    /// How many tasks of each pop are held.
+    pops: HashMap<Stem, usize>,
+    spent: Vec<Stem>,
+}
+
+impl Lanes {
+    pub(super) fn new(queues: Vec<(QueueName, u32)>) -> Self {
+        let lane = |(queue, weight)| Lane {
+            queue,
+            weight: u64::from(weight),
+            moved: 0,
+            is_empty: false,
+            seat: None,
+            pops: HashMap::new(),
+            spent: Vec::new(),
+        };
+        Self { lanes: queues.into_iter().map(lane).collect(), reached: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lanes.len()
+    }
+
+    pub(super) fn queue(&self, at: usize) -> &QueueName {
+        &self.lanes[at].queue
+    }
+
+    /// By its name; without one, the only queue.
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        match (name, self.lanes.len()) {
+            ("", 1) => Some(0),
+            _ => self.lanes.iter().position(|lane| lane.queue.as_str() == name),
+        }
+    }
+
+    /// Whose turn it is; nobody's if all are empty.
+    pub(super) fn next(&mut self) -> Option<usize> {
+        let waiting = self.lanes.iter().enumerate().filter(|(_, lane)| !lane.is_empty);
+        waiting.min_by_key(|(_, lane)| lane.moved).map(|(at, _)| at)
+    }
+
+    pub(super) fn is_seated(&self, at: usize) -> bool {
+        self.lanes[at].seat.is_some()
+    }
+
+    /// What a pop found. A queue is empty only if it was when this stream had its seat there.
+    pub(super) fn note_popped(
+        &mut self,
+        at: usize,
+        tasks: usize,
+        are_there_more: bool,
+        waits: &Arc<Waits>,
+        woken: &Arc<Notify>,
+    ) {
+        let lane = &mut self.lanes[at];
+        self.reached = self.reached.max(lane.moved);
+        lane.moved += tasks as u64 * TASK / lane.weight;
+        if are_there_more {
+            lane.seat = None;
+        } else if lane.seat.is_some() {
+            lane.is_empty = true;
+        } else {
+            lane.seat = Some(Seat::take_for(waits, &lane.queue, woken));
+        }
+    }
+
+    /// Somebody was woken. With no room on the stream, the wake-up is passed on.
+    pub(super) fn note_woken(&mut self, has_room: bool) {
+        if !has_room {
+            return self.stand_up();
+        }
+        for lane in &mut self.lanes {
+            if lane.seat.as_ref().is_some_and(Seat::sit_again_if_woken) {
+                lane.begin_again(self.reached);
+            }
+        }
+    }
+
+    /// Gives up all seats: the queues have to be looked at again.
+    pub(super) fn stand_up(&mut self) {
+        for lane in &mut self.lanes {
+            if lane.seat.take().is_some() {
+                lane.begin_again(self.reached);
+            }
+        }
+    }
+
+    pub(super) fn note_delivered(&mut self, at: usize, stem: Stem, tasks: usize) {
+        self.lanes[at].pops.insert(stem, tasks);
+    }
+
+    pub(super) fn note_ended(&mut self, at: usize, stem: &Stem) {
+        let lane = &mut self.lanes[at];
+        if let Some(held) = lane.pops.get_mut(stem) {
+            *held -= 1;
+            if *held == 0 {
+                lane.pops.remove(stem);
+                if lane.spent.len() < SPENT_MAX {
+                    lane.spent.push(*stem);
+                }
+            }
+        }
+    }
+
+    /// The pops of which nothing is held any more.
+    pub(super) fn take_spent(&mut self, at: usize) -> Vec<Stem> {
+        std::mem::take(&mut self.lanes[at].spent)
+    }
+}
+
+impl Lane {
+    fn begin_again(&mut self, reached: u64) {
+        self.is_empty = false;
+        self.moved = self.moved.max(reached);
+    }
+}
