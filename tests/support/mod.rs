@@ -1,6 +1,7 @@
 //! What every wire test needs: a real server on a real store, calls, and patience.
 
 pub mod call;
+pub mod consume;
 pub mod directory;
 pub mod disk;
 pub mod embedded;

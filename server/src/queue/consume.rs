@@ -4,9 +4,9 @@
 //! client may have more and the stream has room. What the client asked for meanwhile waits and is then done together; acks
 //! ride with the next pop. So a busy stream takes one step of the store for many tasks, and no step waits for a timer.
 //!
-//! How it can end, and what becomes of the leases: the client breaks it (they end within the grace), the client says that it
-//! has said all (they run out), the server ends it (they run out). What was not handed over goes back in every case, since it hangs
-//! on its [`super::Unsent`].
+//! How it can end, and what becomes of the leases: the client leaves, with a half-close or without (they end within the
+//! grace), or the server ends it (they run out). What was not handed over goes back in every case, since it hangs on its
+//! [`super::Unsent`].
 
 mod held;
 mod lanes;
@@ -179,7 +179,8 @@ impl Queues {
         let mut session = Session::begin(self, opened, outlet).await?;
         let stopping = self.stopping.clone();
         let ended = session.run(calls, pin!(stopping.cancelled())).await;
-        if matches!(ended, Err(Ended::Broken)) && !self.stopping.is_cancelled() {
+        let has_left = session.is_heard || matches!(ended, Err(Ended::Broken));
+        if has_left && !self.stopping.is_cancelled() {
             session.abandon().await;
         }
         ended
@@ -203,6 +204,8 @@ struct Session<O> {
     is_clear: bool,
     /// The client will say no more.
     is_heard: bool,
+    /// The client said what is not right, and is not listened to any more.
+    refuses: bool,
     keep_at: Instant,
     drain: Drain,
 }
@@ -291,6 +294,7 @@ impl<O: Outlet> Session<O> {
             message: ConsumeMessage::default(),
             is_clear: false,
             is_heard: false,
+            refuses: false,
             keep_at: now,
             drain: Drain::From(now + queues.limits.stream_age()),
         };
@@ -320,7 +324,7 @@ impl<O: Outlet> Session<O> {
     ) -> Result<(), Ended<E>> {
         let mut alarm = pin!(sleep_until(self.next_alarm()));
         loop {
-            while !self.is_heard && !self.asked.is_full() {
+            while self.hears() {
                 match calls.next().now_or_never() {
                     Some(call) => self.hear(call)?,
                     None => break,
@@ -332,7 +336,7 @@ impl<O: Outlet> Session<O> {
             if self.has_ended() {
                 return self.end();
             }
-            let hears = !self.is_heard && !self.asked.is_full();
+            let hears = self.hears();
             tokio::select! {
                 biased;
                 () = self.outlet.gone() => return Err(Ended::Broken),
@@ -359,6 +363,10 @@ impl<O: Outlet> Session<O> {
         }
     }
 
+    fn hears(&self) -> bool {
+        !self.is_heard && !self.refuses && !self.asked.is_full()
+    }
+
     /// Notes what the client said. What is not right ends the stream when all before it is answered.
     fn hear<E>(&mut self, call: Option<Result<ConsumeCall, Unread<E>>>) -> Result<(), Ended<E>> {
         let call = match call {
@@ -375,7 +383,7 @@ impl<O: Outlet> Session<O> {
             Ok(Some(request)) => self.asked.push(request),
             Ok(None) => {}
             Err(error) => {
-                self.is_heard = true;
+                self.refuses = true;
                 self.lanes.stand_up();
                 self.asked.push(Request::Refused(error));
             }
@@ -468,7 +476,8 @@ impl<O: Outlet> Session<O> {
 
     /// Which queue to pop, if the client may have more and the stream has room for it.
     fn lane_to_pop(&mut self) -> Option<usize> {
-        if self.is_heard || !matches!(self.drain, Drain::From(_)) || self.message.delivery.is_some() {
+        let delivers = !self.is_heard && !self.refuses && matches!(self.drain, Drain::From(_));
+        if !delivers || self.message.delivery.is_some() {
             return None;
         }
         if self.held.len() >= self.max_outstanding {
@@ -565,7 +574,8 @@ impl<O: Outlet> Session<O> {
 
     /// All was said and answered, and nothing more will come.
     fn has_ended(&self) -> bool {
-        let is_finished = self.is_heard || (matches!(self.drain, Drain::Until(_)) && self.held.is_empty());
+        let is_finished =
+            self.is_heard || self.refuses || (matches!(self.drain, Drain::Until(_)) && self.held.is_empty());
         let only_refused = matches!(self.asked.requests.front(), None | Some(Request::Refused(_)));
         is_finished && only_refused && self.is_clear && self.message.answers.is_empty()
     }
