@@ -114,7 +114,7 @@ fn message(sent: ConsumeMessage, handover: &Handover) -> v1::ConsumeResponse {
     message.answers = sent.answers.into_iter().map(answer).collect();
     let resumed = |(queue, tokens): (crate::store::QueueName, Vec<crate::store::Token>)| v1::ResumedQueue {
         queue: queue.as_str().to_owned(),
-        lease_tokens: tokens.iter().map(ToString::to_string).collect(),
+        lease_tokens: tokens.iter().map(crate::store::Token::text).collect(),
     };
     message.resumed = sent.resumed.into_iter().map(resumed).collect();
     message

@@ -40,7 +40,7 @@ impl DataQueue for DataQueueService {
         let fingerprint = fingerprint_if(&request_id, &request);
         let tasks = request.tasks.into_iter().map(new_task).collect();
         let inserted = self.queues.insert(InsertCall { queue: request.queue, tasks, request_id, fingerprint }).await?;
-        let results = inserted.ids.iter().map(|id| v1::InsertResult { id: id.to_string() }).collect();
+        let results = inserted.ids.iter().map(|id| v1::InsertResult { id: id.text() }).collect();
         Ok(Response::new(v1::InsertResponse { results, replayed: inserted.replayed }))
     }
 
@@ -180,9 +180,9 @@ pub(super) fn new_task(task: v1::NewTask) -> NewTask {
 pub(super) fn task(queue: &str, task: Task) -> v1::Task {
     use v1::task::Value as Sent;
     v1::Task {
-        id: task.id.to_string(),
+        id: task.id.text(),
         queue: queue.to_owned(),
-        lease_token: task.token.to_string(),
+        lease_token: task.token.text(),
         value: Some(match task.value {
             Value::Json(text) => Sent::Json(text),
             Value::Data(data) => Sent::Data(data),

@@ -83,10 +83,24 @@ impl TaskId {
     }
 }
 
+impl TaskId {
+    /// As it goes over the wire.
+    pub fn text(&self) -> String {
+        let mut text = Vec::with_capacity(36);
+        for (at, part) in [&self.0[..4], &self.0[4..6], &self.0[6..8], &self.0[8..10], &self.0[10..]].iter().enumerate()
+        {
+            if at > 0 {
+                text.push(b'-');
+            }
+            push_hex(&mut text, part);
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let hex = hex(&self.0);
-        write!(f, "{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+        f.write_str(&self.text())
     }
 }
 
@@ -159,9 +173,16 @@ fn nibble(character: u8) -> Result<u8, TokenError> {
     }
 }
 
+impl Token {
+    /// As it goes over the wire.
+    pub fn text(&self) -> String {
+        hex(&self.0)
+    }
+}
+
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        f.write_str(&self.text())
     }
 }
 
@@ -209,10 +230,29 @@ impl fmt::Debug for SessionId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint(pub [u8; 16]);
 
+/// Two lower-case hex digits of every byte.
+const HEX: [[u8; 2]; 256] = {
+    let digits = *b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
+    }
+    table
+};
+
 /// Lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [u8; 16] = *b"0123456789abcdef";
-    bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)] as char, DIGITS[usize::from(b & 15)] as char]).collect()
+    let mut text = Vec::with_capacity(2 * bytes.len());
+    push_hex(&mut text, bytes);
+    String::from_utf8(text).unwrap_or_default()
+}
+
+fn push_hex(text: &mut Vec<u8>, bytes: &[u8]) {
+    for byte in bytes {
+        text.extend_from_slice(&HEX[usize::from(*byte)]);
+    }
 }
 
 #[cfg(test)]
