@@ -64,7 +64,7 @@ wire_tests! {
             ("memory-capacity", "1073741824"), ("default-lease", "30s"), ("max-expiries", "20"), ("max-value", "1048576"),
             ("max-message", "4194304"), ("memory-window", "5m"), ("memory-entries", "1000000"), ("threads", ""),
             ("grace", "10s"), ("max-connections", "10000"), ("max-streams", "1024"), ("keepalive-interval", "20s"),
-            ("keepalive-timeout", "10s"), ("stall-timeout", "60s"), ("no-reflection", ""), ("log-format", "human"), ("log-level", "info"),
+            ("keepalive-timeout", "10s"), ("stall-timeout", "60s"), ("max-stream-age", "30m"), ("no-reflection", ""), ("log-format", "human"), ("log-level", "info"),
         ];
         for (flag, default) in flags {
             let variable = format!("DATA_QUEUE_{}", flag.replace('-', "_").to_uppercase());
