@@ -25,8 +25,8 @@ local function age_of_head()
 end
 
 local _, more = reclaim()
-local counts = redis.call('HMGET', META, 'ready', 'inserted', 'acked')
+local counts = redis.call('HMGET', META, 'ready', 'inserted', 'acked', 'leased')
 return {
-  more and 1 or 0, redis.call('EXISTS', META), tonumber(counts[1] or '0'), redis.call('ZCARD', LEASED),
+  more and 1 or 0, redis.call('EXISTS', META), tonumber(counts[1] or '0'), tonumber(counts[4] or '0'),
   redis.call('ZCARD', DEAD), tonumber(counts[2] or '0'), tonumber(counts[3] or '0'), age_of_head(),
 }

@@ -1,22 +1,24 @@
--- Acks, takes back what ran out, then leases from the head.
+-- Acks, takes back what ran out, then leases from the head, for some calls that differ in little.
 --
 -- KEYS     as in common.lua
--- ARGV     7 the most tasks, 8 envelope bytes after which no further one is leased, 9 lease in ms, 10 stem of the tokens,
---          11 for how many ms to say that this server waits if nothing is found, or 0, 12 1: pop even if more leases
---          ran out than one step takes back, 13 request id or '', 14 fingerprint, 15 attempt or '-', 16 session or '',
---          17 stream, 18 how many spent stems follow; those; then tokens to ack
--- Returns  {0, ready, reclaimed, due in or -1, 1 if more leases ran out and nothing was popped for that, {outcomes},
---          {token, id, envelope, deliveries, expiries, left, deadline, … for each task}, 1 if another stream has the
---          session}, or {2}: request id reused
-local max, max_bytes, lease_ms, stem = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
+-- ARGV     7 envelope bytes after which a call leases no further task, 8 lease in ms, 9 for how many ms to say that this
+--          server waits if a call finds nothing, or 0, 10 1: pop even if more leases ran out than one step takes back,
+--          11 how many calls; a call with one of the following is alone: 12 request id or '', 13 fingerprint, 14 attempt
+--          or '-', 15 session or '', 16 stream, 17 how many spent stems follow; those; of each call its stem and a byte,
+--          the most tasks; then runs of tokens to ack
+-- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, of each call {ids, one behind
+--          the other, tries, tokens, deadlines, envelopes…}}, or with this alone:
+--          {1, reclaimed, outcomes}: more leases ran out, and nothing was popped for that; {2}: request id reused;
+--          {3, ready, reclaimed, outcomes}: another stream has the session
+--          Tries are 4 bytes for deliveries and for expiries of each, or '' if all are 0; tokens a run and deadlines 8 bytes
+--          each, or '' where they are those of new leases.
+local max_bytes, lease_ms, calls = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[11])
+local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
+local session, stream, spent = ARGV[15] ~= '' and ARGV[15], ARGV[16], tonumber(ARGV[17])
+local first_call = 18 + spent
 -- What insert.lua put behind each envelope.
 local INSERTED_AT_BYTES = 9
 local MAX_HOLDERS = 8
-local request, holder = ARGV[13] ~= '' and 'p' .. ARGV[13], ARGV[15]
-
-local session, stream, spent = ARGV[16] ~= '' and ARGV[16], ARGV[17], tonumber(ARGV[18])
-
-local own_tokens = tokens_of_stem(stem, max)
 
 -- Adds a try to those that were answered with a lease. They may be answered in another order than they were made, so
 -- each of them counts. So many tries at once are not kept apart: the lease is then given back by nobody, and runs out.
@@ -31,147 +33,166 @@ local function with_holder(holders, one)
   return holders .. ',' .. (count < MAX_HOLDERS and one or '*')
 end
 
--- What the first call was given and still holds, or what an earlier run of this very call leased.
-local function leased_before(record)
-  local held = held_of(tokens_of_record(record))
-  if #held == 0 then
-    held = held_of(own_tokens)
+-- The tries of tasks. The delivery under way counts, though it is in the lease and not yet in there.
+local function tries_of(ids)
+  if #ids == 0 or redis.call('EXISTS', TRIES) == 0 then
+    return ''
   end
-  if #held > 0 and request then
+  local tries, all = redis.call('HMGET', TRIES, unpack(ids)), {}
+  for i = 1, #ids do
+    local deliveries, _, expiries = read_tries(tries[i])
+    all[i] = struct.pack('>I4I4', deliveries, expiries)
+  end
+  return table.concat(all)
+end
+
+-- Answers with what is held already.
+local function answer_again(batches)
+  if request then
     local records = {}
-    for i, lease in ipairs(held) do
-      lease.holder = with_holder(lease.holder, holder)
-      records[2 * i - 1] = lease.token
-      records[2 * i] = write_lease(lease)
+    for i, batch in ipairs(batches) do
+      batch.holders = with_holder(batch.holders, holder)
+      records[2 * i - 1] = batch.key
+      records[2 * i] = write_batch(batch)
     end
     first_free()
     redis.call('HSET', LEASES, unpack(records))
   end
-  return held
-end
-
--- From the head: how many ids to take off, and those of them whose task is there, up to `max_bytes`. The id of a task
--- that is gone may still be in the list; it is not counted as ready any more. Reads one envelope, then twice as many each
--- time, so that of large ones few are read in vain.
-local function head()
-  local ids, tasks, bytes = redis.call('LRANGE', READY, 0, max - 1), {}, 0
-  local from, count = 1, 1
-  while from <= #ids do
-    local to = math.min(from + count - 1, #ids)
-    for i, envelope in ipairs(redis.call('HMGET', TASKS, unpack(ids, from, to))) do
-      if bytes >= max_bytes and #tasks > 0 then
-        return from + i - 2, tasks
-      end
-      if envelope then
-        tasks[#tasks + 1] = { id = ids[from + i - 1], envelope = envelope }
-        bytes = bytes + #envelope - INSERTED_AT_BYTES
-      end
+  local ids, run, deadlines = {}, { string.sub(batches[1].key, 1, STEM_BYTES) }, {}
+  for _, batch in ipairs(batches) do
+    local deadline = struct.pack('>I8', tonumber(redis.call('ZSCORE', LEASED, member(batch))))
+    for _, place in ipairs(held_places(batch)) do
+      ids[#ids + 1] = id_at(batch, place)
+      run[#run + 1] = string.sub(token_at(batch, place), -2)
+      deadlines[#deadlines + 1] = deadline
     end
-    from, count = to + 1, 2 * count
   end
-  return #ids, tasks
+  local envelopes = redis.call('HMGET', TASKS, unpack(ids))
+  return { table.concat(ids), tries_of(ids), table.concat(run), table.concat(deadlines), unpack(envelopes) }
 end
 
-local function lease_from_head()
-  local taken, tasks = head()
-  local held, records, scores, tokens = {}, {}, {}, {}
-  if taken > 0 then
-    redis.call('LPOP', READY, taken)
+local record = request and recall_request(request)
+if record and string.sub(record, 1, 16) ~= ARGV[13] then
+  return { 2 }
+end
+local outcomes = ack(args_from(first_call + calls))
+local reclaimed, more = reclaim()
+if more and ARGV[10] ~= '1' then
+  return { 1, reclaimed, outcomes }
+end
+if session and not has_session(session, stream) then
+  return { 3, ready_count(), reclaimed, outcomes }
+end
+if spent > 0 then
+  redis.call('HDEL', session_key(session), unpack(ARGV, 18, 17 + spent))
+end
+
+-- Whoever made a call may have given it up, and withdrawn it, before it arrived; and it may be its second run.
+local stems, most, total, answers = {}, {}, 0, {}
+for i = 1, calls do
+  local call = ARGV[first_call + i - 1]
+  stems[i], most[i] = string.sub(call, 1, STEM_BYTES), string.byte(call, STEM_BYTES + 1)
+end
+if redis.call('EXISTS', WITHDRAWN) == 1 then
+  for i, untill in ipairs(redis.call('ZMSCORE', WITHDRAWN, unpack(stems))) do
+    answers[i] = untill and now < tonumber(untill) and { '' } or nil
   end
-  if #tasks == 0 then
-    return held
+end
+local earlier = record and not answers[1] and held_under(string.sub(record, 17, 16 + STEM_BYTES))
+if earlier and #earlier > 0 then
+  answers[1] = answer_again(earlier)
+else
+  for i, known in ipairs(redis.call('HMGET', LEASES, unpack(stems))) do
+    answers[i] = answers[i] or known and answer_again(held_under(stems[i])) or nil
   end
-  redis.call('HINCRBY', META, 'ready', -#tasks)
-  local order = redis.call('HINCRBY', META, 'delivered', #tasks) - #tasks
-  for i, task in ipairs(tasks) do
-    local lease = {
-      token = own_tokens[i], id = task.id, order = order + i, lease = lease_ms, renewed = now, holder = holder,
-      rest = '', envelope = task.envelope, deadline = now + lease_ms,
-    }
-    held[i] = lease
-    tokens[i] = lease.token
-    records[2 * i - 1] = lease.token
-    records[2 * i] = write_lease(lease)
-    scores[2 * i - 1] = int(lease.deadline)
-    scores[2 * i] = member(lease)
+end
+for i = 1, calls do
+  total = total + (answers[i] and 0 or most[i])
+end
+
+-- The next task from the head. The id of a task that is gone may still be in the list; it is not counted as ready any more.
+-- Envelopes are read a few at a time, then twice as many each time, so that of large ones few are read in vain.
+local ids, envelopes, taken, read, before, step = {}, nil, 0, 0, 0, calls
+local function next_task()
+  while taken < #ids do
+    if taken == read then
+      before, read = read, math.min(read + step, #ids)
+      step = 2 * step
+      envelopes = redis.call('HMGET', TASKS, unpack(ids, before + 1, read))
+    end
+    taken = taken + 1
+    if envelopes[taken - before] then
+      return ids[taken], envelopes[taken - before]
+    end
+  end
+end
+
+local leased, new, counts = {}, {}, {}
+if total > 0 then
+  ids = redis.call('LRANGE', READY, 0, total - 1)
+end
+for i = 1, calls do
+  if not answers[i] then
+    local answer, count, bytes = { '', '', '', '' }, 0, 0
+    local first = #leased + 1
+    while count < most[i] and (bytes < max_bytes or count == 0) do
+      local id, envelope = next_task()
+      if not id then
+        break
+      end
+      count = count + 1
+      leased[#leased + 1] = id
+      answer[4 + count] = envelope
+      bytes = bytes + #envelope - INSERTED_AT_BYTES
+    end
+    answers[i] = answer
+    if count > 0 then
+      answer[1] = table.concat(leased, '', first)
+      new[#new + 1] = i
+      counts[i] = count
+    end
+  end
+end
+if taken > 0 then
+  redis.call('LTRIM', READY, taken, -1)
+end
+if #leased > 0 then
+  redis.call('HINCRBY', META, 'ready', -#leased)
+  redis.call('HINCRBY', META, 'leased', #leased)
+  local order = redis.call('HINCRBY', META, 'delivered', #leased) - #leased + 1
+  local records, scores, deadline, at = {}, {}, int(now + lease_ms), 0
+  local tries = tries_of(leased)
+  for n, i in ipairs(new) do
+    local count = counts[i]
+    records[2 * n - 1] = stems[i]
+    records[2 * n] = struct.pack(HEADER, order, lease_ms, now, count, 0, #holder, holder) .. answers[i][1]
+    scores[2 * n - 1] = deadline
+    scores[2 * n] = struct.pack('>I8', order) .. stems[i]
+    if tries ~= '' then
+      answers[i][2] = string.sub(tries, 8 * at + 1, 8 * (at + count))
+    end
+    order, at = order + count, at + count
   end
   redis.call('HSET', LEASES, unpack(records))
   redis.call('ZADD', LEASED, unpack(scores))
   if request then
-    remember_request(request, ARGV[14] .. table.concat(tokens))
+    remember_request(request, ARGV[13] .. stems[1] .. string.char(#leased))
   end
   if session then
-    use_session(session, stream, stem, #held)
-  end
-  return held
-end
-
--- What a delivery that was made before lacks of what a new one knows.
-local function look_up(held)
-  local ids, members = {}, {}
-  for i, lease in ipairs(held) do
-    ids[i] = lease.id
-    members[i] = member(lease)
-  end
-  local envelopes = redis.call('HMGET', TASKS, unpack(ids))
-  local deadlines = redis.call('ZMSCORE', LEASED, unpack(members))
-  for i, lease in ipairs(held) do
-    lease.envelope = envelopes[i]
-    lease.deadline = tonumber(deadlines[i])
+    use_session(session, stream, stems[1], #leased)
   end
 end
 
--- The delivery under way counts, though it is in the lease and not yet in tries.
-local function answer(held)
-  local ids, tasks = {}, {}
-  for i, lease in ipairs(held) do
-    ids[i] = lease.id
-  end
-  local tries = redis.call('HMGET', TRIES, unpack(ids))
-  for i, lease in ipairs(held) do
-    local deliveries, _, expiries = read_tries(tries[i])
-    for _, field in ipairs({
-      lease.token, lease.id, lease.envelope, deliveries + 1, expiries, math.max(0, lease.deadline - now), lease.deadline,
-    }) do
-      tasks[#tasks + 1] = field
-    end
-  end
-  return tasks
-end
-
-local record = request and recall_request(request)
-if record and string.sub(record, 1, 16) ~= ARGV[14] then
-  return { 2 }
-end
-local outcomes = ack(args_from(19 + spent))
-local reclaimed, more = reclaim()
-if more and ARGV[12] ~= '1' then
-  return { 0, 0, reclaimed, -1, 1, outcomes, {}, 0 }
-end
-if session and not has_session(session, stream) then
-  return { 0, ready_count(), reclaimed, -1, 0, outcomes, {}, 1 }
-end
-if spent > 0 then
-  redis.call('HDEL', session_key(session), unpack(ARGV, 19, 18 + spent))
-end
-local held = {}
--- Whoever made this call may have given it up, and withdrawn it, before it arrived.
-if redis.call('EXISTS', call_key(stem)) == 0 then
-  held = leased_before(record)
-  if #held > 0 then
-    look_up(held)
-  else
-    held = lease_from_head()
-  end
-end
-local ready = ready_count()
+local ready, is_empty = ready_count(), false
 if reclaimed > 0 and ready > 0 then
   wake_others(ready)
 end
-if #held > 0 then
-  return { 0, ready, reclaimed, -1, 0, outcomes, answer(held), 0 }
+for i = 1, calls do
+  is_empty = is_empty or answers[i][1] == ''
 end
-if ARGV[11] ~= '0' then
-  announce(tonumber(ARGV[11]))
+if is_empty and ARGV[9] ~= '0' then
+  announce(tonumber(ARGV[9]))
 end
-return { 0, ready, reclaimed, due_in(), 0, outcomes, {}, 0 }
+return {
+  0, ready, reclaimed, is_empty and due_in() or -1, outcomes, int(now + lease_ms), int(now), unpack(answers, 1, calls),
+}

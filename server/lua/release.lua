@@ -3,56 +3,47 @@
 -- KEYS     as in common.lua
 -- ARGV     7 'put_back': the delivery counts; 'unsent': it does not, and only leases are given back that no other try
 --          was answered with; 'held': delivery and expiry count, and only leases that were not renewed since a time are
---          given back, 8 the try, or that time, or '', 9 call id or '': a second run answers as the first; then tokens
--- Returns  {outcomes}, 4 for what 'held' made a dead letter
+--          given back, 8 the try, or that time, or '', 9 call id or '': a second run answers as the first; then runs of
+--          tokens
+-- Returns  outcomes, a digit for each, 4 for what 'held' made a dead letter
 local kind, condition, call = ARGV[7], ARGV[8], ARGV[9] ~= '' and call_key(ARGV[9])
-if call then
-  local first = redis.call('GET', call)
-  if first then
-    local outcomes = {}
-    for outcome in string.gmatch(first, '%d') do
-      outcomes[#outcomes + 1] = tonumber(outcome)
-    end
-    return outcomes
-  end
+local first = call and redis.call('GET', call)
+if first then
+  return first
 end
 
-local tokens = args_from(10)
-local held = held_of(tokens)
-local released = held
+local runs = args_from(10)
+local found, places, count = find(runs)
+local is_released = {}
 if kind == 'unsent' then
-  released = disown(held, condition)
-elseif kind == 'held' then
-  released = {}
-  for _, lease in ipairs(held) do
-    if lease.renewed <= tonumber(condition) then
-      released[#released + 1] = lease
+  for _, batch in ipairs(disown(apart(found, places, count), condition)) do
+    is_released[batch] = true
+  end
+end
+local outcomes, released, taken = {}, {}, {}
+for i = 1, count do
+  local batch, place = found[i], places[i]
+  if batch then
+    taken[batch] = taken[batch] or {}
+    local goes = not taken[batch][place]
+    if kind == 'unsent' then
+      goes = goes and is_released[batch]
+    elseif kind == 'held' then
+      goes = goes and batch.renewed <= tonumber(condition)
+    end
+    outcomes[i] = goes and APPLIED or LEASE_LOST
+    if goes then
+      taken[batch][place] = true
+      released[#released + 1] = { batch, place, at = i }
     end
   end
 end
-
-local is_held, is_released = {}, {}
-for _, lease in ipairs(held) do
-  is_held[lease.token] = true
-end
-for _, lease in ipairs(released) do
-  is_released[lease.token] = true
-end
-local outcomes = {}
-for i, token in ipairs(tokens) do
-  if is_released[token] then
-    is_released[token] = nil
-    outcomes[i] = APPLIED
-  elseif is_held[token] then
-    outcomes[i] = LEASE_LOST
-  end
-end
-outcomes_of_others(tokens, outcomes)
+outcomes_of_others(runs, outcomes)
 if #released > 0 then
-  local ready, given_up = to_head(released, kind == 'unsent' and 0 or 1, kind == 'held' and 1 or 0)
-  for i, token in ipairs(tokens) do
-    if given_up[token] and outcomes[i] == APPLIED then
-      outcomes[i] = DEAD_LETTERED
+  local ready = to_head(released, kind == 'unsent' and 0 or 1, kind == 'held' and 1 or 0)
+  for _, lease in ipairs(released) do
+    if lease.is_dead then
+      outcomes[lease.at] = DEAD_LETTERED
     end
   end
   if call then
@@ -60,4 +51,4 @@ if #released > 0 then
   end
   wake_others(ready)
 end
-return outcomes
+return table.concat(outcomes)

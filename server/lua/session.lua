@@ -2,61 +2,47 @@
 --
 -- KEYS     as in common.lua
 -- ARGV     7 'resume': the stream gets the session, and deadlines move to now + ms at least; 'keep': the latter for the given
---          tokens; 'abandon': their deadlines move to now + ms at the latest, 8 session, 9 stream, 10 ms; then tokens
--- Returns  resume: {tokens in the order of delivery}; keep: {1, {outcomes}}; keep and abandon: {0} if another stream has it
+--          tokens; 'abandon': their deadlines move to now + ms at the latest, 8 session, 9 stream, 10 ms; then runs of tokens
+-- Returns  resume: {tokens in the order of delivery}; keep: {1, outcomes}; keep and abandon: {0} if another stream has it
 local kind, session, stream, ms = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
 local exists = redis.call('EXISTS', META) == 1
 -- So many values a call of Redis takes from Lua without trouble.
 local AT_ONCE = 1000
 
-local function move(leases, condition)
-  local scores = {}
-  for _, lease in ipairs(leases) do
-    scores[#scores + 1] = int(now + ms)
-    scores[#scores + 1] = member(lease)
-  end
-  if #scores > 0 then
+local function move(batches, condition)
+  for from = 1, #batches, AT_ONCE do
+    local scores = {}
+    for i = from, math.min(from + AT_ONCE - 1, #batches) do
+      scores[#scores + 1] = int(now + ms)
+      scores[#scores + 1] = member(batches[i])
+    end
     redis.call('ZADD', LEASED, 'XX', condition, unpack(scores))
   end
 end
 
--- The leases of the session, by what it knows of its pops.
-local function leases_of_session()
-  local fields, found, tokens = redis.call('HGETALL', session_key(session)), {}, {}
-  local function look_up()
-    for _, lease in ipairs(held_of(tokens)) do
-      found[#found + 1] = lease
-    end
-    tokens = {}
-  end
-  for i = 1, #fields, 2 do
-    if #fields[i] == STEM_BYTES then
-      for _, token in ipairs(tokens_of_stem(fields[i], tonumber(fields[i + 1]))) do
-        tokens[#tokens + 1] = token
-      end
-      if #tokens >= AT_ONCE then
-        look_up()
+-- The batches of the session, by what it knows of its pops.
+local function batches_of_session()
+  local fields, batches = redis.call('HKEYS', session_key(session)), {}
+  for _, stem in ipairs(fields) do
+    if #stem == STEM_BYTES then
+      for _, batch in ipairs(held_under(stem)) do
+        batches[#batches + 1] = batch
       end
     end
   end
-  look_up()
-  table.sort(found, function(a, b) return a.order < b.order end)
-  return found
+  table.sort(batches, function(a, b) return a.order < b.order end)
+  return batches
 end
 
 first_free()
 if kind == 'resume' then
-  local answer, step = {}, {}
+  local answer = {}
   forget_old_session(session)
-  for i, lease in ipairs(leases_of_session()) do
-    answer[i] = lease.token
-    step[#step + 1] = lease
-    if #step == AT_ONCE then
-      move(step, 'GT')
-      step = {}
-    end
+  local batches = batches_of_session()
+  for _, lease in ipairs(all_of(batches)) do
+    answer[#answer + 1] = token_at(lease[1], lease[2])
   end
-  move(step, 'GT')
+  move(batches, 'GT')
   if exists then
     use_session(session, stream)
   end
@@ -65,22 +51,20 @@ end
 if not has_session(session, stream) then
   return { 0 }
 end
-local tokens = args_from(11)
-local held = held_of(tokens)
+local runs = args_from(11)
+local found, places, count = find(runs)
+local outcomes = {}
+for i = 1, count do
+  outcomes[i] = found[i] and APPLIED
+end
+local held = apart(found, places, count)
 if kind == 'abandon' then
   move(held, 'LT')
   return { 1 }
 end
-local is_held, outcomes = {}, {}
-for _, lease in ipairs(held) do
-  is_held[lease.token] = true
-end
-for i, token in ipairs(tokens) do
-  outcomes[i] = is_held[token] and APPLIED or nil
-end
-outcomes_of_others(tokens, outcomes)
+outcomes_of_others(runs, outcomes)
 move(held, 'GT')
 if exists then
   use_session(session, stream)
 end
-return { 1, outcomes }
+return { 1, table.concat(outcomes) }

@@ -10,6 +10,7 @@ mod backend;
 mod clock;
 mod holders;
 mod ident;
+mod lanes;
 pub mod memory;
 pub mod redis;
 pub mod sqlite;
@@ -382,7 +383,7 @@ pub trait Admin: Store {
 }
 
 /// Why a store did not do it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// It cannot be reached, or is not fit to serve. The step may have been done, unless `did_not_run`.
     #[error("{message}")]

@@ -78,7 +78,7 @@ fn refuse_unfit(info: &HashMap<&str, &str>) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes the layout's version on first use, and refuses a newer one.
+/// Writes the layout's version on first use, and refuses another one.
 async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Result<(), String> {
     let found: Option<String> = cmd("GET").arg(key).query_async(connection).await.map_err(|error| describe(&error))?;
     let Some(found) = found else {
@@ -87,7 +87,10 @@ async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Resu
         return Ok(());
     };
     match found.parse::<u64>() {
-        Ok(version) if version <= FORMAT => Ok(()),
+        Ok(FORMAT) => Ok(()),
+        Ok(version) if version < FORMAT => Err(format!(
+            "the data under {key} has layout version {version}, and this server reads {FORMAT} only; use the server that wrote it, or another --key-prefix"
+        )),
         _ => Err(format!(
             "the data under {key} has layout version {found:?}, and this server knows {FORMAT}; use a newer server"
         )),

@@ -9,7 +9,7 @@ use md5::{Digest, Md5};
 use crate::store::QueueName;
 
 /// The version of the layout, kept in `<prefix>:format`.
-pub(super) const FORMAT: u64 = 1;
+pub(super) const FORMAT: u64 = 2;
 
 /// The registry of queues is split over so many sets.
 pub(super) const REGISTRY_PARTS: u32 = 16;

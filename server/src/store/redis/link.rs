@@ -5,16 +5,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bb8_redis::{
     bb8::{ManageConnection, Pool},
-    redis::{self, AsyncConnectionConfig, Client, RedisError, ServerErrorKind, aio::MultiplexedConnection},
+    redis::{self, AsyncConnectionConfig, Client, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection},
 };
-use tokio::sync::watch;
+use futures_util::future;
+use tokio::{sync::watch, time::Instant};
 
-use super::fitness;
+use super::{fitness, script::Call};
 use crate::store::StoreError;
 
 /// Connections of one thread to Redis. Each carries many calls at once, so few are needed.
@@ -105,28 +106,48 @@ impl Link {
     where
         F: AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
     {
-        let mut sent_on = None;
-        let work = async {
-            let mut connection = self.checked_out().await?;
-            sent_on = Some(Arc::clone(&connection.state));
-            let answer = call(&mut connection.multiplexed).await;
-            sent_on = None;
-            answer.map_err(|error| {
+        let until = Instant::now() + self.timeout;
+        let connection = self.connected(until).await?;
+        self.run_on(connection, until, call).await
+    }
+
+    /// Runs scripts, sent together, each as if it were alone.
+    pub(super) async fn run_all(&self, calls: &[Call]) -> Vec<Result<Value, StoreError>> {
+        let until = Instant::now() + self.timeout;
+        match self.connected(until).await {
+            Ok(connection) => {
+                let run = async |call: &Call| {
+                    self.run_on(connection.clone(), until, async |connection| call.run(connection).await).await
+                };
+                future::join_all(calls.iter().map(run)).await
+            }
+            Err(error) => calls.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    async fn connected(&self, until: Instant) -> Result<Connection, StoreError> {
+        let connected = tokio::time::timeout_at(until, self.checked_out()).await;
+        connected.unwrap_or_else(|_| Err(self.presence.timed_out(self.timeout, true)))
+    }
+
+    async fn run_on<T, F>(&self, connection: Connection, until: Instant, call: F) -> Result<T, StoreError>
+    where
+        F: AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    {
+        let Connection { mut multiplexed, state } = connection;
+        match tokio::time::timeout_at(until, call(&mut multiplexed)).await {
+            Ok(answer) => answer.map_err(|error| {
                 if error.is_io_error() || error.is_unrecoverable_error() {
-                    connection.state.broken.store(true, Ordering::Relaxed);
+                    state.broken.store(true, Ordering::Relaxed);
                 }
                 self.presence.store_error(&error)
-            })
-        };
-        let result = tokio::time::timeout(self.timeout, work).await;
-        result.unwrap_or_else(|_| {
-            // Its answer may still come, but whoever is next should not have to wait behind it.
-            let did_not_run = sent_on.is_none();
-            if let Some(state) = sent_on {
+            }),
+            Err(_) => {
+                // Its answer may still come, but whoever is next should not have to wait behind it.
                 state.broken.store(true, Ordering::Relaxed);
+                Err(self.presence.timed_out(self.timeout, false))
             }
-            Err(self.presence.timed_out(self.timeout, did_not_run))
-        })
+        }
     }
 
     /// Takes a connection from the pool, copies its handle and puts it back, so that nobody waits for a turn.
@@ -160,7 +181,7 @@ pub(super) struct Connection {
 struct ConnectionState {
     broken: AtomicBool,
     epoch: u64,
-    made: Instant,
+    made: std::time::Instant,
     /// When it was last taken for a call, in milliseconds since it was made.
     used: AtomicU64,
 }
@@ -195,7 +216,7 @@ impl ManageConnection for Manager {
         match connect(&self.client, self.timeout).await {
             Ok(multiplexed) => {
                 let (broken, used) = (AtomicBool::new(false), AtomicU64::new(0));
-                let state = Arc::new(ConnectionState { broken, epoch, made: Instant::now(), used });
+                let state = Arc::new(ConnectionState { broken, epoch, made: std::time::Instant::now(), used });
                 Ok(Connection { multiplexed, state })
             }
             Err(error) => {

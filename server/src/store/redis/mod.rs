@@ -3,7 +3,9 @@
 //! Every step is one script of `server/lua`; `common.lua` there describes the keys. This module and those below are the
 //! only ones that name the engine.
 
+mod answer;
 mod fitness;
+mod gather;
 mod keys;
 mod link;
 mod script;
@@ -16,18 +18,19 @@ use std::{
 
 use async_trait::async_trait;
 use bb8_redis::redis::{self, Client, FromRedisValue, IntoConnectionInfo, Value, cmd, io::tcp::TcpSettings};
-use bytes::Bytes;
 use futures_util::{StreamExt, future};
 
 use self::{
+    answer::{PopAnswer, from_value, outcomes, sixteen, tokens_of_run},
+    gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
     keys::{Keys, REGISTRY_PARTS},
     link::{Link, Presence, Probe, Standing},
-    script::{Call, Source},
+    script::{Call, Source, holder},
 };
 use super::{
-    Admin, Attempt, Beaten, Consumer, Counts, Description, Insert, Inserted, Leased, Millis, OnWake, Outcome, Pop,
-    Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives,
-    TaskId, Token, Withdrawal,
+    Admin, Attempt, Beaten, Consumer, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped,
+    QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives, Token,
+    Withdrawal, lanes::Lane,
 };
 
 /// For how long a server's word that it waits on a queue holds. It is renewed by each look, at least every 0.9 s.
@@ -105,6 +108,16 @@ impl RedisShared {
         })
     }
 
+    fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
+        Call::new(script, &self.keys.of_queue(queue))
+            .arg(self.rules.remember.window)
+            .arg((self.rules.remember.entries / 2).max(1))
+            .arg(&self.server)
+            .arg(queue.as_str())
+            .arg(self.keys.channels())
+            .arg(self.rules.max_expiries)
+    }
+
     /// The key that holds the time of the tests.
     #[cfg(test)]
     pub(super) fn test_clock(&self) -> String {
@@ -165,25 +178,20 @@ impl RedisShared {
 /// One thread's store.
 pub struct RedisStore {
     shared: Arc<RedisShared>,
-    link: Link,
+    link: Arc<Link>,
+    gatherer: Arc<Gatherer>,
 }
 
 impl RedisStore {
     /// Opens the connections of the thread whose runtime this is called in.
     pub fn new(shared: Arc<RedisShared>) -> Self {
-        let link = Link::new(shared.client.clone(), &shared.presence, shared.timeout);
-        Self { shared, link }
+        let link = Arc::new(Link::new(shared.client.clone(), &shared.presence, shared.timeout));
+        let gatherer = Arc::new(Gatherer::new(Arc::clone(&shared), Arc::clone(&link)));
+        Self { shared, link, gatherer }
     }
 
     fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
-        let shared = &self.shared;
-        Call::new(script, &shared.keys.of_queue(queue))
-            .arg(shared.rules.remember.window)
-            .arg((shared.rules.remember.entries / 2).max(1))
-            .arg(&shared.server)
-            .arg(queue.as_str())
-            .arg(shared.keys.channels())
-            .arg(shared.rules.max_expiries)
+        self.shared.call(script, queue)
     }
 
     async fn run<T: FromRedisValue>(&self, call: Call) -> Result<T, StoreError> {
@@ -212,36 +220,14 @@ impl RedisStore {
             .unwrap_or_else(|_| Err(self.shared.presence.timed_out(timeout, false)))
     }
 
-    async fn pop_once(
-        &self,
-        queue: &QueueName,
-        pop: &Pop,
-        acks: &[Token],
-        anyway: bool,
-    ) -> Result<PopAnswer, StoreError> {
-        let mut call = self
-            .call(&script::POP, queue)
-            .arg(pop.max_tasks.clamp(1, RECLAIM_STEP))
-            .arg(pop.max_bytes)
-            .arg(pop.lease)
-            .arg(&pop.stem.0)
-            .arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 })
-            .arg(u8::from(anyway));
-        call = match &pop.request {
-            Some(request) => {
-                call.arg(&request.key.id).arg(&request.key.fingerprint.0).arg(holder(Some(request.attempt)))
-            }
-            None => call.arg("").arg("").arg(holder(None)),
-        };
-        call = match &pop.consumer {
-            Some(consumer) => {
-                let spent = &pop.spent[..pop.spent.len().min(RECLAIM_STEP)];
-                let call = call.arg(&consumer.session.0).arg(&consumer.stream.0).arg(spent.len());
-                spent.iter().fold(call, |call, stem| call.arg(&stem.0))
-            }
-            None => call.arg("").arg("").arg(0),
-        };
-        PopAnswer::read(self.run(with_tokens(call, acks)).await?)
+    async fn pop_once(&self, queue: &QueueName, pop: Pop, anyway: bool) -> Result<PopAnswer, StoreError> {
+        let lane = Lane::Ordinary(Some(queue.clone()));
+        self.within_timeout(self.gatherer.run(lane, queue, PopCall { pop, anyway }, Job::Pop)).await
+    }
+
+    /// Runs a script in its turn among the calls that end or extend leases.
+    async fn run_urgent(&self, queue: &QueueName, call: Call) -> Result<Value, StoreError> {
+        self.within_timeout(self.gatherer.run(Lane::Urgent, queue, call, Job::Script)).await
     }
 
     fn session(&self, queue: &QueueName, what: &str, consumer: Consumer, span: Millis) -> Call {
@@ -293,8 +279,10 @@ impl RedisStore {
         loop {
             let call = self.call(&script::HELD, queue).arg(&cursor).arg(held_for).arg(since);
             let (next, at, part): (String, i64, Vec<Value>) = self.run(call).await?;
-            for pair in part.chunks_exact(2) {
-                found.push((from_value(&pair[1])?, Token(sixteen(&pair[0])?)));
+            for batch in part.chunks_exact(2) {
+                let (first, run): (u64, Vec<u8>) = (from_value(&batch[0])?, from_value(&batch[1])?);
+                let order = |token: &Token| first + u64::from(u16::from_be_bytes([token.0[14], token.0[15]]));
+                found.extend(tokens_of_run(&run).map(|token| (order(&token), token)));
             }
             since = Some(at);
             if next == "0" {
@@ -327,93 +315,9 @@ fn unless_broken<T>(queue: &QueueName, seen: Result<T, StoreError>) -> Result<Op
     }
 }
 
-struct PopAnswer {
-    popped: Popped,
-    more: bool,
-}
-
-impl PopAnswer {
-    const FIELDS_PER_TASK: usize = 7;
-
-    fn read(answer: Vec<Value>) -> Result<Self, StoreError> {
-        let [status, rest @ ..] = answer.as_slice() else { return Err(unreadable()) };
-        if from_value::<u64>(status)? == 2 {
-            return Err(StoreError::RequestIdReused);
-        }
-        let [ready, reclaimed, due_in, more, acks, Value::Array(tasks), taken_over] = rest else {
-            return Err(unreadable());
-        };
-        let popped = Popped {
-            acks: outcomes(from_value(acks)?)?,
-            tasks: tasks.chunks(Self::FIELDS_PER_TASK).map(read_leased).collect::<Result<_, _>>()?,
-            ready: from_value(ready)?,
-            reclaimed: from_value(reclaimed)?,
-            due_in: u64::try_from(from_value::<i64>(due_in)?).ok(),
-            taken_over: from_value(taken_over)?,
-        };
-        Ok(Self { popped, more: from_value(more)? })
-    }
-}
-
-/// `insert.lua` puts the time of the insert behind the envelope: a protobuf tag and eight bytes, little-endian.
-const INSERTED_AT_BYTES: usize = 9;
-
-fn read_leased(fields: &[Value]) -> Result<Leased, StoreError> {
-    let [token, id, envelope, deliveries, expiries, left, expires_at] = fields else { return Err(unreadable()) };
-    let Value::BulkString(envelope) = envelope else { return Err(unreadable()) };
-    let envelope = Bytes::copy_from_slice(envelope);
-    let at = envelope.len().checked_sub(INSERTED_AT_BYTES).ok_or_else(unreadable)?;
-    let inserted_at = envelope[at + 1..].try_into().map_err(|_| unreadable())?;
-    Ok(Leased {
-        token: Token(sixteen(token)?),
-        id: TaskId(sixteen(id)?),
-        inserted_at: u64::from_le_bytes(inserted_at),
-        envelope: envelope.slice(..at),
-        deliveries: from_value(deliveries)?,
-        expiries: from_value(expiries)?,
-        left: from_value(left)?,
-        expires_at: from_value(expires_at)?,
-    })
-}
-
-fn with_tokens(call: Call, tokens: &[Token]) -> Call {
-    tokens.iter().fold(call, |call, token| call.arg(&token.0))
-}
-
-fn holder(attempt: Option<Attempt>) -> String {
-    attempt.map_or_else(|| "-".to_owned(), |attempt| super::hex(&attempt.0))
-}
-
-/// As `common.lua` has them.
-const APPLIED: u8 = 1;
-const ALREADY_ACKED: u8 = 2;
-const LEASE_LOST: u8 = 3;
-const DEAD_LETTERED: u8 = 4;
-
-fn outcomes(numbers: Vec<u8>) -> Result<Vec<Outcome>, StoreError> {
-    let outcome = |number| match number {
-        APPLIED => Ok(Outcome::Applied),
-        ALREADY_ACKED => Ok(Outcome::AlreadyAcked),
-        LEASE_LOST => Ok(Outcome::LeaseLost),
-        _ => Err(unreadable()),
-    };
-    numbers.into_iter().map(outcome).collect()
-}
-
-fn from_value<T: FromRedisValue>(value: &Value) -> Result<T, StoreError> {
-    redis::from_redis_value_ref(value).map_err(|_| unreadable())
-}
-
-fn sixteen(value: &Value) -> Result<[u8; 16], StoreError> {
-    match value {
-        Value::BulkString(bytes) => bytes.as_slice().try_into().map_err(|_| unreadable()),
-        _ => Err(unreadable()),
-    }
-}
-
-fn unreadable() -> StoreError {
-    StoreError::Broken("a script's answer has another form than this server expects".to_owned())
-}
+/// As `leases.lua` has them.
+const APPLIED: u8 = b'1';
+const DEAD_LETTERED: u8 = b'4';
 
 #[async_trait]
 impl Store for RedisStore {
@@ -422,37 +326,23 @@ impl Store for RedisStore {
             if !self.shared.known(|known| known.registered.contains(queue)) {
                 self.register(queue).await?;
             }
-            let mut call = self.call(&script::INSERT, queue);
-            call = match &insert.request {
-                Some(request) => call.arg(&request.id).arg(&request.fingerprint.0),
-                None => call.arg("").arg(""),
-            };
-            call = call.arg(insert.waiting_here);
-            for task in &insert.tasks {
-                call = call.arg(&task.id.0).arg(task.envelope.as_ref());
-            }
-            let answer: Vec<Value> = self.run(call).await?;
-            let [status, made, ids @ ..] = answer.as_slice() else { return Err(unreadable()) };
-            let replayed = match from_value::<u64>(status)? {
-                0 => false,
-                1 => true,
-                _ => return Err(StoreError::RequestIdReused),
-            };
-            if from_value(made)? {
+            let lane = Lane::Ordinary(Some(queue.clone()));
+            let answer = self.gatherer.run(lane, queue, insert, Job::Insert).await?;
+            if answer.made {
                 // The tasks are in, so this must not fail the call; whoever inserts next does it again.
                 if let Err(error) = self.register(queue).await {
                     self.shared.known(|known| known.registered.remove(queue));
                     tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
                 }
             }
-            let ids = ids.iter().map(|id| sixteen(id).map(TaskId)).collect::<Result<_, _>>()?;
-            Ok(Inserted { ids, replayed })
+            Ok(answer.inserted)
         })
         .await
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
-        let first = self.pop_once(queue, &pop, &pop.acks, false).await?;
+        let again = Pop { acks: Vec::new(), ..pop.clone() };
+        let first = self.pop_once(queue, pop, false).await?;
         if !first.more {
             return Ok(first.popped);
         }
@@ -465,15 +355,15 @@ impl Store for RedisStore {
                 break;
             }
         }
-        let last = self.pop_once(queue, &pop, &[], true).await?;
+        let last = self.pop_once(queue, again, true).await?;
         Ok(Popped { acks: first.popped.acks, reclaimed: reclaimed + last.popped.reclaimed, ..last.popped })
     }
 
     async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
         self.within_timeout(async {
             let mut all = Vec::with_capacity(tokens.len());
-            for step in tokens.chunks(RECLAIM_STEP) {
-                all.extend(outcomes(self.run(with_tokens(self.call(&script::ACK, queue), step)).await?)?);
+            for step in tokens.chunks(BATCH_WEIGHT) {
+                all.extend(self.gatherer.run(Lane::Urgent, queue, step.to_vec(), Job::Ack).await?);
             }
             Ok(all)
         })
@@ -483,14 +373,14 @@ impl Store for RedisStore {
     async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
         self.within_timeout(async {
             let mut all = Beaten { outcomes: Vec::with_capacity(tokens.len()), earliest: None };
-            for step in tokens.chunks(RECLAIM_STEP) {
-                let call = with_tokens(self.call(&script::HEARTBEAT, queue).arg(lease), step);
-                let (left, deadline, numbers): (i64, u64, Vec<u8>) = self.run(call).await?;
-                all.outcomes.extend(outcomes(numbers)?);
-                if let Ok(left) = u64::try_from(left)
-                    && all.earliest.is_none_or(|(_, earliest)| deadline < earliest)
+            for step in tokens.chunks(BATCH_WEIGHT) {
+                let job = |asks| Job::Heartbeat(asks, lease);
+                let Beaten { outcomes, earliest } = self.gatherer.run(Lane::Urgent, queue, step.to_vec(), job).await?;
+                all.outcomes.extend(outcomes);
+                if let Some((_, deadline)) = earliest
+                    && all.earliest.is_none_or(|(_, other)| deadline < other)
                 {
-                    all.earliest = Some((left, deadline));
+                    all.earliest = earliest;
                 }
             }
             Ok(all)
@@ -502,14 +392,15 @@ impl Store for RedisStore {
         let call = self.call(&script::RELEASE, queue);
         // In one step, however many: tasks that are put back together keep their order.
         let call = match &release {
-            Release::PutBack(tokens) => with_tokens(call.arg("put_back").arg("").arg(call_id()?), tokens),
-            Release::Unsent(tokens, attempt) => with_tokens(call.arg("unsent").arg(holder(*attempt)).arg(""), tokens),
+            Release::PutBack(tokens) => call.arg("put_back").arg("").arg(call_id()?).tokens(tokens),
+            Release::Unsent(tokens, attempt) => call.arg("unsent").arg(holder(*attempt)).arg("").tokens(tokens),
         };
-        outcomes(self.run(call).await?)
+        outcomes(&self.run_urgent(queue, call).await?)
     }
 
     async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
-        let tokens: Vec<Value> = self.run(self.session(queue, "resume", consumer, lease)).await?;
+        let tokens = self.run_urgent(queue, self.session(queue, "resume", consumer, lease)).await?;
+        let tokens: Vec<Value> = from_value(&tokens)?;
         tokens.iter().map(|token| sixteen(token).map(Token)).collect()
     }
 
@@ -522,9 +413,9 @@ impl Store for RedisStore {
     ) -> Result<Option<Vec<Outcome>>, StoreError> {
         let mut all = Vec::with_capacity(tokens.len());
         for step in tokens.chunks(RECLAIM_STEP) {
-            let call = with_tokens(self.session(queue, "keep", consumer, lease), step);
-            match self.run::<Vec<Value>>(call).await?.as_slice() {
-                [_, numbers] => all.extend(outcomes(from_value(numbers)?)?),
+            let call = self.session(queue, "keep", consumer, lease).tokens(step);
+            match self.run_urgent(queue, call).await? {
+                Value::Array(answer) if answer.len() == 2 => all.extend(outcomes(&answer[1])?),
                 _ => return Ok(None),
             }
         }
@@ -539,21 +430,19 @@ impl Store for RedisStore {
         grace: Millis,
     ) -> Result<(), StoreError> {
         for step in tokens.chunks(RECLAIM_STEP) {
-            self.run::<Value>(with_tokens(self.session(queue, "abandon", consumer, grace), step)).await?;
+            self.run_urgent(queue, self.session(queue, "abandon", consumer, grace).tokens(step)).await?;
         }
         Ok(())
     }
 
     async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
         let request = withdrawal.request.as_ref();
-        self.run(
-            self.call(&script::WITHDRAW, queue)
-                .arg(&withdrawal.stem.0)
-                .arg(withdrawal.max_tasks)
-                .arg(request.map_or("", |request| &request.key.id))
-                .arg(holder(request.map(|request| request.attempt))),
-        )
-        .await
+        let call = self
+            .call(&script::WITHDRAW, queue)
+            .arg(&withdrawal.stem.0)
+            .arg(request.map_or("", |request| &request.key.id))
+            .arg(holder(request.map(|request| request.attempt)));
+        from_value(&self.run_urgent(queue, call).await?)
     }
 
     async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError> {
@@ -561,7 +450,7 @@ impl Store for RedisStore {
         let mut released = Released::default();
         for step in tokens.chunks(RECLAIM_STEP) {
             let call = self.call(&script::RELEASE, queue).arg("held").arg(since).arg(call_id()?);
-            let step: Vec<u8> = self.run(with_tokens(call, step)).await?;
+            let step: Vec<u8> = self.run(call.tokens(step)).await?;
             let count = |wanted| step.iter().filter(|outcome| **outcome == wanted).count() as u64;
             released.put_back += count(APPLIED);
             released.dead_lettered += count(DEAD_LETTERED);

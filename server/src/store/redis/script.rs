@@ -7,6 +7,9 @@ use bb8_redis::redis::{
     cmd,
 };
 
+use super::{ANNOUNCED_FOR, gather::PopCall};
+use crate::store::{Attempt, Insert, PopRequest, RECLAIM_STEP, Token, hex};
+
 const COMMON: &str = include_str!("../../../lua/common.lua");
 
 // Only the tests can be built with a clock that is not Redis' own.
@@ -15,26 +18,75 @@ const PRELUDE: &str = include_str!("../../../lua/prelude.lua");
 #[cfg(test)]
 const PRELUDE: &str = include_str!("../../../lua/prelude_test.lua");
 
+/// A script is what all share, what it needs beside, and its own file. What it does not need would cost it time.
 macro_rules! scripts {
-    ($($(#[$doc:meta])* $name:ident = $file:literal;)*) => {$(
-        $(#[$doc])*
+    ($($name:ident = $($file:literal)+;)*) => {$(
         pub(super) static $name: LazyLock<Source> = LazyLock::new(|| {
-            Source::new([PRELUDE, COMMON, include_str!(concat!("../../../lua/", $file))].join("\n"))
+            Source::new([PRELUDE, COMMON, $(include_str!(concat!("../../../lua/", $file))),+].join("\n"))
         });
     )*};
 }
 
 scripts! {
     INSERT = "insert.lua";
-    POP = "pop.lua";
-    ACK = "ack.lua";
-    HEARTBEAT = "heartbeat.lua";
-    RELEASE = "release.lua";
-    WITHDRAW = "withdraw.lua";
-    HELD = "held.lua";
-    SESSION = "session.lua";
-    LOOK = "look.lua";
-    COUNTS = "counts.lua";
+    POP = "leases.lua" "sessions.lua" "pop.lua";
+    ACK = "leases.lua" "ack.lua";
+    HEARTBEAT = "leases.lua" "heartbeat.lua";
+    RELEASE = "leases.lua" "release.lua";
+    WITHDRAW = "leases.lua" "withdraw.lua";
+    HELD = "leases.lua" "held.lua";
+    SESSION = "leases.lua" "sessions.lua" "session.lua";
+    LOOK = "leases.lua" "look.lua";
+    COUNTS = "leases.lua" "counts.lua";
+}
+
+/// Of the 16 bytes of a token.
+pub(super) const STEM_BYTES: usize = 14;
+
+/// As `insert.lua` has it.
+pub(super) fn insert<'a>(mut call: Call, inserts: impl Iterator<Item = &'a Insert> + Clone) -> Call {
+    call = call.arg(inserts.clone().count());
+    for Insert { tasks, waiting_here, request } in inserts.clone() {
+        call = call.arg(tasks.len()).arg(waiting_here);
+        call = match request {
+            Some(request) => call.arg(&request.id).arg(&request.fingerprint.0),
+            None => call.arg("").arg(""),
+        };
+    }
+    let tasks = inserts.flat_map(|insert| &insert.tasks);
+    call = tasks.clone().fold(call, |call, task| call.arg(&task.id.0));
+    tasks.fold(call, |call, task| call.arg(task.envelope.as_ref()))
+}
+
+/// As `pop.lua` has it. Of several pops, the first tells what they have in common.
+pub(super) fn pop<'a>(mut call: Call, pops: impl Iterator<Item = &'a PopCall> + Clone) -> Call {
+    if let Some(PopCall { pop, anyway }) = pops.clone().next() {
+        call = call.arg(pop.max_bytes).arg(pop.lease).arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 });
+        call = call.arg(u8::from(*anyway)).arg(pops.clone().count());
+        call = match &pop.request {
+            Some(PopRequest { key, attempt }) => call.arg(&key.id).arg(&key.fingerprint.0).arg(holder(Some(*attempt))),
+            None => call.arg("").arg("").arg(holder(None)),
+        };
+        call = match &pop.consumer {
+            Some(consumer) => {
+                let spent = &pop.spent[..pop.spent.len().min(RECLAIM_STEP)];
+                let call = call.arg(&consumer.session.0).arg(&consumer.stream.0).arg(spent.len());
+                spent.iter().fold(call, |call, stem| call.arg(&stem.0))
+            }
+            None => call.arg("").arg("").arg(0),
+        };
+    }
+    for PopCall { pop, .. } in pops.clone() {
+        let mut wanted = pop.stem.0.to_vec();
+        wanted.push(u8::try_from(pop.max_tasks.min(RECLAIM_STEP)).unwrap_or(u8::MAX));
+        call = call.arg(wanted);
+    }
+    call.tokens(pops.flat_map(|call| &call.pop.acks))
+}
+
+/// A try, as the scripts keep it.
+pub(super) fn holder(attempt: Option<Attempt>) -> String {
+    attempt.map_or_else(|| "-".to_owned(), |attempt| hex(&attempt.0))
 }
 
 /// A script, and the hash under which Redis knows it once it has run.
@@ -51,6 +103,7 @@ impl Source {
 }
 
 /// A call of a script: its keys are given, its arguments are added.
+#[derive(Clone)]
 pub(super) struct Call {
     source: &'static Source,
     command: Cmd,
@@ -65,6 +118,25 @@ impl Call {
 
     pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
         self.command.arg(arg);
+        self
+    }
+
+    /// In runs: a stem, and the positions of the tokens under it that follow each other.
+    pub(super) fn tokens<'a>(mut self, tokens: impl IntoIterator<Item = &'a Token>) -> Self {
+        let mut run: Vec<u8> = Vec::new();
+        for Token(token) in tokens {
+            if run.get(..STEM_BYTES) == Some(&token[..STEM_BYTES]) {
+                run.extend_from_slice(&token[STEM_BYTES..]);
+            } else {
+                if !run.is_empty() {
+                    self.command.arg(&run);
+                }
+                run = token.to_vec();
+            }
+        }
+        if !run.is_empty() {
+            self.command.arg(&run);
+        }
         self
     }
 

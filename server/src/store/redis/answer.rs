@@ -1,0 +1,206 @@
+//! What the scripts answer, read.
+
+use std::vec;
+
+use bb8_redis::redis::{self, FromRedisValue, Value};
+use bytes::Bytes;
+
+use super::{gather::PopCall, script::STEM_BYTES};
+use crate::store::{Beaten, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, StoreError, TaskId, Token};
+
+/// `insert.lua` puts the time of the insert behind the envelope: a protobuf tag and eight bytes, little-endian.
+const INSERTED_AT_BYTES: usize = 9;
+
+/// What an insert did, and whether it may have made the queue.
+pub(super) struct InsertAnswer {
+    pub(super) inserted: Inserted,
+    pub(super) made: bool,
+}
+
+/// What a pop did, or that it did nothing but ack and take back, because more leases ran out.
+pub(super) struct PopAnswer {
+    pub(super) popped: Popped,
+    pub(super) more: bool,
+}
+
+/// Of each call, in order.
+type Answers<A> = Result<Vec<Result<A, StoreError>>, StoreError>;
+
+pub(super) fn unreadable() -> StoreError {
+    StoreError::Broken("a script's answer has another form than this server expects".to_owned())
+}
+
+pub(super) fn from_value<T: FromRedisValue>(value: &Value) -> Result<T, StoreError> {
+    redis::from_redis_value_ref(value).map_err(|_| unreadable())
+}
+
+fn array(value: Value) -> Result<Vec<Value>, StoreError> {
+    match value {
+        Value::Array(values) => Ok(values),
+        _ => Err(unreadable()),
+    }
+}
+
+fn bytes(value: &Value) -> Result<&[u8], StoreError> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes),
+        _ => Err(unreadable()),
+    }
+}
+
+pub(super) fn sixteen(value: &Value) -> Result<[u8; 16], StoreError> {
+    bytes(value)?.try_into().map_err(|_| unreadable())
+}
+
+/// The tokens of a run.
+pub(super) fn tokens_of_run(run: &[u8]) -> impl Iterator<Item = Token> {
+    let (stem, positions) = run.split_at(run.len().min(STEM_BYTES));
+    positions.as_chunks::<2>().0.iter().map(|position| {
+        let mut token = [0; 16];
+        token[..stem.len()].copy_from_slice(stem);
+        token[STEM_BYTES..].copy_from_slice(position);
+        Token(token)
+    })
+}
+
+fn outcome(digit: u8) -> Result<Outcome, StoreError> {
+    match digit {
+        b'1' => Ok(Outcome::Applied),
+        b'2' => Ok(Outcome::AlreadyAcked),
+        b'3' => Ok(Outcome::LeaseLost),
+        _ => Err(unreadable()),
+    }
+}
+
+pub(super) fn outcomes(value: &Value) -> Result<Vec<Outcome>, StoreError> {
+    bytes(value)?.iter().copied().map(outcome).collect()
+}
+
+/// The outcomes of many calls, to be given to them in order.
+struct Outcomes(vec::IntoIter<Outcome>);
+
+impl Outcomes {
+    fn read(value: &Value, calls: impl Iterator<Item = usize>) -> Result<Self, StoreError> {
+        let all = outcomes(value)?;
+        if all.len() == calls.sum::<usize>() { Ok(Self(all.into_iter())) } else { Err(unreadable()) }
+    }
+
+    fn next(&mut self, count: usize) -> Vec<Outcome> {
+        self.0.by_ref().take(count).collect()
+    }
+}
+
+pub(super) fn inserts(value: Value, calls: &[Insert]) -> Answers<InsertAnswer> {
+    let values = array(value)?;
+    let [made, statuses @ ..] = values.as_slice() else { return Err(unreadable()) };
+    let made = from_value(made)?;
+    let one = |(status, call): (&Value, &Insert)| {
+        let inserted = match status {
+            Value::Int(0) => Inserted { ids: call.tasks.iter().map(|task| task.id).collect(), replayed: false },
+            Value::Int(_) => return Err(StoreError::RequestIdReused),
+            ids => {
+                let (ids, _) = bytes(ids)?.as_chunks::<16>();
+                Inserted { ids: ids.iter().copied().map(TaskId).collect(), replayed: true }
+            }
+        };
+        Ok(InsertAnswer { inserted, made })
+    };
+    Ok(statuses.iter().zip(calls).map(one).collect())
+}
+
+pub(super) fn acks(value: Value, calls: &[Vec<Token>]) -> Answers<Vec<Outcome>> {
+    let mut outcomes = Outcomes::read(&value, calls.iter().map(Vec::len))?;
+    Ok(calls.iter().map(|tokens| Ok(outcomes.next(tokens.len()))).collect())
+}
+
+pub(super) fn heartbeats(value: Value, calls: &[Vec<Token>]) -> Answers<Beaten> {
+    let values = array(value)?;
+    let [outcomes, now, deadlines @ ..] = values.as_slice() else { return Err(unreadable()) };
+    let now: Millis = from_value(now)?;
+    let mut outcomes = Outcomes::read(outcomes, calls.iter().map(Vec::len))?;
+    let mut deadlines = deadlines.iter();
+    let mut one = |tokens: &Vec<Token>| -> Result<Beaten, StoreError> {
+        let outcomes = outcomes.next(tokens.len());
+        let extended = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count();
+        let own = deadlines.by_ref().take(extended).map(from_value::<Millis>).collect::<Result<Vec<_>, _>>()?;
+        let earliest = own.into_iter().min().map(|deadline| (deadline.saturating_sub(now), deadline));
+        Ok(Beaten { outcomes, earliest })
+    };
+    Ok(calls.iter().map(&mut one).collect())
+}
+
+pub(super) fn pops(value: Value, calls: &[PopCall]) -> Answers<PopAnswer> {
+    let mut values = array(value)?.into_iter();
+    let status = values.next().ok_or_else(unreadable)?;
+    let of_acks = || calls.iter().map(|call| call.pop.acks.len());
+    let head: Vec<Value> = values.by_ref().take(if status == Value::Int(0) { 6 } else { 3 }).collect();
+    let nothing =
+        Popped { acks: Vec::new(), tasks: Vec::new(), ready: 0, reclaimed: 0, due_in: None, taken_over: false };
+    let all_alike = |popped: Popped, acks: &Value, more| -> Answers<PopAnswer> {
+        let mut acks = Outcomes::read(acks, of_acks())?;
+        // What was taken back is told once.
+        let of_first = |at| if at == 0 { popped.reclaimed } else { 0 };
+        let one = |(at, call): (usize, &PopCall)| {
+            let acks = acks.next(call.pop.acks.len());
+            Ok(PopAnswer { popped: Popped { acks, reclaimed: of_first(at), ..popped.clone() }, more })
+        };
+        Ok(calls.iter().enumerate().map(one).collect())
+    };
+    match (status, head.as_slice()) {
+        (Value::Int(0), [ready, reclaimed, due_in, acks, deadline, now]) => {
+            let (ready, reclaimed) = (from_value(ready)?, from_value(reclaimed)?);
+            let due_in = u64::try_from(from_value::<i64>(due_in)?).ok();
+            let (deadline, now): (Millis, Millis) = (from_value(deadline)?, from_value(now)?);
+            let answers = all_alike(Popped { ready, reclaimed, ..nothing }, acks, false)?;
+            let with_tasks = |((answer, call), leased): ((Result<PopAnswer, StoreError>, &PopCall), Value)| {
+                let mut answer = answer?;
+                answer.popped.tasks = deliveries(leased, &call.pop, deadline, now)?;
+                answer.popped.due_in = if answer.popped.tasks.is_empty() { due_in } else { None };
+                Ok(answer)
+            };
+            Ok(answers.into_iter().zip(calls).zip(values).map(with_tasks).collect())
+        }
+        (Value::Int(1), [reclaimed, acks]) => {
+            all_alike(Popped { reclaimed: from_value(reclaimed)?, ..nothing }, acks, true)
+        }
+        (Value::Int(2), []) => Ok(calls.iter().map(|_| Err(StoreError::RequestIdReused)).collect()),
+        (Value::Int(3), [ready, reclaimed, acks]) => {
+            let (ready, reclaimed) = (from_value(ready)?, from_value(reclaimed)?);
+            all_alike(Popped { ready, reclaimed, taken_over: true, ..nothing }, acks, false)
+        }
+        _ => Err(unreadable()),
+    }
+}
+
+/// What a pop was given: leased now, under its own stem and until the deadline, unless there are tokens and deadlines.
+fn deliveries(value: Value, pop: &Pop, deadline: Millis, now: Millis) -> Result<Vec<Leased>, StoreError> {
+    let mut values = array(value)?.into_iter();
+    let head: Vec<Value> = values.by_ref().take(4).collect();
+    let [ids, tries, run, deadlines] = head.as_slice() else { return Ok(Vec::new()) };
+    let (ids, tries) = (bytes(ids)?.as_chunks::<16>().0, bytes(tries)?.as_chunks::<8>().0);
+    let held: Vec<Token> = tokens_of_run(bytes(run)?).collect();
+    let deadlines = bytes(deadlines)?.as_chunks::<8>().0;
+    let one = |(at, (id, envelope)): (usize, (&[u8; 16], Value))| {
+        let (envelope, inserted_at) = split_envelope(envelope)?;
+        let tries = tries.get(at).map_or(0, |tries| u64::from_be_bytes(*tries));
+        let expires_at = deadlines.get(at).map_or(deadline, |deadline| u64::from_be_bytes(*deadline));
+        Ok(Leased {
+            token: held.get(at).copied().unwrap_or_else(|| pop.stem.token(at as u16)),
+            id: TaskId(*id),
+            envelope,
+            inserted_at,
+            deliveries: (tries >> 32) as u32 + 1,
+            expiries: tries as u32,
+            left: expires_at.saturating_sub(now),
+            expires_at,
+        })
+    };
+    ids.iter().zip(values).enumerate().map(one).collect()
+}
+
+fn split_envelope(value: Value) -> Result<(Bytes, Millis), StoreError> {
+    let Value::BulkString(envelope) = value else { return Err(unreadable()) };
+    let at = envelope.len().checked_sub(INSERTED_AT_BYTES).ok_or_else(unreadable)?;
+    let inserted_at = envelope[at + 1..].try_into().map_err(|_| unreadable())?;
+    Ok((Bytes::from(envelope).slice(..at), u64::from_le_bytes(inserted_at)))
+}

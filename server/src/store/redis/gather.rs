@@ -1,0 +1,289 @@
+//! Gathers the calls of one thread that wait while Redis is busy, and runs them together: those of one queue and kind as one
+//! script, the scripts of a batch in one write. Never waits for more to come.
+//!
+//! What a call is answered is what it would be answered alone. Inserts are never in one script with what drains, so that a
+//! full Redis refuses only them; and a queue that cannot be read fails only its own calls.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bb8_redis::redis::Value;
+use tokio::sync::oneshot;
+
+use super::{
+    RedisShared,
+    answer::{self, InsertAnswer, PopAnswer},
+    link::Link,
+    script::{self, Call},
+};
+use crate::store::{
+    Beaten, Insert, Millis, Outcome, Pop, QueueName, StoreError, Token,
+    lanes::{Lane, Lanes, Load},
+};
+
+/// So many batches are on their way to Redis at once, at most: while one runs there, the next one is already there.
+const BATCHES_IN_FLIGHT: usize = 2;
+
+/// So much a script or a batch weighs at most, but for a call that is larger by itself. More would block Redis for longer
+/// and gain nothing.
+pub(super) const BATCH_WEIGHT: usize = 200;
+
+/// A call of this weight is a script of its own.
+const LARGE: usize = 100;
+
+/// A call, and who waits for its answer.
+pub(super) struct Ask<C, A> {
+    call: C,
+    reply: oneshot::Sender<Result<A, StoreError>>,
+}
+
+/// A pop, and whether it is to pop though more leases ran out than one step takes back.
+pub(super) struct PopCall {
+    pub(super) pop: Pop,
+    pub(super) anyway: bool,
+}
+
+/// Calls that one script does: one at first, then those that were joined with it.
+pub(super) enum Job {
+    Insert(Vec<Ask<Insert, InsertAnswer>>),
+    Pop(Vec<Ask<PopCall, PopAnswer>>),
+    Ack(Vec<Ask<Vec<Token>, Vec<Outcome>>>),
+    Heartbeat(Vec<Ask<Vec<Token>, Beaten>>, Millis),
+    /// Any other script.
+    Script(Vec<Ask<Call, Value>>),
+}
+
+/// Calls that may share a script differ in nothing else.
+#[derive(PartialEq, Eq, Hash)]
+enum Kind {
+    Insert,
+    Pop { max_bytes: usize, lease: Millis, will_wait: bool },
+    Ack,
+    Heartbeat(Millis),
+}
+
+impl Job {
+    /// Leaves out those who gave their call up before its turn came; they were told that it may have run. True if nobody is
+    /// left.
+    fn is_given_up(&mut self) -> bool {
+        fn listening<C, A>(asks: &mut Vec<Ask<C, A>>) -> bool {
+            asks.retain(|ask| !ask.reply.is_closed());
+            asks.is_empty()
+        }
+        match self {
+            Self::Insert(asks) => listening(asks),
+            Self::Pop(asks) => listening(asks),
+            Self::Ack(asks) => listening(asks),
+            Self::Heartbeat(asks, _) => listening(asks),
+            Self::Script(asks) => listening(asks),
+        }
+    }
+
+    fn load(&self) -> Load {
+        fn sum<C, A>(asks: &[Ask<C, A>], of: impl Fn(&C) -> usize) -> usize {
+            asks.iter().map(|ask| of(&ask.call)).sum()
+        }
+        match self {
+            Self::Insert(asks) => {
+                let bytes = |call: &Insert| call.tasks.iter().map(|task| task.envelope.len()).sum();
+                Load::new(sum(asks, |call| call.tasks.len()), sum(asks, bytes))
+            }
+            Self::Pop(asks) => Load::new(sum(asks, |call| call.pop.max_tasks.max(call.pop.acks.len())), 0),
+            Self::Ack(asks) => Load::new(sum(asks, Vec::len), 0),
+            Self::Heartbeat(asks, _) => Load::new(sum(asks, Vec::len), 0),
+            Self::Script(asks) => Load::new(asks.len(), 0),
+        }
+    }
+
+    /// With what it may share a script; nothing if it is one of its own.
+    fn kind(&self) -> Option<Kind> {
+        if self.load().weight() >= LARGE {
+            return None;
+        }
+        match self {
+            Self::Insert(_) => Some(Kind::Insert),
+            Self::Pop(asks) => asks.first().filter(|ask| ask.call.is_plain()).map(|ask| {
+                let Pop { max_bytes, lease, will_wait, .. } = ask.call.pop;
+                Kind::Pop { max_bytes, lease, will_wait }
+            }),
+            Self::Ack(_) => Some(Kind::Ack),
+            Self::Heartbeat(_, lease) => Some(Kind::Heartbeat(*lease)),
+            Self::Script(_) => None,
+        }
+    }
+
+    /// Takes over the calls of one of the same kind.
+    fn join(&mut self, other: Self) {
+        match (self, other) {
+            (Self::Insert(asks), Self::Insert(more)) => asks.extend(more),
+            (Self::Pop(asks), Self::Pop(more)) => asks.extend(more),
+            (Self::Ack(asks), Self::Ack(more)) => asks.extend(more),
+            (Self::Heartbeat(asks, _), Self::Heartbeat(more, _)) => asks.extend(more),
+            (Self::Script(asks), Self::Script(more)) => asks.extend(more),
+            (_, other) => other.finish(Err(answer::unreadable())),
+        }
+    }
+
+    fn script(&self, shared: &RedisShared, queue: &QueueName) -> Call {
+        let call = |source| shared.call(source, queue);
+        match self {
+            Self::Insert(asks) => script::insert(call(&script::INSERT), asks.iter().map(|ask| &ask.call)),
+            Self::Pop(asks) => script::pop(call(&script::POP), asks.iter().map(|ask| &ask.call)),
+            Self::Ack(asks) => call(&script::ACK).tokens(asks.iter().flat_map(|ask| &ask.call)),
+            Self::Heartbeat(asks, lease) => {
+                call(&script::HEARTBEAT).arg(lease).tokens(asks.iter().flat_map(|ask| &ask.call))
+            }
+            Self::Script(asks) => asks[0].call.clone(),
+        }
+    }
+
+    /// Gives each call its part of what the script answered, or all of them the reason why it did not.
+    fn finish(self, value: Result<Value, StoreError>) {
+        match self {
+            Self::Insert(asks) => finish(asks, value, answer::inserts),
+            Self::Pop(asks) => finish(asks, value, answer::pops),
+            Self::Ack(asks) => finish(asks, value, answer::acks),
+            Self::Heartbeat(asks, _) => finish(asks, value, answer::heartbeats),
+            Self::Script(asks) => finish(asks, value, |value, _| Ok(vec![Ok(value)])),
+        }
+    }
+}
+
+fn finish<C, A>(
+    asks: Vec<Ask<C, A>>,
+    value: Result<Value, StoreError>,
+    read: impl FnOnce(Value, &[C]) -> Result<Vec<Result<A, StoreError>>, StoreError>,
+) {
+    let (calls, replies): (Vec<C>, Vec<_>) = asks.into_iter().map(|ask| (ask.call, ask.reply)).unzip();
+    let mut answers = value.and_then(|value| read(value, &calls)).map(Vec::into_iter);
+    for reply in replies {
+        let answer = match &mut answers {
+            Ok(answers) => answers.next().unwrap_or_else(|| Err(answer::unreadable())),
+            Err(error) => Err(error.clone()),
+        };
+        // Nobody may be listening any more.
+        let _ = reply.send(answer);
+    }
+}
+
+impl PopCall {
+    /// It differs from others in its stem, its acks and how many tasks it wants.
+    fn is_plain(&self) -> bool {
+        !self.anyway && self.pop.request.is_none() && self.pop.consumer.is_none()
+    }
+}
+
+/// One thread's calls that wait.
+pub(super) struct Gatherer {
+    shared: Arc<RedisShared>,
+    link: Arc<Link>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    lanes: Lanes<(QueueName, Job)>,
+    in_flight: usize,
+}
+
+impl Gatherer {
+    pub(super) fn new(shared: Arc<RedisShared>, link: Arc<Link>) -> Self {
+        Self { shared, link, state: Mutex::default() }
+    }
+
+    fn state<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
+        with(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets a job wait for its turn, and answers what became of it.
+    pub(super) async fn run<C, A>(
+        self: &Arc<Self>,
+        lane: Lane,
+        queue: &QueueName,
+        call: C,
+        job: impl FnOnce(Vec<Ask<C, A>>) -> Job,
+    ) -> Result<A, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let job = job(vec![Ask { call, reply }]);
+        let load = job.load();
+        let may_start = self.state(|state| {
+            state.lanes.push(lane, load, (queue.clone(), job))?;
+            let may_start = state.in_flight < BATCHES_IN_FLIGHT;
+            state.in_flight += usize::from(may_start);
+            Ok::<_, StoreError>(may_start)
+        })?;
+        if may_start {
+            tokio::spawn(Runner { gatherer: Arc::clone(self), is_in_flight: true }.run());
+        }
+        answer.await.unwrap_or_else(|_| {
+            let message = "the call was dropped; the log has the cause".to_owned();
+            Err(StoreError::Unavailable { message, did_not_run: false })
+        })
+    }
+
+    async fn run_batch(&self, jobs: Vec<(QueueName, Job)>) {
+        let jobs = joined(jobs);
+        let calls: Vec<Call> = jobs.iter().map(|(queue, job)| job.script(&self.shared, queue)).collect();
+        let answers = self.link.run_all(&calls).await;
+        for ((_, job), answer) in jobs.into_iter().zip(answers) {
+            job.finish(answer);
+        }
+    }
+}
+
+/// One of those who take batches, until nothing waits.
+struct Runner {
+    gatherer: Arc<Gatherer>,
+    is_in_flight: bool,
+}
+
+impl Runner {
+    async fn run(mut self) {
+        loop {
+            let jobs = self.gatherer.state(|state| {
+                let jobs = state.lanes.take(BATCH_WEIGHT);
+                // In the same breath, so that whoever comes next knows that there is nobody to wait for.
+                self.is_in_flight = !jobs.is_empty();
+                state.in_flight -= usize::from(jobs.is_empty());
+                jobs
+            });
+            if jobs.is_empty() {
+                return;
+            }
+            self.gatherer.run_batch(jobs).await;
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if self.is_in_flight {
+            self.gatherer.state(|state| state.in_flight -= 1);
+        }
+    }
+}
+
+/// The jobs of a batch, each a script, in the order in which the first of its calls was taken.
+fn joined(batch: Vec<(QueueName, Job)>) -> Vec<(QueueName, Job)> {
+    let mut jobs: Vec<(QueueName, Job)> = Vec::new();
+    let mut open: HashMap<(QueueName, Kind), usize> = HashMap::new();
+    for (queue, mut job) in batch {
+        if job.is_given_up() {
+            continue;
+        }
+        if let Some(kind) = job.kind() {
+            let key = (queue.clone(), kind);
+            if let Some((_, first)) = open.get(&key).and_then(|at| jobs.get_mut(*at))
+                && first.load().weight() + job.load().weight() <= BATCH_WEIGHT
+            {
+                first.join(job);
+                continue;
+            }
+            open.insert(key, jobs.len());
+        }
+        jobs.push((queue, job));
+    }
+    jobs
+}
