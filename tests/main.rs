@@ -6,6 +6,7 @@
 mod admin;
 mod backup;
 mod bad_inputs;
+mod command;
 mod faults;
 mod guarantees;
 mod histories;

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// For how long nothing may come, when there should be more, before a consumer leaves it to the last look at the queue.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(5);
 /// For how long nothing more may come after the consumer asked for nothing more.
 const LAST: Duration = Duration::from_millis(300);
 
