@@ -140,7 +140,7 @@ Result:
                  tasks: inserted; or acked, in drain and both
       open_loop  null without --rate; otherwise
                  intended_per_second: tasks
-                 kept: every call was made, and 99 of 100 began in time
+                 kept: 99 of 100 calls began, and in time
                  calls_begun, calls_late (more than 1 ms), calls_not_begun, latest_start_us
       calls[]    call: insert, pop, ack or delivery
                  count

@@ -50,9 +50,9 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Whether the server was loaded as intended.
+    /// Whether the server was loaded as intended: 99 of 100 calls began, and in time.
     pub(crate) fn is_kept(self) -> bool {
-        self.not_begun == 0 && self.late.saturating_mul(100) <= self.begun
+        (self.late + self.not_begun).saturating_mul(100) <= self.begun
     }
 }
 
