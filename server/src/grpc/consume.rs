@@ -73,10 +73,9 @@ impl Outlet for Body {
 /// A message that cannot be decoded has no cause beneath; a connection that broke has.
 fn unread(status: Status, max_message: usize) -> Unread<Status> {
     match status.code() {
-        Code::OutOfRange => Unread::Refused(status::message_too_large(max_message)),
-        Code::Internal | Code::Unimplemented | Code::ResourceExhausted if status.source().is_none() => {
-            Unread::Refused(status)
-        }
+        // One that is too long, and one that is when it is unpacked.
+        Code::OutOfRange | Code::ResourceExhausted => Unread::Refused(status::message_too_large(max_message)),
+        Code::Internal | Code::Unimplemented if status.source().is_none() => Unread::Refused(status),
         _ => Unread::Broken,
     }
 }
