@@ -18,6 +18,7 @@ const TASKS: usize = 900;
 const IN_A_MESSAGE: usize = 200;
 /// A message of 200 tasks has more bytes than this, and less than twice as many.
 const MESSAGE: u32 = 100_000;
+const PADDING: usize = MESSAGE as usize / IN_A_MESSAGE;
 
 on_every_store! {
     /// Row 39: a PopBatch whose reader never reads leases what the window holds and one message more; after the timeout
@@ -26,9 +27,10 @@ on_every_store! {
         let server = backend.start(&["--stall-timeout", "2s"]).await;
         let mut client = server.client().await;
         let mut witness = Witness::new(&mut client).await;
-        for (window, handed_over) in [(0, 0), (2 * MESSAGE, 2 * IN_A_MESSAGE)] {
-            let queue = unique_queue("stalled");
-            let padding = "x".repeat(MESSAGE as usize / IN_A_MESSAGE);
+        for (window, padding, handed_over) in [(0, 0, 0), (0, PADDING, 0), (2 * MESSAGE, PADDING, 2 * IN_A_MESSAGE)] {
+            // Before it hands out less than 32 KiB, which 200 tasks are only in a queue of a short name, the encoder asks for more.
+            let queue = if padding == 0 { "q".to_owned() } else { unique_queue("stalled") };
+            let padding = "x".repeat(padding);
             let tasks = (0..TASKS).map(|number| json(&format!("\"{number} {padding}\""))).collect();
             client.insert(insert_request(&queue, tasks)).await.unwrap();
 
