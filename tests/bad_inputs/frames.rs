@@ -13,6 +13,8 @@ use crate::support::{
     unique_queue,
 };
 
+type Headers<'a> = &'a [(&'a str, &'a str)];
+
 const LIMIT: usize = 4 << 20;
 const GZIP: (&str, &str) = ("grpc-encoding", "gzip");
 
@@ -90,7 +92,7 @@ on_every_store! {
         let connection = Connection::open(server.address()).await;
         let good = insert_request(&witness.queue, vec![json("1")]).encode_to_vec();
         let deep = [0x7b; 10_000];
-        let cases: &[(&str, u8, &[u8], &[(&str, &str)])] = &[
+        let cases: &[(&str, u8, &[u8], Headers<'_>)] = &[
             ("a truncated varint", 0, &[0x0a, 0x80], &[]),
             ("a varint of eleven bytes", 0, &[0x0a, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 1], &[]),
             ("a field longer than the message", 0, &[0x0a, 5, b'a'], &[]),

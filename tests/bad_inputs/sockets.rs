@@ -155,7 +155,7 @@ wire_tests! {
             let socket = say(server.address(), &[]).await;
             waiting.spawn(closed(socket, "a silent socket"));
         }
-        while waiting.len() > 0 {
+        while !waiting.is_empty() {
             pop(&mut server.client().await, &unique_queue("other")).await;
             while waiting.try_join_next().is_some() {}
         }
