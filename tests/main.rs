@@ -6,8 +6,8 @@
 mod admin;
 mod backup;
 mod bad_inputs;
-mod consume;
 mod command;
+mod consume;
 mod faults;
 mod guarantees;
 mod histories;

@@ -39,7 +39,7 @@ use tokio::{
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Server;
+use tonic::{codec::CompressionEncoding, transport::Server};
 use tonic_health::{
     ServingStatus,
     pb::health_server::HealthServer,
@@ -178,10 +178,13 @@ impl Process {
             self.calls.stopping.clone(),
             self.background.clone(),
         );
+        // Tonic bounds what a compressed request decompresses to by the same size, while it does it.
         let admin = QueueAdminServer::new(QueueAdminService::new(queues.clone(), config))
-            .max_decoding_message_size(config.max_message);
+            .max_decoding_message_size(config.max_message)
+            .accept_compressed(CompressionEncoding::Gzip);
         let service = DataQueueServer::new(DataQueueService::new(queues, config.max_message))
-            .max_decoding_message_size(config.max_message);
+            .max_decoding_message_size(config.max_message)
+            .accept_compressed(CompressionEncoding::Gzip);
         let mut server = Server::builder()
             .max_concurrent_streams(config.max_streams)
             .http2_keepalive_interval(Some(config.keepalive_interval))
@@ -207,10 +210,10 @@ impl Process {
                 .add_service(reflection().build_v1().map_err(|error| error.to_string())?)
                 .add_service(reflection().build_v1alpha().map_err(|error| error.to_string())?);
         }
-        let cut_off = self.cut_off.clone();
+        let (patience, cut_off) = (config.keepalive_interval + config.keepalive_timeout, self.cut_off.clone());
         let incoming = ReceiverStream::new(sockets).map(|(socket, permit)| {
             let stream = TcpStream::from_std(socket)?;
-            Ok::<_, io::Error>(Socket::new(stream, cut_off.clone().cancelled_owned(), permit))
+            Ok::<_, io::Error>(Socket::new(stream, patience, cut_off.clone().cancelled_owned(), permit))
         });
         let served = router.serve_with_incoming_shutdown(incoming, self.closing.cancelled()).await;
         // This runtime carries tasks that put back what was not handed over; it must not end before them.

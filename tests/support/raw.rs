@@ -7,7 +7,7 @@ use h2::{
     Reason, RecvStream, SendStream,
     client::{Builder, ResponseFuture, SendRequest},
 };
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use prost::Message;
 use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle, time::timeout};
 use tonic::{Code, Status};
@@ -15,6 +15,8 @@ use tonic::{Code, Status};
 use super::PATIENCE;
 
 const SERVICE: &str = "dataqueue.v1.DataQueue";
+/// What every call has.
+const GRPC: &[(&str, &str)] = &[("content-type", "application/grpc"), ("te", "trailers")];
 
 /// One HTTP/2 connection.
 pub struct Connection {
@@ -74,8 +76,27 @@ impl Connection {
 
     /// Sends one message to a path, before whatever is sent on this connection later.
     pub async fn send(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Sent {
-        let uri = format!("http://{}{path}", self.address);
-        let mut request = Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
+        self.request(Method::POST, path, &[GRPC, headers].concat(), frame(0, &message.encode_to_vec())).await
+    }
+
+    /// Sends one message to a path and waits for the answer's headers.
+    pub async fn call(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Answering {
+        self.send(path, headers, message).await.answer().await
+    }
+
+    /// The status of a call of this method with this body, whatever is in it.
+    pub async fn status_of_bytes(&self, method: &str, headers: &[(&str, &str)], body: Bytes) -> Status {
+        let path = format!("/{SERVICE}/{method}");
+        self.request(Method::POST, &path, &[GRPC, headers].concat(), body).await.answer().await.status().await
+    }
+
+    /// What HTTP answers to a request that is no call.
+    pub async fn http_status(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> StatusCode {
+        self.request(method, path, headers, body).await.answer().await.response.status()
+    }
+
+    async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], bytes: Bytes) -> Sent {
+        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -83,15 +104,8 @@ impl Connection {
         let mut requests = self.requests.clone().ready().await.expect("room for a request");
         let (response, mut body) = requests.send_request(request, false).expect("a request");
         // A server that refuses by the headers alone may have ended the stream already.
-        let _ = body.send_data(frame(message), true);
+        let _ = body.send_data(bytes, true);
         Sent { response, body }
-    }
-
-    /// Sends one message to a path and waits for the answer's headers.
-    pub async fn call(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Answering {
-        let Sent { response, body } = self.send(path, headers, message).await;
-        let response = timeout(PATIENCE, response).await.expect("an answer in time").expect("an answer");
-        Answering { response, body }
     }
 
     /// Closes the socket without a word, and with it every call on it.
@@ -107,6 +121,11 @@ impl Connection {
 }
 
 impl Sent {
+    async fn answer(self) -> Answering {
+        let response = timeout(PATIENCE, self.response).await.expect("an answer in time").expect("an answer");
+        Answering { response, body: self.body }
+    }
+
     /// Resets the stream, before whatever is sent on this connection later.
     pub fn cancel(mut self) {
         self.body.send_reset(Reason::CANCEL);
@@ -187,11 +206,11 @@ fn message_length(head: &[u8; 5]) -> usize {
     usize::try_from(u32::from_be_bytes([head[1], head[2], head[3], head[4]])).unwrap()
 }
 
-fn frame(message: &impl Message) -> Bytes {
-    let message = message.encode_to_vec();
+/// A message as gRPC sends it, behind a flag that says whether it is compressed.
+pub fn frame(flag: u8, message: &[u8]) -> Bytes {
     let mut frame = BytesMut::with_capacity(5 + message.len());
-    frame.put_u8(0);
+    frame.put_u8(flag);
     frame.put_u32(u32::try_from(message.len()).unwrap());
-    frame.put_slice(&message);
+    frame.put_slice(message);
     frame.freeze()
 }

@@ -13,7 +13,10 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, Request, Response};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{
@@ -100,7 +103,7 @@ where
 {
     type Response = Response<EdgeBody>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<EdgeBody>, Infallible>> + Send>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -111,6 +114,12 @@ where
         let own = request.uri().path().starts_with(OWN_PATHS);
         if own && calls.stopping.is_cancelled() {
             return refuse(status::shutting_down());
+        }
+        if let Some((code, message)) = no_call(&request) {
+            let mut response = Response::new(Body::new(message.to_owned()));
+            *response.status_mut() = code;
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+            return at_once(response);
         }
         let deadline = match timeout(request.headers()) {
             Ok(timeout) => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
@@ -137,8 +146,15 @@ where
                 Ok(Err(panic)) => status::bug(&panic_message(&*panic)).into_http(),
                 Err(_) => status::deadline_exceeded().into_http(),
             };
-            if is_too_large(response.headers()) {
-                response = status::message_too_large(edge.max_message).into_http();
+            match refused_by_tonic(response.headers()) {
+                Some(Code::OutOfRange | Code::ResourceExhausted) => {
+                    response = status::message_too_large(edge.max_message).into_http();
+                }
+                Some(Code::Internal) => {
+                    let message = response.headers().get("grpc-message");
+                    tracing::debug!(?message, "a request that could not be read was refused");
+                }
+                _ => {}
             }
             let handover = response.extensions_mut().remove::<Handover>();
             let carried = handover.map(|handover| Carried::new(handover, edge.stall_timeout));
@@ -147,8 +163,13 @@ where
     }
 }
 
-fn refuse(status: Status) -> Pin<Box<dyn Future<Output = Result<Response<EdgeBody>, Infallible>> + Send>> {
-    let response = status.into_http::<Body>();
+type Answer = Pin<Box<dyn Future<Output = Result<Response<EdgeBody>, Infallible>> + Send>>;
+
+fn refuse(status: Status) -> Answer {
+    at_once(status.into_http())
+}
+
+fn at_once(response: Response<Body>) -> Answer {
     Box::pin(std::future::ready(Ok(response.map(|inner| EdgeBody {
         inner,
         carried: None,
@@ -162,11 +183,25 @@ fn answer_by(deadline: Instant) -> Instant {
     deadline - BEFORE_DEADLINE.min(left / 10)
 }
 
-/// Tonic answers OUT_OF_RANGE, which nothing here does, when a message is longer than its decode limit.
-fn is_too_large(headers: &HeaderMap) -> bool {
-    const OUT_OF_RANGE: &[u8] = b"11";
-    debug_assert_eq!(Code::from_bytes(OUT_OF_RANGE), Code::OutOfRange);
-    headers.get("grpc-status").is_some_and(|code| code.as_bytes() == OUT_OF_RANGE)
+/// The code of a refusal without the details that nearly all of ours have. Tonic's are OUT_OF_RANGE when a message is longer
+/// than its decode limit, RESOURCE_EXHAUSTED when it decompresses to more than that, and INTERNAL when it is no message.
+fn refused_by_tonic(headers: &HeaderMap) -> Option<Code> {
+    let code = headers.get("grpc-status").filter(|_| !headers.contains_key("grpc-status-details-bin"));
+    code.map(|code| Code::from_bytes(code.as_bytes()))
+}
+
+/// What cannot be a call of gRPC, which is POST with a content type of its own, gets an answer of plain HTTP.
+fn no_call(request: &Request<Body>) -> Option<(StatusCode, &'static str)> {
+    let content_type = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let is_grpc = content_type.and_then(|text| text.strip_prefix(b"application/grpc"));
+    if request.method() != Method::POST {
+        return Some((StatusCode::METHOD_NOT_ALLOWED, "calls of gRPC are made with POST\n"));
+    }
+    // Not application/grpc-web, which is something else.
+    match is_grpc.map(<[u8]>::first) {
+        Some(None | Some(b'+' | b';')) => None,
+        _ => Some((StatusCode::UNSUPPORTED_MEDIA_TYPE, "the content type of gRPC is application/grpc\n")),
+    }
 }
 
 /// What a panic says, without the value that it may have been about: only a text that was written in the source.
@@ -284,7 +319,7 @@ mod tests {
         });
         let mut service = EdgeLayer::new(Calls::default(), 1, Duration::from_secs(1)).layer(service);
         let mut ask = async |path: &str| {
-            let request = Request::builder().uri(path).body(Body::empty()).unwrap();
+            let request = Request::post(path).header(CONTENT_TYPE, "application/grpc").body(Body::empty()).unwrap();
             let response = service.ready().await.unwrap().call(request).await.unwrap();
             Status::from_header_map(response.headers()).map(|status| status.code())
         };
@@ -298,7 +333,11 @@ mod tests {
         let service = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
         let mut service = EdgeLayer::new(Calls::default(), 1, Duration::from_secs(1)).layer(service);
         let mut ask = async |timeout: &str| {
-            let request = Request::builder().uri("/x").header("grpc-timeout", timeout).body(Body::empty()).unwrap();
+            let request = Request::post("/x")
+                .header(CONTENT_TYPE, "application/grpc")
+                .header("grpc-timeout", timeout)
+                .body(Body::empty())
+                .unwrap();
             let response = service.ready().await.unwrap().call(request).await.unwrap();
             Status::from_header_map(response.headers()).unwrap().code()
         };
