@@ -24,4 +24,5 @@ for _, batch in ipairs(read_batches(keys)) do
     found[#found + 1] = table.concat(run)
   end
 end
-return { part[1], int(since), found }
+-- Nobody held anything before the epoch.
+return { part[1], int(math.max(since, -1)), found }

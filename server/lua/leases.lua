@@ -11,6 +11,7 @@ local APPLIED, ALREADY_ACKED, LEASE_LOST, DEAD_LETTERED = '1', '2', '3', '4'
 local RECLAIM_STEP = 200
 local ENDED = 1
 local HEADER = '>I8I8I8BBBc0'
+local sub, byte = string.sub, string.byte
 
 local function read_batch(key, record)
   local order, lease, renewed, count, split, holders, ids = struct.unpack(HEADER, record)
@@ -34,7 +35,7 @@ end
 
 local function id_at(batch, place)
   local from = batch.ids + 16 * place - 16
-  return string.sub(batch.record, from, from + 15)
+  return sub(batch.record, from, from + 15)
 end
 
 -- The token at a place, which counts from 1.
@@ -106,7 +107,7 @@ local function find(runs)
     local batch = by_stem[string.sub(run, 1, STEM_BYTES)]
     local last = batch and batch.count or 0
     for at = STEM_BYTES + 1, #run, 2 do
-      local high, low = string.byte(run, at, at + 1)
+      local high, low = byte(run, at, at + 1)
       local place = 256 * high + low + 1
       count = count + 1
       places[count] = place
@@ -153,70 +154,6 @@ local function held_places(batch)
     end
   end
   return places
-end
-
--- Gives each of a batch's leases a record of its own. Returns them by place.
-local function split(batch)
-  local deadline = redis.call('ZSCORE', LEASED, member(batch))
-  local rest, leases = string.sub(batch.record, batch.ids + 16 * batch.count), {}
-  local records, scores = {}, {}
-  for _, place in ipairs(held_places(batch)) do
-    local lease = {
-      key = token_at(batch, place), order = batch.order + place - 1, lease = batch.lease, renewed = batch.renewed,
-      count = 1, split = false, holders = batch.holders, left = 1, ended = {}, parent = batch, place = place,
-    }
-    lease.record = write_batch(lease, id_at(batch, place) .. rest)
-    lease.ids = batch.ids
-    leases[place] = lease
-    records[#records + 1] = lease.key
-    records[#records + 1] = lease.record
-    scores[#scores + 1] = deadline
-    scores[#scores + 1] = member(lease)
-  end
-  batch.split = true
-  redis.call('ZREM', LEASED, member(batch))
-  redis.call('HSET', LEASES, batch.key, write_batch(batch, rest), unpack(records))
-  redis.call('ZADD', LEASED, unpack(scores))
-  return leases
-end
-
--- Splits the batches that were found in part only, so that the others can be changed as a whole. Returns all that are to be
--- changed; `found` and `places` point to them then.
-local function apart(found, places, count)
-  local batches, wanted = {}, {}
-  for i = 1, count do
-    local batch = found[i]
-    if batch then
-      if not wanted[batch] then
-        wanted[batch] = { count = 0 }
-        batches[#batches + 1] = batch
-      end
-      if not wanted[batch][places[i]] then
-        wanted[batch][places[i]] = true
-        wanted[batch].count = wanted[batch].count + 1
-      end
-    end
-  end
-  local whole, leases = {}, {}
-  for _, batch in ipairs(batches) do
-    if wanted[batch].count == batch.left then
-      whole[#whole + 1] = batch
-    else
-      leases[batch] = split(batch)
-      for place, lease in pairs(leases[batch]) do
-        if wanted[batch][place] then
-          whole[#whole + 1] = lease
-        end
-      end
-    end
-  end
-  for i = 1, count do
-    local of_batch = leases[found[i]]
-    if of_batch then
-      found[i], places[i] = of_batch[places[i]], 1
-    end
-  end
-  return whole
 end
 
 -- Batches of which leases have ended, not written yet.
@@ -295,11 +232,11 @@ local function outcomes_of_others(runs, outcomes)
   return outcomes
 end
 
--- What a generation has of batches of which leases ended before, and the same with those acked now.
-local function remember_acks(acked, entered)
+-- Remembers acks: of batches of one as `fields` has them, of others by what has ended of them now.
+local function remember_acks(fields, batches, entered)
   local key, is_new = open_generation('acked', entered)
   local known, stems = {}, {}
-  for _, batch in ipairs(acked) do
+  for _, batch in ipairs(batches) do
     if batch.has_map and not is_new then
       stems[#stems + 1] = batch.key
     end
@@ -307,10 +244,9 @@ local function remember_acks(acked, entered)
   for i, places in ipairs(#stems > 0 and redis.call('HMGET', key, unpack(stems)) or {}) do
     known[stems[i]] = places
   end
-  local fields = {}
-  for i, batch in ipairs(acked) do
-    fields[2 * i - 1] = batch.key
-    fields[2 * i] = (known[batch.key] or '') .. string.char(unpack(batch.acked))
+  for _, batch in ipairs(batches) do
+    fields[#fields + 1] = batch.key
+    fields[#fields + 1] = (known[batch.key] or '') .. string.char(unpack(batch.acked))
   end
   redis.call('HSET', key, unpack(fields))
   if is_new then
@@ -318,13 +254,11 @@ local function remember_acks(acked, entered)
   end
 end
 
--- Ends tasks. Returns the outcomes.
-local function ack(runs)
-  if #runs == 0 then
-    return ''
-  end
+-- Ends in memory what is held of these tokens. Puts the ids of the tasks behind `ids`; returns the outcomes, and the batches
+-- with the places that were acked.
+local function end_tasks(runs, ids)
   local found, places, count = find(runs)
-  local outcomes, ids, acked, all = {}, {}, {}, true
+  local outcomes, batches, all = {}, {}, true
   for i = 1, count do
     local batch, place = found[i], places[i]
     if not batch then
@@ -340,182 +274,73 @@ local function ack(runs)
       end
       if not batch.acked then
         batch.acked = {}
-        acked[#acked + 1] = batch
+        batches[#batches + 1] = batch
       end
       batch.acked[#batch.acked + 1] = place - 1
     end
   end
-  if not all then
-    outcomes_of_others(runs, outcomes)
+  return all and outcomes or outcomes_of_others(runs, outcomes), batches
+end
+
+-- Ends tasks. Returns the outcomes. A batch of one, of which there are many where tasks are popped one by one, is ended
+-- without much ado; its record is read as `write_batch` makes it.
+local function ack(runs)
+  if #runs == 0 then
+    return ''
+  end
+  local stems, outcomes, count = {}, {}, 0
+  for i, run in ipairs(runs) do
+    stems[i] = sub(run, 1, STEM_BYTES)
+  end
+  local records, twice = redis.call('HMGET', LEASES, unpack(stems)), {}
+  local ids, keys, members, acked, rest, rest_at = {}, {}, {}, {}, {}, {}
+  for i, run in ipairs(runs) do
+    local record, stem = records[i], stems[i]
+    local of_batch, is_split, holders
+    if record then
+      of_batch, is_split, holders = byte(record, 25, 27)
+    end
+    if of_batch == 1 and is_split == 0 and sub(run, STEM_BYTES + 1) == '\0\0' then
+      count = count + 1
+      if twice[stem] then
+        outcomes[count] = ALREADY_ACKED
+      else
+        twice[stem] = true
+        outcomes[count] = APPLIED
+        local n = #keys + 1
+        ids[n], keys[n], members[n] = sub(record, 28 + holders, 43 + holders), stem, sub(record, 1, 8) .. stem
+        acked[2 * n - 1], acked[2 * n] = stem, '\0'
+      end
+    else
+      rest[#rest + 1] = run
+      for _ = STEM_BYTES + 1, #run, 2 do
+        count = count + 1
+        rest_at[#rest_at + 1] = count
+      end
+    end
+  end
+  local batches = {}
+  if #rest > 0 then
+    local of_rest
+    of_rest, batches = end_tasks(rest, ids)
+    for i, at in ipairs(rest_at) do
+      outcomes[at] = of_rest[i]
+    end
   end
   if #ids > 0 then
     redis.call('HDEL', TASKS, unpack(ids))
-    remember_acks(acked, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
-    write_ends()
+    remember_acks(acked, batches, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
+    if #keys > 0 then
+      redis.call('HDEL', LEASES, unpack(keys))
+      redis.call('ZREM', LEASED, unpack(members))
+    end
+    if #batches > 0 then
+      write_ends()
+    end
     redis.call('HINCRBY', META, 'leased', -#ids)
     if redis.call('EXISTS', TRIES) == 1 then
       redis.call('HDEL', TRIES, unpack(ids))
     end
   end
   return table.concat(outcomes)
-end
-
--- deliveries, failures, expiries, and what a later version wrote behind them
-local function read_tries(record)
-  if not record then
-    return 0, 0, 0, ''
-  end
-  local deliveries, failures, expiries, rest = string.match(record, '^(%d+) (%d+) (%d+)(.*)$')
-  return tonumber(deliveries), tonumber(failures), tonumber(expiries), rest
-end
-
--- Ends leases and puts their tasks at the head in the order of their delivery; each is given as {batch, place}. Counts for
--- each a delivery if `deliveries` is 1, and an expiry if `expiries` is; what expired once too often is a dead letter, and
--- its entry is marked so. Returns how many went to the head.
-local function to_head(leases, deliveries, expiries)
-  if #leases == 0 then
-    return 0
-  end
-  local ids, ready, dead, records = {}, {}, {}, {}
-  for _, lease in ipairs(leases) do
-    lease.order = lease[1].order + lease[2]
-    lease.id = id_at(lease[1], lease[2])
-    end_lease(lease[1], lease[2])
-  end
-  table.sort(leases, function(a, b) return a.order > b.order end)
-  for i, lease in ipairs(leases) do
-    ids[i] = lease.id
-  end
-  if deliveries + expiries > 0 then
-    for i, record in ipairs(redis.call('HMGET', TRIES, unpack(ids))) do
-      local d, f, e, rest = read_tries(record)
-      records[2 * i - 1] = ids[i]
-      records[2 * i] = table.concat({ int(d + deliveries), ' ', int(f), ' ', int(e + expiries), rest })
-      leases[i].is_dead = expiries > 0 and e + expiries >= tonumber(ARGV[6])
-    end
-  end
-  for _, lease in ipairs(leases) do
-    if lease.is_dead then
-      dead[#dead + 1] = int(now)
-      dead[#dead + 1] = lease.id
-    else
-      ready[#ready + 1] = lease.id
-    end
-  end
-  write_ends()
-  redis.call('HINCRBY', META, 'leased', -#leases)
-  if #ready > 0 then
-    redis.call('LPUSH', READY, unpack(ready))
-    redis.call('HINCRBY', META, 'ready', #ready)
-  end
-  if #dead > 0 then
-    redis.call('ZADD', DEAD, unpack(dead))
-  end
-  if #records > 0 then
-    redis.call('HSET', TRIES, unpack(records))
-  end
-  return #ready
-end
-
--- All leases of batches, as `to_head` takes them.
-local function all_of(batches)
-  local leases = {}
-  for _, batch in ipairs(batches) do
-    for _, place in ipairs(held_places(batch)) do
-      leases[#leases + 1] = { batch, place }
-    end
-  end
-  return leases
-end
-
--- Takes a try off the batches that it was answered with. Returns those of which no other try is left.
-local function disown(batches, attempt)
-  local ownerless, kept = {}, {}
-  for _, batch in ipairs(batches) do
-    local others, found = {}, false
-    for holder in string.gmatch(batch.holders, '[^,]+') do
-      if holder == attempt then
-        found = true
-      else
-        others[#others + 1] = holder
-      end
-    end
-    if found and #others == 0 then
-      ownerless[#ownerless + 1] = batch
-    elseif found then
-      batch.holders = table.concat(others, ',')
-      kept[#kept + 1] = batch.key
-      kept[#kept + 1] = write_batch(batch)
-    end
-  end
-  if #kept > 0 then
-    first_free()
-    redis.call('HSET', LEASES, unpack(kept))
-  end
-  return ownerless
-end
-
--- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many tasks
--- went to the head, and whether there are more.
-local function reclaim()
-  local members = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
-  if #members == 0 then
-    return 0, false
-  end
-  local keys, stems, by_stem = {}, {}, {}
-  for i, of_batch in ipairs(members) do
-    keys[i] = string.sub(of_batch, 9)
-    local stem = string.sub(keys[i], 1, STEM_BYTES)
-    if stem ~= keys[i] and not by_stem[stem] then
-      by_stem[stem] = true
-      stems[#stems + 1] = stem
-    end
-  end
-  for i, batch in ipairs(read_batches(stems)) do
-    by_stem[stems[i]] = batch
-  end
-  local leases = {}
-  for i, batch in ipairs(read_batches(keys)) do
-    if not batch then
-      redis.call('ZREM', LEASED, members[i])
-    else
-      if #batch.key > STEM_BYTES then
-        batch.parent, batch.place = by_stem[string.sub(batch.key, 1, STEM_BYTES)], string.byte(batch.key, 16) + 1
-      end
-      for place = batch.count, 1, -1 do
-        if batch.ended[place] ~= ENDED and #leases < RECLAIM_STEP then
-          leases[#leases + 1] = { batch, place }
-        end
-      end
-    end
-  end
-  local count = #leases
-  local ready = to_head(leases, 1, 1)
-  return ready, count == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0
-end
-
--- How long until the first lease runs out, or -1.
-local function due_in()
-  local first = redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')
-  return first[2] and math.max(0, first[2] - now) or -1
-end
-
-local function ready_count()
-  return tonumber(redis.call('HGET', META, 'ready') or '0')
-end
-
--- Says on this queue's behalf, until `ttl` ms from now, that this server waits.
-local function announce(ttl)
-  first_free()
-  redis.call('ZREMRANGEBYSCORE', WAITERS, '-inf', now)
-  redis.call('ZADD', WAITERS, now + ttl, ARGV[3])
-  redis.call('PEXPIRE', WAITERS, ttl)
-end
-
--- For a minute: how a call ended that cannot be told from its own second run; and under which stems a pop must not lease
--- any more, in one ZSET, stem -> until when.
-local CALL_TTL = 60000
-local WITHDRAWN = BASE .. 'withdrawn'
-local function call_key(name)
-  return BASE .. 'call:' .. name
 end

@@ -7,7 +7,7 @@
 --          or '-', 15 session or '', 16 stream, 17 how many spent stems follow; those; of each call its stem and a byte,
 --          the most tasks; then runs of tokens to ack
 -- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, of each call {ids, one behind
---          the other, tries, tokens, deadlines, envelopes…}}, or with this alone:
+--          the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
 --          {1, reclaimed, outcomes}: more leases ran out, and nothing was popped for that; {2}: request id reused;
 --          {3, ready, reclaimed, outcomes}: another stream has the session
 --          Tries are 4 bytes for deliveries and for expiries of each, or '' if all are 0; tokens a run and deadlines 8 bytes
@@ -68,7 +68,7 @@ local function answer_again(batches)
     end
   end
   local envelopes = redis.call('HMGET', TASKS, unpack(ids))
-  return { table.concat(ids), tries_of(ids), table.concat(run), table.concat(deadlines), unpack(envelopes) }
+  return { { table.concat(ids), tries_of(ids), table.concat(run), table.concat(deadlines) }, unpack(envelopes) }
 end
 
 local record = request and recall_request(request)
@@ -133,7 +133,7 @@ if total > 0 then
 end
 for i = 1, calls do
   if not answers[i] then
-    local answer, count, bytes = { '', '', '', '' }, 0, 0
+    local answer, count, bytes = { '' }, 0, 0
     local first = #leased + 1
     while count < most[i] and (bytes < max_bytes or count == 0) do
       local id, envelope = next_task()
@@ -142,12 +142,12 @@ for i = 1, calls do
       end
       count = count + 1
       leased[#leased + 1] = id
-      answer[4 + count] = envelope
+      answer[1 + count] = envelope
       bytes = bytes + #envelope - INSERTED_AT_BYTES
     end
     answers[i] = answer
     if count > 0 then
-      answer[1] = table.concat(leased, '', first)
+      answer[1] = count == 1 and leased[first] or table.concat(leased, '', first)
       new[#new + 1] = i
       counts[i] = count
     end
@@ -161,15 +161,19 @@ if #leased > 0 then
   redis.call('HINCRBY', META, 'leased', #leased)
   local order = redis.call('HINCRBY', META, 'delivered', #leased) - #leased + 1
   local records, scores, deadline, at = {}, {}, int(now + lease_ms), 0
-  local tries = tries_of(leased)
+  local tries, behind_order = tries_of(leased), {}
   for n, i in ipairs(new) do
     local count = counts[i]
+    local first = struct.pack('>I8', order)
+    -- Of many records, all that differs but the order and the ids is the count.
+    behind_order[count] = behind_order[count]
+      or string.sub(struct.pack(HEADER, 0, lease_ms, now, count, 0, #holder, holder), 9)
     records[2 * n - 1] = stems[i]
-    records[2 * n] = struct.pack(HEADER, order, lease_ms, now, count, 0, #holder, holder) .. answers[i][1]
+    records[2 * n] = first .. behind_order[count] .. answers[i][1]
     scores[2 * n - 1] = deadline
-    scores[2 * n] = struct.pack('>I8', order) .. stems[i]
+    scores[2 * n] = first .. stems[i]
     if tries ~= '' then
-      answers[i][2] = string.sub(tries, 8 * at + 1, 8 * (at + count))
+      answers[i][1] = { answers[i][1], string.sub(tries, 8 * at + 1, 8 * (at + count)), '', '' }
     end
     order, at = order + count, at + count
   end

@@ -12,7 +12,7 @@ const MAX_CALLS: usize = 16_384;
 const MAX_BYTES: usize = 64 << 20;
 
 /// So many bytes weigh as much as a task.
-pub(super) const BYTES_PER_ITEM: usize = 4_096;
+const BYTES_PER_ITEM: usize = 4_096;
 
 /// Where a call waits.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -175,11 +175,16 @@ pub(super) fn pops(value: Value, calls: &[PopCall]) -> Answers<PopAnswer> {
 /// What a pop was given: leased now, under its own stem and until the deadline, unless there are tokens and deadlines.
 fn deliveries(value: Value, pop: &Pop, deadline: Millis, now: Millis) -> Result<Vec<Leased>, StoreError> {
     let mut values = array(value)?.into_iter();
-    let head: Vec<Value> = values.by_ref().take(4).collect();
-    let [ids, tries, run, deadlines] = head.as_slice() else { return Ok(Vec::new()) };
-    let (ids, tries) = (bytes(ids)?.as_chunks::<16>().0, bytes(tries)?.as_chunks::<8>().0);
-    let held: Vec<Token> = tokens_of_run(bytes(run)?).collect();
-    let deadlines = bytes(deadlines)?.as_chunks::<8>().0;
+    let head = values.next().ok_or_else(unreadable)?;
+    let [ids, tries, run, deadlines] = match &head {
+        Value::Array(parts) => match parts.as_slice() {
+            [ids, tries, run, deadlines] => [bytes(ids)?, bytes(tries)?, bytes(run)?, bytes(deadlines)?],
+            _ => return Err(unreadable()),
+        },
+        ids => [bytes(ids)?, &[], &[], &[]],
+    };
+    let (ids, tries, deadlines) = (ids.as_chunks::<16>().0, tries.as_chunks::<8>().0, deadlines.as_chunks::<8>().0);
+    let held: Vec<Token> = tokens_of_run(run).collect();
     let one = |(at, (id, envelope)): (usize, (&[u8; 16], Value))| {
         let (envelope, inserted_at) = split_envelope(envelope)?;
         let tries = tries.get(at).map_or(0, |tries| u64::from_be_bytes(*tries));

@@ -29,15 +29,15 @@ macro_rules! scripts {
 
 scripts! {
     INSERT = "insert.lua";
-    POP = "leases.lua" "sessions.lua" "pop.lua";
+    POP = "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
     ACK = "leases.lua" "ack.lua";
-    HEARTBEAT = "leases.lua" "heartbeat.lua";
-    RELEASE = "leases.lua" "release.lua";
-    WITHDRAW = "leases.lua" "withdraw.lua";
+    HEARTBEAT = "leases.lua" "parts.lua" "heartbeat.lua";
+    RELEASE = "leases.lua" "parts.lua" "heads.lua" "calls.lua" "release.lua";
+    WITHDRAW = "leases.lua" "parts.lua" "heads.lua" "calls.lua" "withdraw.lua";
     HELD = "leases.lua" "held.lua";
-    SESSION = "leases.lua" "sessions.lua" "session.lua";
-    LOOK = "leases.lua" "look.lua";
-    COUNTS = "leases.lua" "counts.lua";
+    SESSION = "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
+    LOOK = "leases.lua" "heads.lua" "look.lua";
+    COUNTS = "leases.lua" "heads.lua" "counts.lua";
 }
 
 /// Of the 16 bytes of a token.

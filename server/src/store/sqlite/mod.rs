@@ -24,21 +24,18 @@ use std::{
 
 use async_trait::async_trait;
 use clap::ValueEnum;
-use tokio::sync::mpsc;
 
 use self::{
     engine::{Engine, Setup},
     queue::{PopStep, Step, Unreadable},
-    writer::{BYTES_PER_ITEM, Job, Kind, Writer},
+    writer::{Inbox, Job, Kind, Writer},
 };
 use super::{
     Admin, Beaten, Clock, Consumer, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped,
     QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives,
     SystemClock, Token, Withdrawal,
+    lanes::{Lane, Load},
 };
-
-/// Calls that wait for the writing thread; more wait in their own tasks.
-const CALLS_WAITING: usize = 4_096;
 
 /// How many transactions of taking leases back a pop or a count waits for, before it goes on though more have run out.
 const RECLAIM_ROUNDS: usize = 64;
@@ -99,7 +96,7 @@ pub struct SqliteConfig {
 
 /// The store.
 pub struct SqliteStore {
-    jobs: Option<mpsc::Sender<Job>>,
+    inbox: Arc<Inbox>,
     /// Closed when the writing thread has ended.
     ended: Mutex<std::sync::mpsc::Receiver<()>>,
     setup: Arc<Setup>,
@@ -127,8 +124,8 @@ impl SqliteStore {
         let setup = Arc::new(Setup { path, durability, reserve, rules, opened, clock, unreadable });
         let engine = Engine::open(&setup, connection).map_err(about)?;
         engine.accept_file_at_start().map_err(about)?;
-        let (jobs, inbox) = mpsc::channel(CALLS_WAITING);
-        let writer = Writer::new(Arc::clone(&setup), inbox, engine, lock);
+        let inbox = Arc::new(Inbox::new());
+        let writer = Writer::new(Arc::clone(&setup), Arc::clone(&inbox), engine, lock);
         let (ends, ended) = std::sync::mpsc::channel::<()>();
         thread::Builder::new()
             .name("sqlite".to_owned())
@@ -138,7 +135,7 @@ impl SqliteStore {
                 writer.run();
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
-        Ok(Self { jobs: Some(jobs), ended: Mutex::new(ended), setup, timeout })
+        Ok(Self { inbox, ended: Mutex::new(ended), setup, timeout })
     }
 
     /// Keeps so many bytes of the file system from inserts, from now on.
@@ -150,23 +147,23 @@ impl SqliteStore {
     async fn call<T: Send + 'static>(
         &self,
         kind: Kind,
-        weight: usize,
+        lane: Lane,
+        load: Load,
         run: impl FnMut(&mut Engine) -> Step<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answer) = Job::new(kind, weight, run);
+        let (job, answer) = Job::new(kind, run);
         let ended = || StoreError::Unavailable {
             message: "the thread that writes the file has ended; the log has the cause".to_owned(),
             did_not_run: false,
         };
-        let asked = async {
-            let jobs = self.jobs.as_ref().ok_or_else(ended)?;
-            jobs.send(job).await.map_err(|_| ended())?;
-            answer.await.map_err(|_| ended())?
-        };
-        tokio::time::timeout(self.timeout, asked).await.unwrap_or_else(|_| {
-            let message = format!("{} did not answer within {:?}", self.setup.path.display(), self.timeout);
-            Err(StoreError::Unavailable { message, did_not_run: false })
-        })
+        self.inbox.push(lane, load, job)?;
+        match tokio::time::timeout(self.timeout, answer).await {
+            Ok(answer) => answer.map_err(|_| ended())?,
+            Err(_) => {
+                let message = format!("{} did not answer within {:?}", self.setup.path.display(), self.timeout);
+                Err(StoreError::Unavailable { message, did_not_run: false })
+            }
+        }
     }
 }
 
@@ -174,7 +171,7 @@ impl Drop for SqliteStore {
     fn drop(&mut self) {
         // What was called is done; then the thread ends and closes the file. A disk that stands still must not keep the
         // process from ending: what was answered is safe without that.
-        self.jobs = None;
+        self.inbox.close();
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(self.timeout) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(path = %self.setup.path.display(), "the file could not be closed in time");
@@ -198,11 +195,18 @@ pub fn check(path: &Path, rules: Rules) -> Result<String, String> {
     file::check(path, rules).map_err(|error| format!("{} {error}", path.display()))
 }
 
+/// Tasks or tokens without values.
+fn items(count: usize) -> Load {
+    Load::new(count, 0)
+}
+
 impl SqliteStore {
     async fn pop_unless_more_ran_out(&self, queue: &QueueName, pop: Pop, anyway: bool) -> Result<PopStep, StoreError> {
         let kind = if pop.acks.is_empty() { Kind::Lease } else { Kind::Change };
-        let (queue, weight) = (queue.clone(), pop.acks.len() + pop.max_tasks);
-        self.call(kind, weight, move |engine| engine.step(&queue, |queue, turn| queue.pop(&pop, anyway, turn))).await
+        let (lane, load) = (Lane::Ordinary(Some(queue.clone())), items(pop.acks.len() + pop.max_tasks));
+        let queue = queue.clone();
+        self.call(kind, lane, load, move |engine| engine.step(&queue, |queue, turn| queue.pop(&pop, anyway, turn)))
+            .await
     }
 }
 
@@ -210,8 +214,9 @@ impl SqliteStore {
 impl Store for SqliteStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
         let bytes: usize = insert.tasks.iter().map(|task| task.envelope.len()).sum();
-        let (queue, weight) = (queue.clone(), insert.tasks.len() + bytes / BYTES_PER_ITEM);
-        self.call(Kind::Insert, weight, move |engine| engine.insert(&queue, &insert)).await
+        let (lane, load) = (Lane::Ordinary(Some(queue.clone())), Load::new(insert.tasks.len(), bytes));
+        let queue = queue.clone();
+        self.call(Kind::Insert, lane, load, move |engine| engine.insert(&queue, &insert)).await
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
@@ -234,7 +239,7 @@ impl Store for SqliteStore {
 
     async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
         let (queue, tokens) = (queue.clone(), tokens.to_vec());
-        self.call(Kind::Change, tokens.len(), move |engine| {
+        self.call(Kind::Change, Lane::Urgent, items(tokens.len()), move |engine| {
             engine.step(&queue, |queue, turn| queue.ack(&tokens, turn)).map(Ok)
         })
         .await
@@ -242,7 +247,7 @@ impl Store for SqliteStore {
 
     async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
         let (queue, tokens) = (queue.clone(), tokens.to_vec());
-        self.call(Kind::Lease, tokens.len(), move |engine| {
+        self.call(Kind::Lease, Lane::Urgent, items(tokens.len()), move |engine| {
             engine.step(&queue, |queue, turn| queue.heartbeat(&tokens, lease, turn)).map(Ok)
         })
         .await
@@ -253,7 +258,7 @@ impl Store for SqliteStore {
         let weight = match &release {
             Release::PutBack(tokens) | Release::Unsent(tokens, _) => tokens.len(),
         };
-        self.call(Kind::Change, weight, move |engine| {
+        self.call(Kind::Change, Lane::Urgent, items(weight), move |engine| {
             engine.step(&queue, |queue, turn| queue.release(&release, turn)).map(Ok)
         })
         .await
@@ -261,7 +266,7 @@ impl Store for SqliteStore {
 
     async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
         let queue = queue.clone();
-        self.call(Kind::Lease, RECLAIM_STEP, move |engine| {
+        self.call(Kind::Lease, Lane::Urgent, items(RECLAIM_STEP), move |engine| {
             engine.step(&queue, |queue, turn| queue.resume(consumer, lease, turn)).map(Ok)
         })
         .await
@@ -275,7 +280,7 @@ impl Store for SqliteStore {
         lease: Millis,
     ) -> Result<Option<Vec<Outcome>>, StoreError> {
         let (queue, tokens) = (queue.clone(), tokens.to_vec());
-        self.call(Kind::Lease, tokens.len(), move |engine| {
+        self.call(Kind::Lease, Lane::Urgent, items(tokens.len()), move |engine| {
             engine.step(&queue, |queue, turn| queue.keep(consumer, &tokens, lease, turn)).map(Ok)
         })
         .await
@@ -289,7 +294,7 @@ impl Store for SqliteStore {
         grace: Millis,
     ) -> Result<(), StoreError> {
         let (queue, tokens) = (queue.clone(), tokens.to_vec());
-        self.call(Kind::Lease, tokens.len(), move |engine| {
+        self.call(Kind::Lease, Lane::Urgent, items(tokens.len()), move |engine| {
             engine.step(&queue, |queue, turn| queue.abandon(consumer, &tokens, grace, turn)).map(Ok)
         })
         .await
@@ -297,7 +302,7 @@ impl Store for SqliteStore {
 
     async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
         let queue = queue.clone();
-        self.call(Kind::Change, withdrawal.max_tasks, move |engine| {
+        self.call(Kind::Change, Lane::Urgent, items(withdrawal.max_tasks), move |engine| {
             engine.step(&queue, |queue, turn| queue.withdraw(&withdrawal, turn)).map(Ok)
         })
         .await
@@ -307,7 +312,7 @@ impl Store for SqliteStore {
         // Step by step, so that other calls get their turn. Those delivered last go first: each step puts its tasks in front
         // of those of the step before.
         let name = queue.clone();
-        let listed = self.call(Kind::Lease, 1, move |engine| {
+        let listed = self.call(Kind::Lease, Lane::Urgent, items(1), move |engine| {
             let list = |queue: &mut queue::Queue, turn: &mut queue::Turn<'_>| {
                 let since = turn.now.checked_sub(held_for);
                 Ok(since.map(|since| (since, queue.held_since(since))))
@@ -318,7 +323,7 @@ impl Store for SqliteStore {
         let mut released = Released::default();
         for tokens in tokens.chunks(RECLAIM_STEP) {
             let (name, tokens) = (queue.clone(), tokens.to_vec());
-            let step = self.call(Kind::Change, tokens.len(), move |engine| {
+            let step = self.call(Kind::Change, Lane::Urgent, items(tokens.len()), move |engine| {
                 engine.step(&name, |queue, turn| queue.release_held(&tokens, since, turn)).map(Ok)
             });
             let step = step.await?;
@@ -330,7 +335,7 @@ impl Store for SqliteStore {
 
     async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
         let queues = queues.to_vec();
-        self.call(Kind::Lease, queues.len(), move |engine| {
+        self.call(Kind::Lease, Lane::Ordinary(None), items(queues.len()), move |engine| {
             queues
                 .iter()
                 .map(|queue| engine.step(queue, |queue, turn| queue.sight(turn)))
@@ -341,7 +346,7 @@ impl Store for SqliteStore {
     }
 
     async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
-        self.call(Kind::Lease, budget, move |engine| {
+        self.call(Kind::Lease, Lane::Ordinary(None), items(budget), move |engine| {
             let mut reaped = Reaped::default();
             let start = usize::try_from(cursor.position).unwrap_or(usize::MAX);
             let names: Vec<QueueName> = engine.names().keys().skip(start).take(budget).cloned().collect();
@@ -374,7 +379,7 @@ impl Store for SqliteStore {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        self.call(Kind::Lease, 1, |_| Ok(Ok(()))).await
+        self.call(Kind::Lease, Lane::Own, items(1), |_| Ok(Ok(()))).await
     }
 }
 
@@ -383,7 +388,7 @@ impl Admin for SqliteStore {
     async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
         for round in 0..=RECLAIM_ROUNDS {
             let names = queues.to_vec();
-            let counted = self.call(Kind::Lease, queues.len(), move |engine| {
+            let counted = self.call(Kind::Lease, Lane::Ordinary(None), items(queues.len()), move |engine| {
                 let count = |name| match engine.names().contains_key(name) {
                     true => engine.step(name, |queue, turn| queue.counts(turn)).map(Some),
                     false => Ok(None),
@@ -402,7 +407,7 @@ impl Admin for SqliteStore {
     async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
         use std::ops::Bound;
         let after = after.cloned();
-        self.call(Kind::Lease, 1, move |engine| {
+        self.call(Kind::Lease, Lane::Ordinary(None), items(1), move |engine| {
             let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
             let behind = engine.names().range((from, Bound::Unbounded));
             Ok(Ok(behind.take(max).map(|(name, _)| name.clone()).collect()))

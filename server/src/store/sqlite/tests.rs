@@ -3,6 +3,7 @@
 
 use std::{fs, sync::atomic::Ordering};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -138,7 +139,7 @@ async fn a_failed_transaction_changes_nothing() {
     let store = place.open();
     let before = count(&store).await;
     let (queue, more) = (q(), insert(3));
-    let failed = store.call(Kind::Change, 1, move |engine| {
+    let failed = store.call(Kind::Change, Lane::Urgent, items(1), move |engine| {
         engine.insert(&queue, &more)?.unwrap();
         let popped = engine.step(&queue, |queue, turn| queue.pop(&pop(5), false, turn))?.unwrap();
         assert_eq!(popped.popped.tasks.len(), 5);
@@ -373,7 +374,7 @@ async fn a_disk_that_stands_still_does_not_hold_up_the_end() {
     };
     let store = SqliteStore::open(config, Some(Arc::clone(&place.clock) as _)).unwrap();
     let (go_on, wait) = std::sync::mpsc::channel::<()>();
-    let stands_still = store.call(Kind::Change, 1, move |_| {
+    let stands_still = store.call(Kind::Change, Lane::Urgent, items(1), move |_| {
         let _ = wait.recv();
         Ok(Ok(()))
     });
@@ -452,4 +453,39 @@ async fn time_goes_on_after_a_restart() {
     };
     let store = SqliteStore::open(config, None).unwrap();
     assert!(store.setup.clock.now() >= 4_000_000_000_000);
+}
+
+/// However many calls wait for a disk that stands still, the server's own question is asked and what is urgent waits in a
+/// lane of its own; the rest is refused at once.
+#[tokio::test]
+async fn too_many_calls_are_refused_but_not_the_checks() {
+    let place = lived_in().await;
+    let store = place.open();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (is_held, held) = tokio::sync::oneshot::channel();
+    let mut is_held = Some(is_held);
+    let stands_still = store.call(Kind::Lease, Lane::Urgent, items(1), move |_| {
+        is_held.take().map(|is_held| is_held.send(()));
+        let _ = wait.recv();
+        Ok(Ok(()))
+    });
+    let queue = q();
+    let crowd = async {
+        held.await.unwrap();
+        let waiting = std::iter::from_fn(|| Some(store.pop(&queue, pop(1)))).take(20_000);
+        let mut waiting: FuturesUnordered<_> = waiting.collect();
+        // The first that is answered is one that was refused: nothing else moves.
+        let first = waiting.next().await.unwrap();
+        assert!(matches!(first, Err(StoreError::Overloaded(_))), "{first:?}");
+        let (check, ack) = (store.check(), store.ack(&queue, &[]));
+        let go = async { drop(go_on) };
+        let (check, ack, ()) = tokio::join!(check, ack, go);
+        check.unwrap();
+        assert_eq!(ack.unwrap(), []);
+        while let Some(answer) = waiting.next().await {
+            assert!(matches!(answer, Ok(_) | Err(StoreError::Overloaded(_))), "{answer:?}");
+        }
+    };
+    let (still, ()) = tokio::join!(stands_still, crowd);
+    still.unwrap();
 }

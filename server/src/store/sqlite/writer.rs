@@ -1,15 +1,15 @@
-//! The thread that writes. It takes the calls that wait now, never lingers for more, runs them in one transaction and
+//! The thread that writes. It takes of the calls that wait now what is next, never lingers for more, runs them in one transaction and
 //! answers them all when that is committed.
 //!
 //! A transaction that fails is answered as failed to each of its calls; what is known in memory is thrown away, and the
 //! file opened and read again before the next one.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::{
     engine::{Engine, Setup},
@@ -17,12 +17,13 @@ use super::{
     queue::Step,
     tables::Sql,
 };
-use crate::store::StoreError;
+use crate::store::{
+    StoreError,
+    lanes::{Lane, Lanes, Load},
+};
 
 /// A transaction carries so much at most, in items; some kilobytes of values count as one.
 const BATCH_WEIGHT: usize = 1_024;
-/// How many bytes count as an item.
-pub(super) const BYTES_PER_ITEM: usize = 4_096;
 /// Before a file that failed is opened again.
 const OPEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// For how long inserts are refused after the disk turned out to be full, so that they do not fail the others.
@@ -68,8 +69,7 @@ impl Failure {
 
 /// A call on its way to the file.
 pub(super) struct Job {
-    pub(super) kind: Kind,
-    pub(super) weight: usize,
+    kind: Kind,
     work: Box<dyn Work>,
 }
 
@@ -107,18 +107,72 @@ impl<T: Send, F: FnMut(&mut Engine) -> Step<T> + Send> Work for Call<F, T> {
 impl Job {
     pub(super) fn new<T: Send + 'static>(
         kind: Kind,
-        weight: usize,
         run: impl FnMut(&mut Engine) -> Step<T> + Send + 'static,
     ) -> (Self, oneshot::Receiver<Result<T, StoreError>>) {
         let (reply, answer) = oneshot::channel();
-        (Self { kind, weight: weight.max(1), work: Box::new(Call { run, done: None, reply }) }, answer)
+        (Self { kind, work: Box::new(Call { run, done: None, reply }) }, answer)
+    }
+}
+
+/// The calls that wait for the writing thread.
+pub(super) struct Inbox {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+struct Waiting {
+    lanes: Lanes<Job>,
+    /// False when nobody will call any more.
+    is_open: bool,
+    /// False when the thread has ended.
+    is_served: bool,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        let waiting = Waiting { lanes: Lanes::default(), is_open: true, is_served: true };
+        Self { waiting: Mutex::new(waiting), changed: Condvar::new() }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a call wait, or refuses it if too many do. It is dropped if the thread has ended.
+    pub(super) fn push(&self, lane: Lane, load: Load, job: Job) -> Result<(), StoreError> {
+        let mut waiting = self.waiting();
+        if waiting.is_served {
+            waiting.lanes.push(lane, load, job)?;
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Lets the thread end when it has done what waits.
+    pub(super) fn close(&self) {
+        self.waiting().is_open = false;
+        self.changed.notify_one();
+    }
+
+    /// Waits until there is something to do. Nothing if there never will be.
+    fn take(&self) -> Option<Vec<Job>> {
+        let idle = |waiting: &mut Waiting| waiting.lanes.is_empty() && waiting.is_open;
+        let mut waiting = self.changed.wait_while(self.waiting(), idle).unwrap_or_else(PoisonError::into_inner);
+        Some(waiting.lanes.take(BATCH_WEIGHT)).filter(|batch| !batch.is_empty())
+    }
+
+    /// Whoever waits hears that there will be no answer.
+    fn desert(&self) {
+        let mut waiting = self.waiting();
+        waiting.is_served = false;
+        waiting.lanes = Lanes::default();
     }
 }
 
 /// The writing thread's state.
 pub(super) struct Writer {
     setup: Arc<Setup>,
-    inbox: mpsc::Receiver<Job>,
+    inbox: Arc<Inbox>,
     engine: Option<Engine>,
     failure: Option<(Failure, Instant)>,
     /// When the disk was last found full.
@@ -132,22 +186,14 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(setup: Arc<Setup>, inbox: mpsc::Receiver<Job>, engine: Engine, lock: Lock) -> Self {
+    pub(super) fn new(setup: Arc<Setup>, inbox: Arc<Inbox>, engine: Engine, lock: Lock) -> Self {
         let looked = Instant::now();
         Self { setup, inbox, engine: Some(engine), failure: None, full: None, looked, logged: None, lock }
     }
 
     /// Writes until nobody can call any more.
     pub(super) fn run(mut self) {
-        while let Some(first) = self.inbox.blocking_recv() {
-            let mut weight = first.weight;
-            let mut batch = vec![first];
-            while weight < BATCH_WEIGHT
-                && let Ok(next) = self.inbox.try_recv()
-            {
-                weight += next.weight;
-                batch.push(next);
-            }
+        while let Some(batch) = self.inbox.take() {
             let batch = self.refuse_inserts_if_full(batch);
             self.run_batch(batch);
         }
@@ -232,6 +278,12 @@ impl Writer {
             self.full.clone_from(&self.failure);
         }
         failure
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.inbox.desert();
     }
 }
 
