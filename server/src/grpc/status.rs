@@ -6,7 +6,10 @@ use data_queue_proto::{ERROR_DOMAIN, reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{queue::Error, store::StoreError};
+use crate::{
+    queue::{Error, Invalid},
+    store::StoreError,
+};
 
 /// When to try again after the store was away or full.
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
@@ -45,6 +48,10 @@ impl From<Error> for Status {
                 let message = "was used before, with other content";
                 details.add_bad_request_violation("request_id", message);
                 refuse(Code::AlreadyExists, format!("request_id: {message}"), details)
+            }
+            Error::Store(StoreError::NumberForgotten) => {
+                let message = "is not greater than the producer's last one, and too old to be known";
+                Error::Invalid(Invalid::new("insert.number", reason::PRODUCE_INVALID, message)).into()
             }
             Error::Store(StoreError::Broken(cause)) | Error::Bug(cause) => bug(&cause),
         }

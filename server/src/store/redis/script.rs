@@ -26,6 +26,7 @@ macro_rules! scripts {
 
 scripts! {
     INSERT = "insert.lua";
+    PRODUCE = "produce.lua";
     POP = "pop.lua";
     ACK = "ack.lua";
     HEARTBEAT = "heartbeat.lua";

@@ -9,6 +9,7 @@ mod engine;
 mod file;
 mod load;
 mod memories;
+mod producers;
 mod queue;
 mod tables;
 #[cfg(test)]
@@ -32,9 +33,9 @@ use self::{
     writer::{BYTES_PER_ITEM, Job, Kind, Writer},
 };
 use super::{
-    Admin, Beaten, Clock, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped, QueueName,
-    RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives, SystemClock, Token,
-    Withdrawal,
+    Admin, Beaten, Clock, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped, Produce,
+    Produced, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError,
+    Survives, SystemClock, Token, Withdrawal,
 };
 
 /// Calls that wait for the writing thread; more wait in their own tasks.
@@ -212,6 +213,13 @@ impl Store for SqliteStore {
         let bytes: usize = insert.tasks.iter().map(|task| task.envelope.len()).sum();
         let (queue, weight) = (queue.clone(), insert.tasks.len() + bytes / BYTES_PER_ITEM);
         self.call(Kind::Insert, weight, move |engine| engine.insert(&queue, &insert)).await
+    }
+
+    async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+        let tasks = || produce.inserts.iter().flat_map(|insert| &insert.tasks);
+        let weight = tasks().count() + tasks().map(|task| task.envelope.len()).sum::<usize>() / BYTES_PER_ITEM;
+        let queue = queue.clone();
+        self.call(Kind::Insert, weight, move |engine| engine.produce(&queue, &produce).map(Ok)).await
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
