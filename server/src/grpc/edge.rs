@@ -136,7 +136,15 @@ where
                 response = status::message_too_large(edge.max_message).into_http();
             }
             let handover = response.extensions_mut().remove::<Handover>();
-            Ok(response.map(|inner| EdgeBody { inner, handover, frame_out: false, until, _under_way: under_way }))
+            let max_message = edge.max_message;
+            Ok(response.map(|inner| EdgeBody {
+                inner,
+                handover,
+                frame_out: false,
+                until,
+                max_message,
+                _under_way: under_way,
+            }))
         })
     }
 }
@@ -148,6 +156,7 @@ fn refuse(status: Status) -> Pin<Box<dyn Future<Output = Result<Response<EdgeBod
         handover: None,
         frame_out: false,
         until: None,
+        max_message: 0,
         _under_way: None,
     }))))
 }
@@ -203,6 +212,8 @@ pub struct EdgeBody {
     frame_out: bool,
     /// Set for streams that are ended when the server has drained.
     until: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// For the status of a message that is too long, where the stream had begun.
+    max_message: usize,
     /// Held until the body is done.
     _under_way: Option<TaskTrackerToken>,
 }
@@ -224,13 +235,14 @@ impl HttpBody for EdgeBody {
         {
             ready!(until.as_mut().poll(context));
             self.until = None;
-            let mut trailers = HeaderMap::new();
-            return Poll::Ready(match status::shutting_down().add_header(&mut trailers) {
-                Ok(()) => Some(Ok(Frame::trailers(trailers))),
-                Err(status) => Some(Err(status)),
-            });
+            return Poll::Ready(Some(trailers(&status::shutting_down())));
         }
-        let frame = ready!(polled);
+        let mut frame = ready!(polled);
+        if let Some(Ok(last)) = &frame
+            && last.trailers_ref().is_some_and(is_too_large)
+        {
+            frame = Some(trailers(&status::message_too_large(self.max_message)));
+        }
         self.frame_out = frame.is_some();
         Poll::Ready(frame)
     }
@@ -242,6 +254,11 @@ impl HttpBody for EdgeBody {
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+fn trailers(status: &Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers).map(|()| Frame::trailers(trailers))
 }
 
 #[cfg(test)]

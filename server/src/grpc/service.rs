@@ -137,7 +137,7 @@ impl DataQueue for DataQueueService {
         &self,
         request: Request<Streaming<v1::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
-        produce::serve(&self.queues, request)
+        Ok(produce::serve(&self.queues, request))
     }
 
     type ConsumeStream = consume::Answers;
