@@ -365,8 +365,10 @@ mod tests {
     async fn no_more_is_read_than_one_step_takes_before_its_answers_are_taken() {
         let read = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&read);
-        let endless =
-            stream::iter(1..).map(move |number| insert(counted.fetch_add(1, Ordering::Relaxed).max(number), 1, 1));
+        let endless = stream::iter(1..).map(move |number| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            insert(number, 1, 1)
+        });
         let messages = stream::iter([open()]).chain(endless);
         let answers = queues(&CancellationToken::new()).produce(messages, None);
         let mut answers = pin!(answers);
