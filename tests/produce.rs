@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use data_queue_proto::{
@@ -17,11 +16,7 @@ use data_queue_proto::{
         produce_request::Request as Given,
     },
 };
-use tokio::{
-    sync::mpsc,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -404,10 +399,8 @@ async fn keep_producing(
     let value = |number: u64| vec![json(&(producer * 1_000_000 + number).to_string())];
     let (mut done, mut next): (HashMap<u64, String>, u64) = (HashMap::new(), 1);
     'streams: while !goal.load(Ordering::Relaxed) || (done.len() as u64) < next - 1 {
-        let Ok(mut client) = Client::try_connect(server.address()).await else {
-            sleep(Duration::from_millis(5)).await;
-            continue;
-        };
+        let address = server.address();
+        let mut client = poll_until("a connection", PATIENCE, async || Client::try_connect(address).await.ok()).await;
         let first = done.len() as u64 + 1;
         let Ok(mut stream) = Producing::with(&mut client, [open(&queue, &format!("p{producer}"))]).await else {
             continue;

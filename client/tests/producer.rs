@@ -8,17 +8,17 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
 };
 
 use data_queue_client::{Client, ErrorKind, NewTask, Pop, PopBatch, Producer, Receipt};
 use futures_util::{FutureExt, future::join_all};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 /// Only ever waited out by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -129,22 +129,19 @@ async fn a_killed_server_loses_and_doubles_nothing() {
     let mut server = Server::start(&[]);
     let client = server.client();
     let producer = client.producer("q").deadline(PATIENCE).build().unwrap();
-    let sent = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&sent);
+    let (count, mut sent) = watch::channel(0);
     let sending = tokio::spawn(async move {
         let mut receipts = Vec::new();
         for number in 0..TASKS {
             receipts.push(producer.send(text(number)).await.unwrap());
-            count.store(number, Ordering::Relaxed);
+            count.send_replace(number);
         }
         producer.flush().await.unwrap();
         join_all(receipts.into_iter().map(only_id)).await
     });
     for kill in 1..=KILLS {
         // When so many are under way, or done.
-        while sent.load(Ordering::Relaxed) < TASKS / (KILLS + 1) * kill {
-            sleep(Duration::from_millis(1)).await;
-        }
+        sent.wait_for(|sent| *sent >= TASKS / (KILLS + 1) * kill).await.unwrap();
         server.kill();
         server.run();
     }
