@@ -16,7 +16,11 @@ use data_queue_proto::{
         produce_request::Request as Given,
     },
 };
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status, Streaming};
 
@@ -394,20 +398,21 @@ async fn keep_producing(
     server: Arc<Server>,
     queue: String,
     producer: u64,
-    goal: Arc<AtomicBool>,
+    enough: Arc<AtomicBool>,
+    mut up: watch::Receiver<bool>,
 ) -> HashMap<u64, String> {
     let value = |number: u64| vec![json(&(producer * 1_000_000 + number).to_string())];
     let (mut done, mut next): (HashMap<u64, String>, u64) = (HashMap::new(), 1);
-    'streams: while !goal.load(Ordering::Relaxed) || (done.len() as u64) < next - 1 {
-        let address = server.address();
-        let mut client = poll_until("a connection", PATIENCE, async || Client::try_connect(address).await.ok()).await;
+    'streams: while !enough.load(Ordering::Relaxed) || (done.len() as u64) < next - 1 {
+        up.wait_for(|up| *up).await.expect("the test");
+        let Ok(mut client) = Client::try_connect(server.address()).await else { continue };
         let first = done.len() as u64 + 1;
         let Ok(mut stream) = Producing::with(&mut client, [open(&queue, &format!("p{producer}"))]).await else {
             continue;
         };
         (first..next).for_each(|number| stream.send(insert(number, value(number))));
         loop {
-            while !goal.load(Ordering::Relaxed) && next - (done.len() as u64) <= 500 {
+            while !enough.load(Ordering::Relaxed) && next - (done.len() as u64) <= 500 {
                 stream.send(insert(next, value(next)));
                 next += 1;
             }
@@ -436,9 +441,10 @@ async fn keep_producing(
 /// Kills the server again and again while producers send. Every answered insert is there once, and no other twice.
 async fn kills(server: Server, kills: u64) {
     let (server, queue, enough) = (Arc::new(server), unique_queue("produce"), Arc::new(AtomicBool::new(false)));
+    let up = watch::Sender::new(true);
     let mut producers = JoinSet::new();
     for producer in 0..PRODUCERS {
-        let work = keep_producing(Arc::clone(&server), queue.clone(), producer, Arc::clone(&enough));
+        let work = keep_producing(Arc::clone(&server), queue.clone(), producer, Arc::clone(&enough), up.subscribe());
         producers.spawn(async move { (producer, work.await) });
     }
     let mut seen = 0;
@@ -451,8 +457,10 @@ async fn kills(server: Server, kills: u64) {
             (inserted > goal).then_some(inserted)
         })
         .await;
+        up.send_replace(false);
         server.kill();
         server.restart().await;
+        up.send_replace(true);
     }
     enough.store(true, Ordering::Relaxed);
     let mut client = server.client().await;
