@@ -12,5 +12,6 @@ mod faults;
 mod guarantees;
 mod histories;
 mod house;
+mod produce;
 mod program;
 mod support;

@@ -10,7 +10,7 @@ use tonic::{
 };
 
 use crate::{
-    Error, ErrorKind, NewTask, Pop, PopBatch, Popped, Result, Task, TaskStream, address,
+    Error, ErrorKind, NewTask, Pop, PopBatch, Popped, ProducerBuilder, Result, Task, TaskStream, address,
     retry::{Budget, Repeat},
     task::hex,
 };
@@ -179,6 +179,12 @@ impl Client {
         }
         let ids = answer.results.into_iter().map(|result| result.id).collect();
         Ok(Inserted { ids, replayed: answer.replayed })
+    }
+
+    /// Sets up a [`Producer`](crate::Producer): inserts into a queue over a stream, many under way at a time. It is not bound
+    /// by the retry budget: it repeats until an insert's deadline.
+    pub fn producer(&self, queue: &str) -> ProducerBuilder {
+        ProducerBuilder::new(self.grpc.clone(), queue, fresh_id(), self.deadline)
     }
 
     /// Leases the task at the head of a queue, after acking what the caller has finished. An empty queue is no error.

@@ -160,6 +160,26 @@ impl Error {
         }
     }
 
+    /// Of an insert of a producer.
+    pub(crate) fn unanswered(last: Option<Error>) -> Self {
+        let message = "the deadline passed before the insert was answered; it may have been done";
+        match last {
+            Some(last) => {
+                Self::new(ErrorKind::DeadlineExceeded, format!("{message}; the try before failed: {last}")).caused(last)
+            }
+            None => Self::new(ErrorKind::DeadlineExceeded, message),
+        }
+    }
+
+    pub(crate) fn no_room() -> Self {
+        let message = "the deadline passed before there was room for the insert; it was not sent";
+        Self::new(ErrorKind::DeadlineExceeded, message)
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(ErrorKind::Refused, "the producer was closed; nothing was sent")
+    }
+
     pub(crate) fn about_task(kind: ErrorKind, id: &str) -> Self {
         let what = match kind {
             ErrorKind::LeaseLost => "the lease is lost",

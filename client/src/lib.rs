@@ -37,12 +37,14 @@ mod address;
 mod client;
 mod error;
 mod pop;
+mod producer;
 mod retry;
 mod task;
 
 pub use client::{Builder, Client, Heartbeat, Inserted, Outcome};
 pub use error::{Error, ErrorKind, Result};
 pub use pop::{Pop, PopBatch, Popped, TaskStream};
+pub use producer::{Producer, ProducerBuilder, Receipt};
 pub use retry::Backoff;
 pub use task::{NewTask, Task};
 

@@ -182,7 +182,7 @@ impl Process {
         let admin = QueueAdminServer::new(QueueAdminService::new(queues.clone(), config))
             .max_decoding_message_size(config.max_message)
             .accept_compressed(CompressionEncoding::Gzip);
-        let service = DataQueueServer::new(DataQueueService::new(queues, config.max_message))
+        let service = DataQueueServer::new(DataQueueService::new(queues))
             .max_decoding_message_size(config.max_message)
             .accept_compressed(CompressionEncoding::Gzip);
         let mut server = Server::builder()

@@ -132,7 +132,8 @@ wire_tests! {
     async fn row_47_file_of_a_newer_server() {
         let directory = left_in_order().await;
         let good = fs::read(directory.file()).unwrap();
-        for version in [2, 1_000, i32::MAX, 0, -1] {
+        let known = i32::from_be_bytes(good[USER_VERSION].try_into().unwrap());
+        for version in [known + 1, 1_000, i32::MAX, 0, -1] {
             let mut file = good.clone();
             file[USER_VERSION].copy_from_slice(&version.to_be_bytes());
             refused(&directory, &file, &format!("version {version}"), &["version", &version.to_string()]);

@@ -47,6 +47,14 @@ impl DerefMut for Client {
     }
 }
 
+impl Client {
+    /// On a connection of its own to a server that may be away.
+    pub async fn try_connect(address: SocketAddr) -> Result<Self, tonic::transport::Error> {
+        let channel = Endpoint::from_shared(format!("http://{address}")).expect("an endpoint").connect().await?;
+        Ok(Self { queue: DataQueueClient::new(channel.clone()), admin: QueueAdminClient::new(channel) })
+    }
+}
+
 /// The health service's client over one connection.
 pub type HealthClient = RawHealthClient<Channel>;
 

@@ -17,19 +17,12 @@ use crate::queue::{ConsumeAnswer, ConsumeCall, ConsumeMessage, ConsumeOpen, Ende
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<v1::ConsumeResponse, Status>> + Send>>;
 
-pub(super) fn serve(
-    queues: &Queues,
-    request: Request<Streaming<v1::ConsumeRequest>>,
-    max_message: usize,
-) -> Response<Answers> {
+pub(super) fn serve(queues: &Queues, request: Request<Streaming<v1::ConsumeRequest>>) -> Response<Answers> {
     let handover = Handover::of_stream();
     // The session sends when the message before has left: this is only the place where it is handed on.
     let (sender, receiver) = mpsc::channel(1);
     let outlet = Body { sender: sender.clone(), handover: handover.clone() };
-    let calls = request.into_inner().map(move |message| match message {
-        Ok(message) => Ok(call(message)),
-        Err(status) => Err(unread(status, max_message)),
-    });
+    let calls = request.into_inner().map(|message| message.map(call).map_err(unread));
     let this = queues.clone();
     queues.spawn(async move {
         let status = match this.consume(calls, outlet).await {
@@ -70,12 +63,15 @@ impl Outlet for Body {
     }
 }
 
-/// A message that cannot be decoded has no cause beneath; a connection that broke has.
-fn unread(status: Status, max_message: usize) -> Unread<Status> {
+/// A message that cannot be decoded has no cause beneath; a connection that broke has. The edge says more of one that is too
+/// long.
+fn unread(status: Status) -> Unread<Status> {
     match status.code() {
-        // One that is too long, and one that is when it is unpacked.
-        Code::OutOfRange | Code::ResourceExhausted => Unread::Refused(status::message_too_large(max_message)),
-        Code::Internal | Code::Unimplemented if status.source().is_none() => Unread::Refused(status),
+        Code::OutOfRange | Code::ResourceExhausted | Code::Internal | Code::Unimplemented
+            if status.source().is_none() =>
+        {
+            Unread::Refused(status)
+        }
         _ => Unread::Broken,
     }
 }

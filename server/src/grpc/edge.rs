@@ -158,7 +158,8 @@ where
             }
             let handover = response.extensions_mut().remove::<Handover>();
             let carried = handover.map(|handover| Carried::new(handover, edge.stall_timeout));
-            Ok(response.map(|inner| EdgeBody { inner, carried, until, _under_way: under_way }))
+            let max_message = edge.max_message;
+            Ok(response.map(|inner| EdgeBody { inner, carried, until, max_message, _under_way: under_way }))
         })
     }
 }
@@ -174,6 +175,7 @@ fn at_once(response: Response<Body>) -> Answer {
         inner,
         carried: None,
         until: None,
+        max_message: 0,
         _under_way: None,
     }))))
 }
@@ -241,6 +243,8 @@ pub struct EdgeBody {
     carried: Option<Carried>,
     /// Set for streams that are ended when the server has drained.
     until: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// For the status of a message that is too long, where the stream had begun.
+    max_message: usize,
     /// Held until the body is done.
     _under_way: Option<TaskTrackerToken>,
 }
@@ -281,7 +285,14 @@ impl HttpBody for EdgeBody {
             self.until = None;
             return Poll::Ready(Some(trailers(&status::shutting_down())));
         }
-        let frame = ready!(polled);
+        let mut frame = ready!(polled);
+        let refused =
+            |last: &HeaderMap| matches!(refused_by_tonic(last), Some(Code::OutOfRange | Code::ResourceExhausted));
+        if let Some(Ok(last)) = &frame
+            && last.trailers_ref().is_some_and(refused)
+        {
+            frame = Some(trailers(&status::message_too_large(self.max_message)));
+        }
         if let (Some(carried), Some(_)) = (&self.carried, &frame) {
             carried.handover.given();
         }

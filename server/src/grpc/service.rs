@@ -22,13 +22,12 @@ use crate::{
 /// The calls.
 pub struct DataQueueService {
     queues: Queues,
-    max_message: usize,
 }
 
 impl DataQueueService {
-    /// Serves these queues. `max_message` is the decode limit, in bytes, that tonic was given.
-    pub fn new(queues: Queues, max_message: usize) -> Self {
-        Self { queues, max_message }
+    /// Serves these queues.
+    pub fn new(queues: Queues) -> Self {
+        Self { queues }
     }
 }
 
@@ -147,7 +146,7 @@ impl DataQueue for DataQueueService {
         &self,
         request: Request<Streaming<v1::ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
-        produce::serve(&self.queues, request)
+        Ok(produce::serve(&self.queues, request))
     }
 
     type ConsumeStream = consume::Answers;
@@ -156,7 +155,7 @@ impl DataQueue for DataQueueService {
         &self,
         request: Request<Streaming<v1::ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
-        Ok(consume::serve(&self.queues, request, self.max_message))
+        Ok(consume::serve(&self.queues, request))
     }
 }
 

@@ -6,7 +6,10 @@ use data_queue_proto::{ERROR_DOMAIN, reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::{queue::Error, store::StoreError};
+use crate::{
+    queue::{Error, Invalid},
+    store::StoreError,
+};
 
 /// When to try again after the store was away or full.
 const RETRY_STORE_AFTER: Duration = Duration::from_secs(1);
@@ -43,15 +46,39 @@ impl From<Error> for Status {
                 let details = retry(info(reason::OVERLOADED, HashMap::new()), RETRY_OVERLOADED_AFTER);
                 refuse(Code::ResourceExhausted, format!("the server is overloaded: {message}"), details)
             }
-            Error::Store(StoreError::RequestIdReused) => {
-                let mut details = info(reason::REQUEST_ID_REUSED, HashMap::new());
-                let message = "was used before, with other content";
-                details.add_bad_request_violation("request_id", message);
-                refuse(Code::AlreadyExists, format!("request_id: {message}"), details)
+            Error::Store(StoreError::RequestIdReused) => reused("request_id"),
+            Error::Numbered { number, error } => {
+                let status = match *error {
+                    Error::Store(StoreError::RequestIdReused) => reused("insert.number"),
+                    error => error.into(),
+                };
+                with_number(&status, number)
+            }
+            Error::Store(StoreError::NumberForgotten) => {
+                let message = "is not greater than the producer's last one, and too old to be known";
+                Error::Invalid(Invalid::new("insert.number", reason::PRODUCE_INVALID, message)).into()
             }
             Error::Store(StoreError::Broken(cause)) | Error::Bug(cause) => bug(&cause),
         }
     }
+}
+
+fn reused(field: &str) -> Status {
+    let mut details = info(reason::REQUEST_ID_REUSED, HashMap::new());
+    let message = "was used before, with other content";
+    details.add_bad_request_violation(field, message);
+    refuse(Code::AlreadyExists, format!("{field}: {message}"), details)
+}
+
+/// Names the insert of a stream that a status is about.
+fn with_number(status: &Status, number: u64) -> Status {
+    let mut details = status.get_error_details();
+    if let Some(info) = details.error_info().cloned() {
+        let mut metadata = info.metadata;
+        metadata.insert("number".to_owned(), number.to_string());
+        details.set_error_info(info.reason, info.domain, metadata);
+    }
+    refuse(status.code(), status.message().to_owned(), details)
 }
 
 /// A bug of ours: logged here, with its cause, and only here.

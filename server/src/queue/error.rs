@@ -19,6 +19,14 @@ pub enum Error {
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The insert of this number was not done, nor any behind it on its stream; or, as the error says, that is not known.
+    #[error("insert {number}: {error}")]
+    Numbered {
+        /// Given by the producer.
+        number: u64,
+        /// Why not.
+        error: Box<Error>,
+    },
     /// A bug, or the system's random generator failed.
     #[error("{0}")]
     Bug(String),
@@ -27,6 +35,13 @@ pub enum Error {
 impl From<getrandom::Error> for Error {
     fn from(error: getrandom::Error) -> Self {
         Self::Bug(format!("no random numbers: {error}"))
+    }
+}
+
+impl Error {
+    /// It is about the insert of this number.
+    pub(super) fn at(self, number: u64) -> Self {
+        Self::Numbered { number, error: Box::new(self) }
     }
 }
 

@@ -7,11 +7,13 @@ mod consume;
 mod delivery;
 mod error;
 mod limits;
+mod produce;
 mod task;
 mod waits;
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::{
     runtime::Handle,
@@ -29,6 +31,7 @@ pub use self::{
     delivery::{Delivery, Unsent},
     error::{Error, Invalid},
     limits::{Limits, MAX_BATCH, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
+    produce::{ProduceAnswer, ProduceEnd, ProduceMessage},
     task::{NewTask, Task, Value},
     waits::{Seat, Waits},
 };
@@ -115,16 +118,10 @@ impl Queues {
     /// Inserts all tasks or none, and wakes those who wait for them.
     pub async fn insert(&self, call: InsertCall) -> Result<Inserted, Error> {
         let queue = limits::queue(&call.queue)?;
-        limits::batch("tasks", call.tasks.len(), MAX_BATCH, "tasks")?;
         limits::request_id(&call.request_id)?;
-        for (at, task) in call.tasks.iter().enumerate() {
-            self.limits.value(at, task.value.as_ref())?;
-            limits::headers(at, &task.headers)?;
-        }
-        let ids = TaskId::mint(call.tasks.len())?;
-        let stored =
-            |(id, task): (TaskId, NewTask)| Some(StoredTask { id, envelope: task::pack(task.value?, task.headers) });
-        let tasks: Vec<StoredTask> = ids.into_iter().zip(call.tasks).filter_map(stored).collect();
+        let envelopes = self.envelopes(call.tasks)?;
+        let ids = TaskId::mint(envelopes.len())?;
+        let tasks = ids.into_iter().zip(envelopes).map(|(id, envelope)| StoredTask { id, envelope }).collect();
         let request = request_key(call.request_id, call.fingerprint);
         let insert = Insert { tasks, request, waiting_here: self.waits.waiting(&queue) };
 
@@ -138,6 +135,16 @@ impl Queues {
             Ok(inserted)
         })
         .await
+    }
+
+    /// Checks the tasks of an insert, and packs them.
+    fn envelopes(&self, tasks: Vec<NewTask>) -> Result<Vec<Bytes>, Error> {
+        limits::batch("tasks", tasks.len(), MAX_BATCH, "tasks")?;
+        for (at, task) in tasks.iter().enumerate() {
+            self.limits.value(at, task.value.as_ref())?;
+            limits::headers(at, &task.headers)?;
+        }
+        Ok(tasks.into_iter().filter_map(|task| Some(task::pack(task.value?, task.headers))).collect())
     }
 
     /// Acks, then pops a task, waiting for one if asked to.

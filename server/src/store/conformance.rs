@@ -15,6 +15,7 @@ mod insert;
 mod isolation;
 mod model;
 mod pop;
+mod produce;
 mod reap;
 mod reclaim;
 mod redis_only;
@@ -34,9 +35,9 @@ use bytes::Bytes;
 
 use self::engines::{memory, redis, sqlite};
 use super::{
-    Admin, Attempt, Consumer, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, Outcome, Pop, PopRequest,
-    QueueName, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT, SessionId, Stem, Store, StoreError,
-    TaskId, Token, Withdrawal,
+    Admin, Attempt, Consumer, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, NumberedInsert, Outcome,
+    Pop, PopRequest, Produce, Produced, QueueName, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT,
+    SessionId, Stem, Store, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// Runs every case on every store that is named here.
@@ -58,6 +59,21 @@ macro_rules! conformance {
                     a_second_run_that_comes_late_changes_nothing,
                     a_request_is_remembered_for_the_window_and_forgotten_after_two,
                     the_newest_half_of_the_requests_is_remembered,
+                }
+                produce {
+                    inserts_of_a_producer_come_out_in_the_order_of_their_numbers,
+                    a_thousand_tasks_go_in_with_one_number,
+                    a_number_that_was_used_is_answered_again,
+                    known_numbers_and_new_ones_may_come_together,
+                    a_second_run_changes_nothing,
+                    a_second_run_that_comes_when_the_producer_is_forgotten_changes_nothing,
+                    a_number_with_other_content_is_refused_with_all_behind_it,
+                    the_last_1024_answers_are_remembered,
+                    numbers_have_64_bits,
+                    producers_and_queues_are_apart,
+                    a_producer_is_forgotten_when_it_was_quiet_for_two_windows,
+                    of_too_many_producers_the_oldest_is_forgotten,
+                    a_full_store_refuses_new_numbers_and_answers_known_ones,
                 }
                 pop {
                     an_unknown_queue_is_empty_and_is_not_made,

@@ -14,9 +14,9 @@ use async_trait::async_trait;
 
 use super::{
     Admin, Attempt, Beaten, Clock, Consumer, Counts, Description, Fingerprint, Insert, Inserted, Leased, Millis,
-    NewTask, OnWake, Outcome, Pop, Popped, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember,
-    RequestKey, Rules, SESSION_KEPT, SessionId, Sight, Stem, Store, StoreError, Survives, TaskId, Token, WITHDRAWN_FOR,
-    Withdrawal, holders::Holders,
+    NewTask, NumberedInsert, OnWake, Outcome, PRODUCER_ANSWERS, Pop, Popped, Produce, Produced, QueueName,
+    RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT, SessionId, Sight,
+    Stem, Store, StoreError, Survives, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
 };
 
 /// The store.
@@ -89,6 +89,8 @@ struct Queue {
     acked: Memory<Token, ()>,
     requests: Memory<(Call, String), Request>,
     sessions: HashMap<SessionId, Session>,
+    producers: BTreeMap<String, Producer>,
+    remember: Remember,
     delivered: u64,
     inserted_count: u64,
     acked_count: u64,
@@ -107,6 +109,21 @@ struct Request {
     fingerprint: Fingerprint,
     /// Ids or tokens.
     answered: Vec<[u8; 16]>,
+}
+
+/// What is remembered of a producer.
+#[derive(Default)]
+struct Producer {
+    /// Something new.
+    inserted_at: Millis,
+    /// In the order of their numbers.
+    answers: VecDeque<Answer>,
+}
+
+struct Answer {
+    number: u64,
+    fingerprint: Fingerprint,
+    ids: Vec<TaskId>,
 }
 
 struct Task {
@@ -153,6 +170,8 @@ impl Queue {
             acked: Memory::new(remember),
             requests: Memory::new(remember),
             sessions: HashMap::new(),
+            producers: BTreeMap::new(),
+            remember,
             delivered: 0,
             inserted_count: 0,
             acked_count: 0,
@@ -173,19 +192,83 @@ impl Queue {
         if ids.iter().any(|id| self.tasks.contains_key(id)) {
             return Ok(Inserted { ids, replayed: false });
         }
-        let size = insert.tasks.iter().map(size_of_task).sum::<u64>();
+        self.put_at_tail(insert.tasks, capacity, now)?;
+        if let Some(RequestKey { id, fingerprint }) = insert.request {
+            let answered = ids.iter().map(|id| id.0).collect();
+            self.requests.put((Call::Insert, id), Request { fingerprint, answered }, now);
+        }
+        Ok(Inserted { ids, replayed: false })
+    }
+
+    fn put_at_tail(&mut self, tasks: Vec<NewTask>, capacity: u64, now: Millis) -> Result<(), StoreError> {
+        let size = tasks.iter().map(size_of_task).sum::<u64>();
         if self.used.load(Ordering::Relaxed) + size > capacity {
             return Err(StoreError::Full(format!("the store in memory holds at most {capacity} bytes")));
         }
         self.used.fetch_add(size, Ordering::Relaxed);
-        for task in insert.tasks {
+        self.inserted_count += tasks.len() as u64;
+        for task in tasks {
             self.ready.push_back(task.id);
             self.tasks.insert(task.id, Task { task, inserted_at: now, deliveries: 0, expiries: 0 });
         }
-        self.inserted_count += ids.len() as u64;
-        if let Some(RequestKey { id, fingerprint }) = insert.request {
-            let answered = ids.iter().map(|id| id.0).collect();
-            self.requests.put((Call::Insert, id), Request { fingerprint, answered }, now);
+        Ok(())
+    }
+
+    fn produce(&mut self, produce: Produce, capacity: u64, now: Millis) -> Produced {
+        let remember = self.remember;
+        self.producers.retain(|_, producer| !remember.has_forgotten_producer(producer.inserted_at, now));
+        let mut produced = Produced::default();
+        for insert in produce.inserts {
+            let last = self.producers.get(&produce.producer).and_then(|producer| producer.answers.back());
+            let inserted = match last {
+                Some(last) if insert.number <= last.number => self.answer_again(&produce.producer, &insert),
+                _ => self.insert_numbered(&produce.producer, insert, capacity, now),
+            };
+            match inserted {
+                Ok(inserted) => produced.inserted.push(inserted),
+                Err(refused) => return Produced { refused: Some(refused), ..produced },
+            }
+        }
+        produced
+    }
+
+    fn answer_again(&self, producer: &str, insert: &NumberedInsert) -> Result<Inserted, StoreError> {
+        let mut answers = self.producers.get(producer).into_iter().flat_map(|producer| &producer.answers);
+        let answer = answers.find(|answer| answer.number == insert.number).ok_or(StoreError::NumberForgotten)?;
+        if answer.fingerprint != insert.fingerprint {
+            return Err(StoreError::RequestIdReused);
+        }
+        // The tasks of this very call: it runs a second time.
+        let replayed = answer.ids.first() != insert.tasks.first().map(|task| &task.id);
+        Ok(Inserted { ids: answer.ids.clone(), replayed })
+    }
+
+    fn insert_numbered(
+        &mut self,
+        producer: &str,
+        insert: NumberedInsert,
+        capacity: u64,
+        now: Millis,
+    ) -> Result<Inserted, StoreError> {
+        let NumberedInsert { number, fingerprint, tasks } = insert;
+        let ids: Vec<TaskId> = tasks.iter().map(|task| task.id).collect();
+        // A second run of the same call, so late that the producer was forgotten meanwhile.
+        if !ids.iter().any(|id| self.tasks.contains_key(id)) {
+            self.put_at_tail(tasks, capacity, now)?;
+        }
+        if !self.producers.contains_key(producer) {
+            while self.producers.len() as u64 >= self.remember.producers()
+                && let Some((oldest, _)) = self.producers.iter().min_by_key(|(id, one)| (one.inserted_at, *id))
+            {
+                let oldest = oldest.clone();
+                self.producers.remove(&oldest);
+            }
+        }
+        let producer = self.producers.entry(producer.to_owned()).or_default();
+        producer.inserted_at = now;
+        producer.answers.push_back(Answer { number, fingerprint, ids: ids.clone() });
+        if producer.answers.len() > PRODUCER_ANSWERS {
+            producer.answers.pop_front();
         }
         Ok(Inserted { ids, replayed: false })
     }
@@ -520,6 +603,20 @@ impl Store for MemoryStore {
         let inserted = made.insert(insert, self.capacity, now)?;
         queues.insert(queue.clone(), made);
         Ok(inserted)
+    }
+
+    async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+        let now = self.clock.now();
+        let queues = &mut self.state().queues;
+        if let Some(known) = queues.get_mut(queue) {
+            return Ok(known.produce(produce, self.capacity, now));
+        }
+        let mut made = Queue::new(self);
+        let produced = made.produce(produce, self.capacity, now);
+        if !produced.inserted.is_empty() {
+            queues.insert(queue.clone(), made);
+        }
+        Ok(produced)
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {

@@ -35,6 +35,9 @@ pub type Millis = u64;
 /// deadlines first: each step puts its tasks in front, so that the ones held longest end at the head.
 pub const RECLAIM_STEP: usize = 200;
 
+/// How many answers of a producer are remembered, the latest ones.
+pub const PRODUCER_ANSWERS: usize = 1_024;
+
 /// For how long a withdrawn pop may still arrive, and then leases nothing.
 const WITHDRAWN_FOR: Millis = 60_000;
 
@@ -48,6 +51,18 @@ pub struct Remember {
     pub window: Millis,
     /// The most entries of a kind that a queue remembers; at least the newest half of them.
     pub entries: u64,
+}
+
+impl Remember {
+    /// The most producers that a queue remembers; those that inserted last.
+    pub fn producers(&self) -> u64 {
+        (self.entries / 100).max(1)
+    }
+
+    /// Whether a producer that inserted something last at this time is forgotten.
+    fn has_forgotten_producer(&self, inserted_at: Millis, now: Millis) -> bool {
+        now >= inserted_at + 2 * self.window
+    }
 }
 
 /// What a store is told of the rules of queues.
@@ -95,6 +110,37 @@ pub struct Inserted {
     pub ids: Vec<TaskId>,
     /// True if the request id was known and nothing was inserted.
     pub replayed: bool,
+}
+
+/// Inserts that a producer has numbered.
+#[derive(Clone, Debug)]
+pub struct Produce {
+    /// Names the producer in its queue.
+    pub producer: String,
+    /// At least one; their numbers ascend. At most [`RECLAIM_STEP`] tasks in all, or one insert.
+    pub inserts: Vec<NumberedInsert>,
+    /// As in an insert.
+    pub waiting_here: usize,
+}
+
+/// One of them: all of its tasks or none.
+#[derive(Clone, Debug)]
+pub struct NumberedInsert {
+    /// At least 1.
+    pub number: u64,
+    /// Of the insert's content: the same number with another fingerprint is refused.
+    pub fingerprint: Fingerprint,
+    /// At least one.
+    pub tasks: Vec<NewTask>,
+}
+
+/// What became of a producer's inserts.
+#[derive(Debug, Default)]
+pub struct Produced {
+    /// One for each of the first inserts, in order: those that are done. Replayed if the tasks are those of an earlier call.
+    pub inserted: Vec<Inserted>,
+    /// Why the insert behind those was not done, nor any behind that. Nothing if all are done.
+    pub refused: Option<StoreError>,
 }
 
 /// What makes a pop repeatable.
@@ -265,6 +311,12 @@ pub trait Store: Send + Sync + 'static {
     /// Puts tasks at the tail of a queue; the first insert makes it.
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError>;
 
+    /// Puts a producer's inserts at the tail, those that it has not numbered before: their numbers are greater than its
+    /// last one. Of the others the remembered answer is given again, as long as it is among the last
+    /// [`PRODUCER_ANSWERS`] of the producer. A producer is forgotten when it has inserted nothing for the window twice, or
+    /// when [`Remember::producers`] others inserted something after it.
+    async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError>;
+
     /// Acks, then takes back expired leases, then leases from the head. An unknown queue is empty and is not made.
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError>;
 
@@ -402,6 +454,9 @@ pub enum StoreError {
     /// The request id was used with other content. Nothing was done.
     #[error("the request id was used before, with other content")]
     RequestIdReused,
+    /// The number is one of the producer's past, and its answer is not remembered any more. Nothing was done.
+    #[error("the number is not greater than the producer's last one, and too old to be known")]
+    NumberForgotten,
     /// The store's data or answer cannot be read: a bug, or another program's data.
     #[error("{0}")]
     Broken(String),

@@ -160,6 +160,7 @@ impl Comparison {
         }
         match step {
             Step::Insert(_, _, Some(_)) => self.requests.push(step.clone()),
+            Step::Produce(..) => self.requests.push(step.clone()),
             Step::Pop(_, pop) if pop.request.is_some() => self.requests.push(step.clone()),
             // Nothing runs out while a store is opened, so this takes nothing back.
             Step::Disturb(disturbance) if disturbance.reopens() => self.look_around().await?,
@@ -263,6 +264,13 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
     let mut labels = match answer {
         Answer::Refused(why) => vec![format!("{kind}: {why}")],
         Answer::Inserted { replayed: true, .. } => vec![format!("{kind}: replayed")],
+        Answer::Produced(answers, refused) => {
+            let mut labels: Vec<String> = refused.iter().map(|why| format!("{kind}: {why}")).collect();
+            let replayed = |wanted: bool| answers.iter().any(|(_, replayed)| *replayed == wanted);
+            labels.extend(replayed(true).then(|| format!("{kind}: replayed")));
+            labels.extend((replayed(true) && replayed(false)).then(|| format!("{kind}: known and new")));
+            labels
+        }
         Answer::Inserted { tasks, .. } if tasks.len() >= RECLAIM_STEP => vec![format!("{kind}: many")],
         Answer::Popped { acks, tasks, reclaimed, .. } => {
             let mut labels = of_all(acks);
@@ -326,6 +334,12 @@ const MET: &[&str] = &[
     "Insert: many",
     "Insert: the request id was used before, with other content",
     "Again Insert: replayed",
+    "Produce",
+    "Produce: replayed",
+    "Produce: known and new",
+    "Produce: the request id was used before, with other content",
+    "Produce: the number is not greater than the producer's last one, and too old to be known",
+    "Again Produce",
     "Pop: Applied",
     "Pop: AlreadyAcked",
     "Pop: LeaseLost",

@@ -52,7 +52,7 @@ pub(super) enum Job {
     Ack(Vec<Ask<Vec<Token>, Vec<Outcome>>>),
     Heartbeat(Vec<Ask<Vec<Token>, Beaten>>, Millis),
     /// Any other script.
-    Script(Vec<Ask<Call, Value>>),
+    Script(Vec<Ask<Call, Value>>, Load),
 }
 
 /// Calls that may share a script differ in nothing else.
@@ -77,7 +77,7 @@ impl Job {
             Self::Pop(asks) => listening(asks),
             Self::Ack(asks) => listening(asks),
             Self::Heartbeat(asks, _) => listening(asks),
-            Self::Script(asks) => listening(asks),
+            Self::Script(asks, _) => listening(asks),
         }
     }
 
@@ -93,7 +93,7 @@ impl Job {
             Self::Pop(asks) => Load::new(sum(asks, |call| call.pop.max_tasks.max(call.pop.acks.len())), 0),
             Self::Ack(asks) => Load::new(sum(asks, Vec::len), 0),
             Self::Heartbeat(asks, _) => Load::new(sum(asks, Vec::len), 0),
-            Self::Script(asks) => Load::new(asks.len(), 0),
+            Self::Script(_, load) => *load,
         }
     }
 
@@ -110,7 +110,7 @@ impl Job {
             }),
             Self::Ack(_) => Some(Kind::Ack),
             Self::Heartbeat(_, lease) => Some(Kind::Heartbeat(*lease)),
-            Self::Script(_) => None,
+            Self::Script(..) => None,
         }
     }
 
@@ -121,7 +121,6 @@ impl Job {
             (Self::Pop(asks), Self::Pop(more)) => asks.extend(more),
             (Self::Ack(asks), Self::Ack(more)) => asks.extend(more),
             (Self::Heartbeat(asks, _), Self::Heartbeat(more, _)) => asks.extend(more),
-            (Self::Script(asks), Self::Script(more)) => asks.extend(more),
             (_, other) => other.finish(Err(answer::unreadable())),
         }
     }
@@ -135,7 +134,7 @@ impl Job {
             Self::Heartbeat(asks, lease) => {
                 call(&script::HEARTBEAT).arg(lease).tokens(asks.iter().flat_map(|ask| &ask.call))
             }
-            Self::Script(asks) => asks[0].call.clone(),
+            Self::Script(asks, _) => asks[0].call.clone(),
         }
     }
 
@@ -146,7 +145,7 @@ impl Job {
             Self::Pop(asks) => finish(asks, value, answer::pops),
             Self::Ack(asks) => finish(asks, value, answer::acks),
             Self::Heartbeat(asks, _) => finish(asks, value, answer::heartbeats),
-            Self::Script(asks) => finish(asks, value, |value, _| Ok(vec![Ok(value)])),
+            Self::Script(asks, _) => finish(asks, value, |value, _| Ok(vec![Ok(value)])),
         }
     }
 }

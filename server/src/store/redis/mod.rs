@@ -21,16 +21,17 @@ use bb8_redis::redis::{self, Client, FromRedisValue, IntoConnectionInfo, Value, 
 use futures_util::{StreamExt, future};
 
 use self::{
-    answer::{PopAnswer, from_value, outcomes, sixteen, tokens_of_run},
+    answer::{PopAnswer, from_value, outcomes, sixteen, tokens_of_run, unreadable},
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
     keys::{Keys, REGISTRY_PARTS},
     link::{Link, Presence, Probe, Standing},
     script::{Call, Source, holder},
 };
 use super::{
-    Admin, Attempt, Beaten, Consumer, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped,
-    QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives, Token,
-    Withdrawal, lanes::Lane,
+    Admin, Attempt, Beaten, Consumer, Counts, Description, Insert, Inserted, Millis, NumberedInsert, OnWake, Outcome,
+    PRODUCER_ANSWERS, Pop, Popped, Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released,
+    Rules, Sight, Store, StoreError, Survives, TaskId, Token, Withdrawal,
+    lanes::{Lane, Load},
 };
 
 /// For how long a server's word that it waits on a queue holds. It is renewed by each look, at least every 0.9 s.
@@ -212,12 +213,67 @@ impl RedisStore {
         Ok(())
     }
 
+    async fn register_before_insert(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let is_registered = self.shared.known(|known| known.registered.contains(queue));
+        if is_registered { Ok(()) } else { self.register(queue).await }
+    }
+
+    /// The tasks are in, so this must not fail the call that made the queue; whoever inserts next does it again.
+    async fn register_made(&self, queue: &QueueName) {
+        if let Err(error) = self.register(queue).await {
+            self.shared.known(|known| known.registered.remove(queue));
+            tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
+        }
+    }
+
     /// Bounds a call that may take several steps as one step is bounded.
     async fn within_timeout<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let timeout = self.shared.timeout;
         tokio::time::timeout(timeout, call)
             .await
             .unwrap_or_else(|_| Err(self.shared.presence.timed_out(timeout, false)))
+    }
+
+    /// Does the first of some inserts: those that the producer has numbered before, or else all.
+    async fn produce_once(
+        &self,
+        queue: &QueueName,
+        produce: &Produce,
+        inserts: &[NumberedInsert],
+    ) -> Result<Produced, StoreError> {
+        let mut call = self.call(&script::PRODUCE, queue);
+        call = call.arg(&produce.producer).arg(produce.waiting_here).arg(PRODUCER_ANSWERS);
+        for NumberedInsert { number, fingerprint, tasks } in inserts {
+            call = call.arg(&number.to_be_bytes()).arg(&fingerprint.0).arg(tasks.len());
+            for task in tasks {
+                call = call.arg(&task.id.0).arg(task.envelope.as_ref());
+            }
+        }
+        let tasks = inserts.iter().flat_map(|insert| &insert.tasks);
+        let load = Load::new(tasks.clone().count(), tasks.map(|task| task.envelope.len()).sum());
+        let lane = Lane::Ordinary(Some(queue.clone()));
+        let answer = self.gatherer.run(lane, queue, call, |asks| Job::Script(asks, load)).await?;
+        let answer: Vec<Value> = from_value(&answer)?;
+        let [status, made, new, known @ ..] = answer.as_slice() else { return Err(unreadable()) };
+        if from_value(made)? {
+            self.register_made(queue).await;
+        }
+        let refused = match from_value::<u64>(status)? {
+            0 => None,
+            2 => Some(StoreError::RequestIdReused),
+            _ => Some(StoreError::NumberForgotten),
+        };
+        let again = |(ids, insert): (&Value, &NumberedInsert)| {
+            let ids = task_ids(ids)?;
+            // The tasks of this very call: it runs a second time.
+            let replayed = ids.first() != insert.tasks.first().map(|task| &task.id);
+            Ok(Inserted { ids, replayed })
+        };
+        let mut inserted = known.iter().zip(inserts).map(again).collect::<Result<Vec<_>, _>>()?;
+        for insert in inserts.iter().take(from_value(new)?) {
+            inserted.push(Inserted { ids: insert.tasks.iter().map(|task| task.id).collect(), replayed: false });
+        }
+        Ok(Produced { inserted, refused })
     }
 
     async fn pop_once(&self, queue: &QueueName, pop: Pop, anyway: bool) -> Result<PopAnswer, StoreError> {
@@ -227,7 +283,8 @@ impl RedisStore {
 
     /// Runs a script in its turn among the calls that end or extend leases.
     async fn run_urgent(&self, queue: &QueueName, call: Call) -> Result<Value, StoreError> {
-        self.within_timeout(self.gatherer.run(Lane::Urgent, queue, call, Job::Script)).await
+        self.within_timeout(self.gatherer.run(Lane::Urgent, queue, call, |asks| Job::Script(asks, Load::new(1, 0))))
+            .await
     }
 
     fn session(&self, queue: &QueueName, what: &str, consumer: Consumer, span: Millis) -> Call {
@@ -315,6 +372,14 @@ fn unless_broken<T>(queue: &QueueName, seen: Result<T, StoreError>) -> Result<Op
     }
 }
 
+/// Ids, one behind the other.
+fn task_ids(value: &Value) -> Result<Vec<TaskId>, StoreError> {
+    match value {
+        Value::BulkString(bytes) => Ok(bytes.as_chunks::<16>().0.iter().copied().map(TaskId).collect()),
+        _ => Err(unreadable()),
+    }
+}
+
 /// As `leases.lua` has them.
 const APPLIED: u8 = b'1';
 const DEAD_LETTERED: u8 = b'4';
@@ -323,19 +388,34 @@ const DEAD_LETTERED: u8 = b'4';
 impl Store for RedisStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
         self.within_timeout(async {
-            if !self.shared.known(|known| known.registered.contains(queue)) {
-                self.register(queue).await?;
-            }
+            self.register_before_insert(queue).await?;
             let lane = Lane::Ordinary(Some(queue.clone()));
             let answer = self.gatherer.run(lane, queue, insert, Job::Insert).await?;
             if answer.made {
-                // The tasks are in, so this must not fail the call; whoever inserts next does it again.
-                if let Err(error) = self.register(queue).await {
-                    self.shared.known(|known| known.registered.remove(queue));
-                    tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
-                }
+                self.register_made(queue).await;
             }
             Ok(answer.inserted)
+        })
+        .await
+    }
+
+    async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+        self.within_timeout(async {
+            self.register_before_insert(queue).await?;
+            let mut all = Produced::default();
+            while all.refused.is_none() && all.inserted.len() < produce.inserts.len() {
+                let rest = &produce.inserts[all.inserted.len()..];
+                match self.produce_once(queue, &produce, rest).await {
+                    Ok(step) if step.inserted.is_empty() && step.refused.is_none() => return Err(unreadable()),
+                    Ok(step) => {
+                        all.inserted.extend(step.inserted);
+                        all.refused = step.refused;
+                    }
+                    Err(error) if all.inserted.is_empty() => return Err(error),
+                    Err(error) => all.refused = Some(error),
+                }
+            }
+            Ok(all)
         })
         .await
     }

@@ -29,6 +29,7 @@ macro_rules! scripts {
 
 scripts! {
     INSERT = "insert.lua";
+    PRODUCE = "produce.lua";
     POP = "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
     ACK = "leases.lua" "ack.lua";
     HEARTBEAT = "leases.lua" "parts.lua" "heartbeat.lua";

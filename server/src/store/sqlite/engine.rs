@@ -19,7 +19,7 @@ use super::{
     queue::{Queue, Step, Turn, Unreadable},
     tables::{Sql, Tables},
 };
-use crate::store::{Clock, Insert, Inserted, Millis, QueueName, Rules, StoreError};
+use crate::store::{Clock, Insert, Inserted, Millis, NewTask, Produce, Produced, QueueName, Rules, StoreError};
 
 /// What a task may take in the file and in the log beside its envelope, in bytes.
 const TASK_OVERHEAD: u64 = 256;
@@ -123,10 +123,10 @@ impl Engine {
         name: &QueueName,
         step: impl FnOnce(&mut Queue, &mut Turn<'_>) -> Sql<T>,
     ) -> Sql<T> {
-        let Index { queues, next_task, sweeper, withdrawn } = &mut self.index;
+        let Index { queues, next_task, next_producer, sweeper, withdrawn } = &mut self.index;
         let (tables, now, reclaims) = (Tables(&self.connection), self.setup.clock.now(), &mut self.reclaims);
         let unreadable = &self.setup.unreadable;
-        let mut turn = Turn { tables, now, next_task, sweeper, withdrawn, reclaims, unreadable };
+        let mut turn = Turn { tables, now, next_task, next_producer, sweeper, withdrawn, reclaims, unreadable };
         match queues.get_mut(name) {
             Some(queue) => {
                 if queue.touch() {
@@ -147,19 +147,46 @@ impl Engine {
     pub(super) fn insert(&mut self, name: &QueueName, insert: &Insert) -> Step<Inserted> {
         let known = self.index.queues.get(name);
         if known.is_none_or(|queue| queue.is_new(insert, self.setup.clock.now()))
-            && let Err(refused) = self.take_room(insert)?
+            && let Err(refused) = self.take_room(&insert.tasks)?
         {
             return Ok(Err(refused));
         }
+        self.make_queue(name);
+        self.step(name, |queue, turn| queue.insert(name.as_str(), insert, turn))
+    }
+
+    fn make_queue(&mut self, name: &QueueName) {
         if !self.index.queues.contains_key(name) {
             self.index.queues.insert(name.clone(), Queue::new(self.setup.rules));
         }
-        self.step(name, |queue, turn| queue.insert(name.as_str(), insert, turn))
+    }
+
+    /// Numbers ascend, so those that the producer has used before come first.
+    pub(super) fn produce(&mut self, name: &QueueName, produce: &Produce) -> Sql<Produced> {
+        let mut produced = self.step(name, |queue, turn| queue.recall_numbered(produce, turn))?;
+        if produced.refused.is_some() {
+            return Ok(produced);
+        }
+        let mut new = &produce.inserts[produced.inserted.len()..];
+        for (at, insert) in new.iter().enumerate() {
+            if let Err(refused) = self.take_room(&insert.tasks)? {
+                produced.refused = Some(refused);
+                new = &new[..at];
+                break;
+            }
+        }
+        if !new.is_empty() {
+            self.make_queue(name);
+            let inserted =
+                self.step(name, |queue, turn| queue.insert_numbered(name.as_str(), &produce.producer, new, turn))?;
+            produced.inserted.extend(inserted);
+        }
+        Ok(produced)
     }
 
     /// What the file system has, and what the file has within itself; less a reserve for all that is no insert. When tasks
     /// have gone, their room is within the file, and the log may use half of the reserve.
-    fn take_room(&mut self, insert: &Insert) -> Step<()> {
+    fn take_room(&mut self, tasks: &[NewTask]) -> Step<()> {
         let room = match self.room {
             Some(room) => room,
             None => {
@@ -173,7 +200,7 @@ impl Engine {
                 }
             }
         };
-        let wanted: u64 = insert.tasks.iter().map(|task| task.envelope.len() as u64 + TASK_OVERHEAD).sum();
+        let wanted: u64 = tasks.iter().map(|task| task.envelope.len() as u64 + TASK_OVERHEAD).sum();
         self.room = Some(room.checked_sub(wanted).unwrap_or(room));
         if wanted <= room {
             return Ok(Ok(()));

@@ -23,7 +23,11 @@ use crate::store::Rules;
 const APPLICATION_ID: i32 = i32::from_be_bytes(*b"DaQu");
 
 /// Each brings the tables from one version to the next; the first makes them.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/001_tables.sql")];
+const MIGRATIONS: [&str; 2] =
+    [include_str!("../../../migrations/001_tables.sql"), include_str!("../../../migrations/002_producers.sql")];
+
+/// The first version of the tables that knows producers. A file that is only read may be older.
+pub(super) const WITH_PRODUCERS: i64 = 2;
 
 /// How long to wait for a backup that reads at the wrong moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -245,7 +249,7 @@ fn refuse_strange(connection: &Connection) -> Result<(), OpenError> {
     }
 }
 
-fn version(connection: &Connection) -> rusqlite::Result<i64> {
+pub(super) fn version(connection: &Connection) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use rusqlite::Connection;
 
 use super::{
-    file::OpenError,
+    file::{self, OpenError},
     memories::{Generation, Kind, Sweeper},
+    producers::Producer,
     queue::{Lease, Queue, Withdrawn, request_digest},
     tables::{Sql, Tries, holders_from_bytes},
 };
@@ -16,6 +17,7 @@ use crate::store::{Millis, QueueName, Rules, TaskId, Token, holders::Holders};
 pub(super) struct Index {
     pub(super) queues: BTreeMap<QueueName, Queue>,
     pub(super) next_task: i64,
+    pub(super) next_producer: i64,
     pub(super) sweeper: Sweeper,
     /// Not in the file: when it is opened, no pop is under way.
     pub(super) withdrawn: Withdrawn,
@@ -57,8 +59,12 @@ pub(super) fn index(connection: &Connection, rules: Rules, opened: Option<Millis
     let next_task = tasks(connection, &mut queues, opened)?;
     let mut sweeper = Sweeper::default();
     memories(connection, &mut queues, &mut sweeper)?;
+    let next_producer = match file::version(connection)? >= file::WITH_PRODUCERS {
+        true => producers(connection, &mut queues, &mut sweeper)?,
+        false => 1,
+    };
 
-    let mut index = Index { queues: BTreeMap::new(), next_task, sweeper, withdrawn: HashMap::new() };
+    let mut index = Index { queues: BTreeMap::new(), next_task, next_producer, sweeper, withdrawn: HashMap::new() };
     for (key, queue) in queues {
         let name = names.remove(&key).unwrap_or_default();
         if !queue.balances() {
@@ -203,4 +209,27 @@ fn memories(connection: &Connection, queues: &mut HashMap<i64, Queue>, sweeper: 
         queue.requests.restore(generations, *key, sweeper);
     }
     Ok(())
+}
+
+/// Of each producer, what its last row of answers tells. Answers that belong to nobody are of one that was forgotten.
+/// Answers the key of the next producer.
+fn producers(connection: &Connection, queues: &mut HashMap<i64, Queue>, sweeper: &mut Sweeper) -> Sql<i64> {
+    let known = "SELECT producers.queue, producers.key, producers.id, answers.last, answers.count, answers.inserted_at
+        FROM producers JOIN answers ON answers.producer = producers.key
+            AND answers.last = (SELECT max(last) FROM answers WHERE producer = producers.key)";
+    each(connection, known, |row| {
+        let Some(queue) = queues.get_mut(&row.get(0)?) else { return Ok(()) };
+        let last = u64::from_be_bytes(row.get(3)?);
+        let producer = Producer { key: row.get(1)?, last, count: number(row, 4)?, inserted_at: number(row, 5)? };
+        queue.producers.restore(row.get(2)?, producer);
+        Ok(())
+    })?;
+    let forgotten = "SELECT DISTINCT producer FROM answers WHERE producer NOT IN (SELECT key FROM producers)";
+    each(connection, forgotten, |row| {
+        sweeper.drop_answers(row.get(0)?);
+        Ok(())
+    })?;
+    let last =
+        "SELECT max((SELECT coalesce(max(key), 0) FROM producers), (SELECT coalesce(max(producer), 0) FROM answers))";
+    connection.query_row(last, (), |row| row.get::<_, i64>(0).map(|last| last.saturating_add(1)))
 }

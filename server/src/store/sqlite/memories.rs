@@ -101,27 +101,39 @@ struct Dropped {
     rows: i64,
 }
 
-/// Deletes dropped generations from the file, some rows with each commit.
+/// Deletes dropped generations, and the answers of forgotten producers, from the file, some rows with each commit.
 #[derive(Default)]
-pub(super) struct Sweeper(VecDeque<Dropped>);
+pub(super) struct Sweeper {
+    generations: VecDeque<Dropped>,
+    producers: VecDeque<i64>,
+}
 
 impl Sweeper {
     fn drop_generation<K, V>(&mut self, queue: i64, kind: Kind, generation: &Generation<K, V>) {
         // The first one was never begun.
         if generation.number > 0 {
             let (number, rows) = (generation.number, generation.rows);
-            self.0.push_back(Dropped { queue, kind, number, from: 0, rows });
+            self.generations.push_back(Dropped { queue, kind, number, from: 0, rows });
         }
+    }
+
+    pub(super) fn drop_answers(&mut self, producer: i64) {
+        self.producers.push_back(producer);
     }
 
     /// Sweeps as much as one commit should carry.
     pub(super) fn sweep(&mut self, tables: Tables<'_>) -> Sql<()> {
-        let Some(dropped) = self.0.front_mut() else { return Ok(()) };
+        if let Some(producer) = self.producers.front()
+            && tables.sweep_answers(*producer, SWEPT_AT_ONCE)? < SWEPT_AT_ONCE as usize
+        {
+            self.producers.pop_front();
+        }
+        let Some(dropped) = self.generations.front_mut() else { return Ok(()) };
         dropped.from += SWEPT_AT_ONCE;
         tables.remove_entries(dropped.queue, dropped.kind, dropped.number, dropped.from)?;
         if dropped.from >= dropped.rows {
             tables.remove_generation(dropped.queue, dropped.kind, dropped.number)?;
-            self.0.pop_front();
+            self.generations.pop_front();
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ mod engine;
 mod file;
 mod load;
 mod memories;
+mod producers;
 mod queue;
 mod tables;
 #[cfg(test)]
@@ -32,8 +33,8 @@ use self::{
 };
 use super::{
     Admin, Beaten, Clock, Consumer, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped,
-    QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives,
-    SystemClock, Token, Withdrawal,
+    Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError,
+    Survives, SystemClock, Token, Withdrawal,
     lanes::{Lane, Load},
 };
 
@@ -217,6 +218,13 @@ impl Store for SqliteStore {
         let (lane, load) = (Lane::Ordinary(Some(queue.clone())), Load::new(insert.tasks.len(), bytes));
         let queue = queue.clone();
         self.call(Kind::Insert, lane, load, move |engine| engine.insert(&queue, &insert)).await
+    }
+
+    async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+        let tasks = || produce.inserts.iter().flat_map(|insert| &insert.tasks);
+        let load = Load::new(tasks().count(), tasks().map(|task| task.envelope.len()).sum());
+        let (lane, queue) = (Lane::Ordinary(Some(queue.clone())), queue.clone());
+        self.call(Kind::Insert, lane, load, move |engine| engine.produce(&queue, &produce).map(Ok)).await
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {

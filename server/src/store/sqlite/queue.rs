@@ -13,12 +13,13 @@ use rusqlite::ffi::ErrorCode;
 
 use super::{
     memories::{Kind, Memory, Sweeper},
+    producers::Producers,
     tables::{Sql, StoredRequest, StoredTask, Tables, Tries},
 };
 use crate::store::{
-    Attempt, Beaten, Consumer, Counts, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, RECLAIM_STEP, Release,
-    Released, RequestKey, Rules, SESSION_KEPT, SessionId, Sight, Stem, StoreError, TaskId, Token, WITHDRAWN_FOR,
-    Withdrawal, holders::Holders,
+    Attempt, Beaten, Consumer, Counts, Insert, Inserted, Leased, Millis, NewTask, NumberedInsert, Outcome, Pop, Popped,
+    Produce, Produced, RECLAIM_STEP, Release, Released, RequestKey, Rules, SESSION_KEPT, SessionId, Sight, Stem,
+    StoreError, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
 };
 
 /// Acked tokens in a row of the file: 960 bytes, which SQLite keeps in the row's page.
@@ -32,6 +33,7 @@ pub(super) struct Turn<'e> {
     pub(super) tables: Tables<'e>,
     pub(super) now: Millis,
     pub(super) next_task: &'e mut i64,
+    pub(super) next_producer: &'e mut i64,
     pub(super) sweeper: &'e mut Sweeper,
     pub(super) withdrawn: &'e mut Withdrawn,
     /// How many leases this transaction may still take back.
@@ -130,6 +132,7 @@ pub(super) struct Queue {
     acked_now: Vec<Token>,
     pub(super) requests: Memory<[u8; 16], i64>,
     sessions: HashMap<SessionId, Session>,
+    pub(super) producers: Producers,
     pub(super) delivered: u64,
     pub(super) dead: u64,
     pub(super) inserted_count: u64,
@@ -156,6 +159,7 @@ impl Queue {
             acked_now: Vec::new(),
             requests: Memory::new(Kind::Requests, rules.remember),
             sessions: HashMap::new(),
+            producers: Producers::new(rules.remember),
             delivered: 0,
             dead: 0,
             inserted_count: 0,
@@ -201,22 +205,62 @@ impl Queue {
         if ids.iter().any(|id| self.ids.contains_key(id)) {
             return Ok(Ok(Inserted { ids, replayed: false }));
         }
+        self.put_at_tail(name, &insert.tasks, turn)?;
+        if let Some(request) = &insert.request {
+            self.remember_request(Call::Insert, request, ids.iter().map(|id| id.0).collect(), turn)?;
+        }
+        Ok(Ok(Inserted { ids, replayed: false }))
+    }
+
+    fn put_at_tail(&mut self, name: &str, tasks: &[NewTask], turn: &mut Turn<'_>) -> Sql<()> {
         if self.key == 0 {
             self.key = turn.tables.add_queue(name)?;
         }
-        for task in &insert.tasks {
+        for task in tasks {
             let key = *turn.next_task;
             *turn.next_task += 1;
             turn.tables.insert_task(key, self.key, task.id, turn.now, &task.envelope)?;
             self.ids.insert(task.id, key);
             self.ready.push_back(key);
         }
-        self.inserted_count += ids.len() as u64;
+        self.inserted_count += tasks.len() as u64;
         self.changed = true;
-        if let Some(request) = &insert.request {
-            self.remember_request(Call::Insert, request, ids.iter().map(|id| id.0).collect(), turn)?;
+        Ok(())
+    }
+
+    /// Of a producer's inserts, the first ones: those that it has numbered before.
+    pub(super) fn recall_numbered(&mut self, produce: &Produce, turn: &mut Turn<'_>) -> Sql<Produced> {
+        self.producers.forget(turn)?;
+        let mut produced = Produced::default();
+        for insert in &produce.inserts {
+            if self.producers.is_new(&produce.producer, insert.number, turn.now) {
+                break;
+            }
+            match self.producers.recall(&produce.producer, insert, turn.tables)? {
+                Ok(inserted) => produced.inserted.push(inserted),
+                Err(refused) => return Ok(Produced { refused: Some(refused), ..produced }),
+            }
         }
-        Ok(Ok(Inserted { ids, replayed: false }))
+        Ok(produced)
+    }
+
+    /// Inserts that the producer has not numbered before.
+    pub(super) fn insert_numbered(
+        &mut self,
+        name: &str,
+        producer: &str,
+        inserts: &[NumberedInsert],
+        turn: &mut Turn<'_>,
+    ) -> Sql<Vec<Inserted>> {
+        for insert in inserts {
+            // A second run of the same call, so late that the producer was forgotten meanwhile.
+            if !insert.tasks.iter().any(|task| self.ids.contains_key(&task.id)) {
+                self.put_at_tail(name, &insert.tasks, turn)?;
+            }
+        }
+        self.producers.remember(self.key, producer, inserts, turn)?;
+        let ids = |insert: &NumberedInsert| insert.tasks.iter().map(|task| task.id).collect();
+        Ok(inserts.iter().map(|insert| Inserted { ids: ids(insert), replayed: false }).collect())
     }
 
     /// Whether an insert would put tasks in, and not only repeat an answer.
@@ -521,6 +565,7 @@ impl Queue {
     pub(super) fn reclaim(&mut self, turn: &mut Turn<'_>) -> Sql<u64> {
         self.acked.forget(self.key, turn.now, turn.sweeper);
         self.requests.forget(self.key, turn.now, turn.sweeper);
+        self.producers.forget(turn)?;
         let mut count = 0;
         let last_expired = (turn.now, u64::MAX, Token([u8::MAX; 16]));
         while *turn.reclaims > 0 {

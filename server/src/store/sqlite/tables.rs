@@ -185,6 +185,41 @@ impl Tables<'_> {
         self.run(sql, params![queue, generation, place, call, id, fingerprint.0, concat(answered)]).map(drop)
     }
 
+    pub(super) fn add_producer(&self, key: i64, queue: i64, id: &str) -> Sql<()> {
+        self.run("INSERT INTO producers (key, queue, id) VALUES (?1, ?2, ?3)", params![key, queue, id]).map(drop)
+    }
+
+    /// What it was answered is swept later.
+    pub(super) fn remove_producer(&self, producer: i64) -> Sql<()> {
+        self.run("DELETE FROM producers WHERE key = ?1", [producer]).map(drop)
+    }
+
+    /// `last` is the number of the last one of them, and `count` how many the producer was ever given, these included.
+    pub(super) fn add_answers(&self, producer: i64, last: u64, count: u64, now: Millis, answers: &[u8]) -> Sql<()> {
+        let sql = "INSERT INTO answers (producer, last, count, inserted_at, answers) VALUES (?1, ?2, ?3, ?4, ?5)";
+        self.run(sql, params![producer, last.to_be_bytes(), int(count), int(now), answers]).map(drop)
+    }
+
+    /// The row that a number is in if it is in any, and its count.
+    pub(super) fn answers(&self, producer: i64, number: u64) -> Sql<Option<(u64, Vec<u8>)>> {
+        let sql = "SELECT count, answers FROM answers WHERE producer = ?1 AND last >= ?2 ORDER BY last LIMIT 1";
+        let mut select = self.0.prepare_cached(sql)?;
+        let read = |row: &rusqlite::Row<'_>| Ok((time(row.get(0)?), row.get(1)?));
+        select.query_row(params![producer, number.to_be_bytes()], read).optional()
+    }
+
+    /// Rows that only have answers before the given one.
+    pub(super) fn remove_answers(&self, producer: i64, before: u64) -> Sql<()> {
+        self.run("DELETE FROM answers WHERE producer = ?1 AND count <= ?2", params![producer, int(before)]).map(drop)
+    }
+
+    /// Of a producer that was forgotten, at most so many rows. Answers how many it were.
+    pub(super) fn sweep_answers(&self, producer: i64, limit: i64) -> Sql<usize> {
+        let sql = "DELETE FROM answers WHERE producer = ?1
+            AND last IN (SELECT last FROM answers WHERE producer = ?1 ORDER BY last LIMIT ?2)";
+        self.run(sql, params![producer, limit])
+    }
+
     pub(super) fn request(&self, queue: i64, generation: i64, place: i64) -> Sql<Option<StoredRequest>> {
         let sql = "SELECT call, id, fingerprint, answered FROM requests
             WHERE queue = ?1 AND generation = ?2 AND place = ?3";

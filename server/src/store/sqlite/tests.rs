@@ -1,6 +1,8 @@
 //! What only a store in a file can get wrong. What it shares with the others is in the conformance suite.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod producers;
+
 use std::{fs, sync::atomic::Ordering};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -296,7 +298,7 @@ async fn what_is_no_whole_store_is_refused_and_left() {
         ("UPDATE queues SET name = 'a b'", "the name of queue"),
         ("INSERT INTO dead VALUES (1000, 0)", "belongs to no task"),
         ("DROP TABLE leases", "no such table"),
-        ("PRAGMA user_version = 2", "use a newer server"),
+        ("PRAGMA user_version = 3", "use a newer server"),
         ("PRAGMA user_version = 0", "version 0"),
         ("PRAGMA application_id = 7", "is no store of DataQueue"),
     ] {

@@ -18,7 +18,7 @@ use proptest_state_machine::strategy::Sequential;
 
 use super::{
     super::*,
-    step::{Batch, PopStep, QUEUES, Queue, Request, Step, Ticket, Try},
+    step::{Batch, PopStep, ProduceStep, QUEUES, Queue, Request, Step, Ticket, Try},
 };
 
 /// For how long requests and acks are remembered in histories.
@@ -52,6 +52,8 @@ pub(super) struct Plot {
     next_task: u32,
     next_pop: u32,
     now: Millis,
+    /// The last number of each producer that has one.
+    numbers: HashMap<(Queue, u8), u64>,
     pops: Vec<(Queue, Arc<PopStep>)>,
     past: Vec<Arc<Step>>,
     /// A pop runs twice before anybody saw its tokens, so never after one of them was acked.
@@ -78,6 +80,7 @@ fn opening(wanted: Wanted) -> Opening {
         next_task: 0,
         next_pop: 0,
         now: 0,
+        numbers: HashMap::new(),
         pops: Vec::new(),
         past: Vec::new(),
         acked: HashSet::new(),
@@ -131,6 +134,14 @@ impl Plot {
                 self.next_task = self.next_task.max(batch.first + batch.count);
                 self.past.push(Arc::new(step.clone()));
             }
+            Step::Produce(q, produce) => {
+                for (number, batch, _) in &produce.inserts {
+                    self.next_task = self.next_task.max(batch.first + batch.count);
+                    let last = self.numbers.entry((*q, produce.producer)).or_default();
+                    *last = (*last).max(*number);
+                }
+                self.past.push(Arc::new(step.clone()));
+            }
             Step::Pop(q, pop) => {
                 self.acked.extend(pop.acks.iter().map(|ticket| ticket.pop));
                 self.met(*q, pop);
@@ -170,6 +181,7 @@ impl Plot {
             1 => self.listing(),
             2 => (1_usize..6).prop_map(|budget| Step::Reap { budget }),
             16 => self.insert(),
+            10 => self.produce(),
             20 => self.pop().prop_map(|(q, pop)| Step::Pop(q, Arc::new(pop))),
             7 => self.on_tickets(self.acks(), Step::Ack),
             5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), lease())
@@ -231,6 +243,27 @@ impl Plot {
         let padding = (0_usize..40, any::<u8>());
         let step = move |(q, count, padding, request)| Step::Insert(q, Batch { first, count, padding }, request);
         (self.known_queue(), count, padding, option::of(request())).prop_map(step).boxed()
+    }
+
+    /// Most go on where the producer is, and some begin with what it has done before.
+    fn produce(&self) -> Next {
+        let (next_task, numbers) = (self.next_task, self.numbers.clone());
+        let back = prop_oneof![3 => Just(0), 2 => 1..6_u64, 1 => 0..40_u64];
+        let count = prop_oneof![40 => 1_u32..4, 1 => Just(60)];
+        let content = prop_oneof![30 => Just(0), 1 => Just(1)];
+        let inserts = vec((1..3_u64, count, (0_usize..40, any::<u8>()), content), 1..4);
+        let step = move |(q, producer, back, inserts): (Queue, u8, u64, Vec<_>)| {
+            let mut number = numbers.get(&(q, producer)).copied().unwrap_or(0).saturating_sub(back);
+            let mut first = next_task;
+            let insert = |(gap, count, padding, content)| {
+                number += gap;
+                first += count;
+                (number, Batch { first: first - count, count, padding }, content)
+            };
+            let inserts = inserts.into_iter().map(insert).collect();
+            Step::Produce(q, Arc::new(ProduceStep { producer, inserts }))
+        };
+        (self.known_queue(), 0..3_u8, back, inserts).prop_map(step).boxed()
     }
 
     fn pop(&self) -> BoxedStrategy<(Queue, PopStep)> {

@@ -37,6 +37,12 @@ impl Books {
             (Step::Insert(_, batch, _), Answer::Inserted { replayed: false, .. }) => {
                 self.inserted.extend(batch.tasks().map(|(number, task)| (number, task.envelope)));
             }
+            (Step::Produce(_, produce), Answer::Produced(answers, _)) => {
+                for ((_, batch, _), (_, replayed)) in produce.inserts.iter().zip(answers) {
+                    let new = batch.tasks().filter(|_| !replayed);
+                    self.inserted.extend(new.map(|(number, task)| (number, task.envelope)));
+                }
+            }
             (Step::Pop(_, pop), Answer::Popped { acks, tasks, .. }) => {
                 self.ack(&pop.acks, acks)?;
                 for task in tasks {

@@ -217,6 +217,39 @@ impl PopStep {
     }
 }
 
+/// Inserts of a producer: of each, its number, its tasks, and a number for what it is about.
+#[derive(Clone, PartialEq)]
+pub(super) struct ProduceStep {
+    pub(super) producer: u8,
+    pub(super) inserts: Vec<(u64, Batch, u8)>,
+}
+
+impl fmt::Debug for ProduceStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "p{}:", self.producer)?;
+        for (number, batch, content) in &self.inserts {
+            let about = if *content == 0 { "" } else { " about something else" };
+            write!(f, " {number} is {batch:?}{about},")?;
+        }
+        Ok(())
+    }
+}
+
+impl ProduceStep {
+    fn produce(&self) -> Produce {
+        let insert = |(number, batch, content): &(u64, Batch, u8)| NumberedInsert {
+            number: *number,
+            fingerprint: Fingerprint([*content; 16]),
+            tasks: batch.tasks().map(|(_, task)| task).collect(),
+        };
+        Produce {
+            producer: format!("p{}", self.producer),
+            inserts: self.inserts.iter().map(insert).collect(),
+            waiting_here: 0,
+        }
+    }
+}
+
 /// One step of a history. It is complete in itself: whatever other steps are left out, it can be taken.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
@@ -231,6 +264,7 @@ pub(super) enum Step {
         budget: usize,
     },
     Insert(Queue, Batch, Option<Request>),
+    Produce(Queue, Arc<ProduceStep>),
     Pop(Queue, Arc<PopStep>),
     Ack(Queue, Vec<Ticket>),
     Heartbeat(Queue, Vec<Ticket>, Millis),
@@ -239,7 +273,7 @@ pub(super) enum Step {
     Withdraw(Queue, Arc<PopStep>),
     ReleaseHeld(Queue, Millis),
     Disturb(Disturbance),
-    /// A step that the way to the store takes a second time, or late: an insert or a pop.
+    /// A step that the way to the store takes a second time, or late: an insert, a producer's inserts or a pop.
     Again(Arc<Step>),
 }
 
@@ -295,6 +329,7 @@ pub(super) enum Answer {
     Done,
     Refused(String),
     Inserted { tasks: Vec<TaskNumber>, replayed: bool },
+    Produced(Vec<(Vec<TaskNumber>, bool)>, Option<String>),
     Popped { acks: Vec<Outcome>, tasks: Vec<Delivery>, ready: u64, reclaimed: u64, due_in: Option<Millis> },
     Outcomes(Vec<Outcome>),
     Beaten(Vec<Outcome>, Option<(Millis, Millis)>),
@@ -336,6 +371,13 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
             let insert = Insert { tasks, request: request.map(Request::key), waiting_here: 0 };
             let Inserted { ids, replayed } = rig.insert(&q.name(), insert).await?;
             Ok(Answer::Inserted { tasks: ids.into_iter().map(TaskNumber::of).collect(), replayed })
+        }
+        Step::Produce(q, step) => {
+            let Produced { inserted, refused } = rig.produce(&q.name(), step.produce()).await?;
+            let tasks = |inserted: Inserted| inserted.ids.into_iter().map(TaskNumber::of).collect();
+            let answers = inserted.into_iter().map(|inserted| (inserted.replayed, tasks(inserted)));
+            let answers = answers.map(|(replayed, tasks)| (tasks, replayed)).collect();
+            Ok(Answer::Produced(answers, refused.map(|error| error.to_string())))
         }
         Step::Pop(q, pop) => {
             let popped = rig.pop(&q.name(), pop.pop()).await?;
