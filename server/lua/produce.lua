@@ -10,6 +10,7 @@
 --          1 if this made the queue, how many were inserted, the ids of each that is answered again…}
 local PRODUCERS, PRODUCER = BASE .. 'producers', BASE .. 'producer:' .. ARGV[7]
 local NUMBER, FINGERPRINT = 8, 16
+local FORGOTTEN_AT_ONCE = 200
 local HEAD = NUMBER + FINGERPRINT
 local window = tonumber(ARGV[1])
 
@@ -62,30 +63,43 @@ if last and not is_after(ARGV[10], last) then
   return answers
 end
 
+-- Tasks are there if this is a second run of the same call, so late that the producer was forgotten meanwhile: as long as it is
+-- known, its numbers tell.
+local function is_there(from, to)
+  if known then
+    return false
+  end
+  local own = {}
+  for task = from, to, 2 do
+    own[#own + 1] = ARGV[task]
+  end
+  for _, envelope in ipairs(redis.call('HMGET', TASKS, unpack(own))) do
+    if envelope then
+      return true
+    end
+  end
+  return false
+end
+
 local ids, tasks, records, count, at = {}, {}, {}, 0, 10
 -- As in insert.lua.
 local inserted_at = '\9' .. struct.pack('<I8', now)
 while at <= #ARGV do
-  local own, own_tasks = {}, {}
-  for task = at + 3, behind(at) - 1, 2 do
-    own[#own + 1] = ARGV[task]
-    own_tasks[#own_tasks + 1] = ARGV[task]
-    own_tasks[#own_tasks + 1] = ARGV[task + 1] .. inserted_at
-  end
-  records[#records + 1] = table.concat({ ARGV[at], ARGV[at + 1], unpack(own) })
-  -- They are there if this is a second run of the same call, so late that the producer was forgotten meanwhile.
-  local is_there = false
-  for _, envelope in ipairs(redis.call('HMGET', TASKS, unpack(own))) do
-    is_there = is_there or envelope
-  end
-  if not is_there then
-    for i, id in ipairs(own) do
-      ids[#ids + 1] = id
-      tasks[#tasks + 1] = own_tasks[2 * i - 1]
-      tasks[#tasks + 1] = own_tasks[2 * i]
+  local from, next = at + 3, behind(at)
+  local is_new, record, parts = not is_there(from, next - 1), { ARGV[at], ARGV[at + 1] }, 2
+  for task = from, next - 1, 2 do
+    local id = ARGV[task]
+    parts = parts + 1
+    record[parts] = id
+    if is_new then
+      local place = #ids + 1
+      ids[place] = id
+      tasks[2 * place - 1] = id
+      tasks[2 * place] = ARGV[task + 1] .. inserted_at
     end
   end
-  count, at = count + 1, behind(at)
+  count, at = count + 1, next
+  records[count] = table.concat(record)
 end
 
 local made = false
@@ -102,7 +116,7 @@ if not known then
   -- goes little by little.
   local surplus = redis.call('ZCARD', PRODUCERS) + 1 - math.max(1, math.floor(tonumber(ARGV[2]) / 50))
   if surplus > 0 then
-    local oldest = redis.call('ZRANGE', PRODUCERS, 0, math.min(surplus, RECLAIM_STEP) - 1)
+    local oldest = redis.call('ZRANGE', PRODUCERS, 0, math.min(surplus, FORGOTTEN_AT_ONCE) - 1)
     for _, producer in ipairs(oldest) do
       redis.call('UNLINK', BASE .. 'producer:' .. producer)
     end
