@@ -211,13 +211,13 @@ impl Queue {
         }
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
-        if withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
-            let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
-            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false });
-        }
         if pop.consumer.is_some_and(|consumer| !self.has_session(consumer, now)) {
             let ready = self.ready.len() as u64;
             return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over: true });
+        }
+        if withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
+            let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
+            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false });
         }
 
         let holder = pop.request.as_ref().map(|request| request.attempt);

@@ -107,14 +107,21 @@ impl Plot {
     fn allows(&self, step: &Step) -> bool {
         match step {
             Step::Again(step) => self.may_run_again(step),
-            Step::Pop(_, pop) => pop.spent.iter().all(|number| self.spent.contains(number)),
+            Step::Pop(q, pop) => self.is_of(*q, pop) && pop.spent.iter().all(|number| self.spent.contains(number)),
+            Step::Withdraw(q, pop) => self.is_of(*q, pop),
             _ => true,
         }
     }
 
+    /// No two queues are asked for the same tokens.
+    fn is_of(&self, q: Queue, pop: &PopStep) -> bool {
+        self.pops.iter().all(|(of, known)| *of == q || known.number != pop.number)
+    }
+
     fn may_run_again(&self, step: &Step) -> bool {
-        let Step::Pop(_, pop) = step else { return true };
-        pop.number >= self.opened_before
+        let Step::Pop(q, pop) = step else { return true };
+        self.is_of(*q, pop)
+            && pop.number >= self.opened_before
             && !self.acked.contains(&pop.number)
             && self.withdrawn.get(&pop.number).is_none_or(|at| self.now < at + MAY_STILL_ARRIVE)
     }
