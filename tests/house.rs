@@ -156,6 +156,7 @@ fn tests_do_not_sleep() {
         "tests/histories/kill.rs",
         "tests/histories/load.rs",
         "tests/histories/retry.rs",
+        "tests/histories/stream.rs",
         "tests/histories/validate.rs",
         "tests/histories/vanish.rs",
         "tests/histories/worker.rs",
