@@ -15,6 +15,7 @@ mod random;
 mod recorder;
 mod retry;
 mod shared;
+mod stream;
 mod validate;
 mod vanish;
 mod worker;

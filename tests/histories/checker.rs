@@ -3,7 +3,9 @@
 //!
 //! A hold is proven from the moment the delivery was received: until the last applied call with its token was sent,
 //! because a token that is lost never comes back; and until the lease ran out, counted from before it was asked for, or
-//! the worker itself set out to end it, or somebody put back what was held for so long.
+//! the worker itself set out to end it, or somebody put back what was held for so long, or the grace was over after the
+//! worker had left its stream. What a stream is told to have taken over is extended as by a heartbeat, and no grace counts
+//! any more that began before; that a stream's leases are extended as long as it lives is not reckoned with.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,10 +14,13 @@ use std::{
 
 use data_queue_proto::v1::Outcome;
 
-use super::recorder::{Delivery, History, Intent, Reclaim, Try};
+use super::recorder::{Delivery, History, Intent, Leaving, Reclaim, Try};
 
 /// The store counts in milliseconds, and by another clock than the callers.
 const MARGIN: Duration = Duration::from_millis(10);
+
+/// For how long what was held on a stream stays so when the stream is left.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// A broken guarantee.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +41,9 @@ pub enum Fault {
     HeldTwice { id: String },
     /// G5, G6: lost before its lease ran out, though its holder had not ended it.
     LostEarly { token: String },
-    /// G5: lost, and then good again.
+    /// G5, G12: taken over by a stream of another session, or though no stream had brought it.
+    TakenAway { token: String },
+    /// G5: lost or ended, and then good again.
     Revived { token: String },
     /// G5: a call about a token that nobody was given took effect.
     Forged { token: String },
@@ -65,6 +72,7 @@ impl Fault {
             | Self::Miscounted { id } => id,
             Self::TokenRepeated { token }
             | Self::LostEarly { token }
+            | Self::TakenAway { token }
             | Self::Revived { token }
             | Self::Forged { token }
             | Self::AckedBefore { token } => token,
@@ -80,6 +88,10 @@ pub fn faults(history: &History) -> BTreeSet<Fault> {
     for one in &history.tries {
         tries.entry(&one.token).or_default().push(one);
     }
+    let mut left: BTreeMap<&str, Vec<&Leaving>> = BTreeMap::new();
+    for leaving in &history.leavings {
+        left.entry(&leaving.token).or_default().push(leaving);
+    }
     let mut tokens = BTreeSet::new();
     let mut tasks: BTreeMap<&str, Vec<Hold>> = BTreeMap::new();
     for delivery in &history.deliveries {
@@ -92,13 +104,19 @@ pub fn faults(history: &History) -> BTreeSet<Fault> {
         if !tokens.insert(delivery.token.as_str()) {
             faults.insert(Fault::TokenRepeated { token: delivery.token.clone() });
         }
-        let none = Vec::new();
-        let tries = tries.get(delivery.token.as_str()).unwrap_or(&none);
-        let hold = Hold::of(delivery, tries, &history.reclaims, &mut faults);
+        let token = delivery.token.as_str();
+        let (tries, left) = (tries.get(token).map_or(&[][..], |all| all), left.get(token).map_or(&[][..], |all| all));
+        let ends = [taken_back(delivery, tries, &history.reclaims), grace_over(tries, left)];
+        let hold = Hold::of(delivery, tries, ends.into_iter().flatten().min(), &mut faults);
         tasks.entry(&delivery.id).or_default().push(hold);
     }
     for (token, tries) in &tries {
-        if !tokens.contains(token) && tries.iter().any(|one| outcome(one).is_some_and(|it| it != Outcome::LeaseLost)) {
+        // What a stream takes over may have been lost on its way to the worker.
+        let resumed = tries.iter().any(|one| matches!(one.intent, Intent::Resume(_)));
+        if !tokens.contains(token)
+            && !resumed
+            && tries.iter().any(|one| outcome(one).is_some_and(|it| it != Outcome::LeaseLost))
+        {
             faults.insert(Fault::Forged { token: (*token).to_owned() });
         }
     }
@@ -175,15 +193,19 @@ struct Hold<'a> {
 }
 
 impl<'a> Hold<'a> {
-    fn of(delivery: &'a Delivery, tries: &[&Try], reclaims: &[Reclaim], faults: &mut BTreeSet<Fault>) -> Self {
+    /// Given the first moment at which somebody else may have ended it early.
+    fn of(delivery: &'a Delivery, tries: &[&Try], ended: Option<Duration>, faults: &mut BTreeSet<Fault>) -> Self {
         let token = || delivery.token.clone();
         let applied = |one: &&&Try| outcome(one) == Some(Outcome::Applied);
         let lease_end = |one: &&Try| one.answer.and_then(|answer| answer.left).map(|left| one.sent + left);
         let ends = tries.iter().filter(applied).filter_map(lease_end);
         let lease_end = ends.chain([delivery.sent + delivery.left]).max().unwrap_or_default().saturating_sub(MARGIN);
-        let ending = |one: &&&Try| one.intent != Intent::Heartbeat && outcome(one) != Some(Outcome::LeaseLost);
+        let ending = |one: &&&Try| {
+            matches!(one.intent, Intent::Ack | Intent::PutBack) && outcome(one) != Some(Outcome::LeaseLost)
+        };
         let ended_by_holder = tries.iter().filter(ending).map(|one| one.sent).min();
-        let ended = ended_by_holder.into_iter().chain(taken_back(delivery, tries, reclaims)).min();
+        let over = tries.iter().filter(ending).filter_map(|one| one.answer).map(|answer| answer.at).min();
+        let ended = ended_by_holder.into_iter().chain(ended).min();
         let leased_until = ended.map_or(lease_end, |ended| ended.min(lease_end));
         let proven_until = tries.iter().filter(applied).map(|one| one.sent).max().unwrap_or_default();
 
@@ -197,6 +219,14 @@ impl<'a> Hold<'a> {
                     }
                     let good = |other: &&&Try| outcome(other).is_some_and(|it| it != Outcome::LeaseLost);
                     if tries.iter().filter(good).any(|other| other.sent > answer.at) {
+                        faults.insert(Fault::Revived { token: token() });
+                    }
+                }
+                (Intent::Resume(session), _) => {
+                    if delivery.session != Some(session) {
+                        faults.insert(Fault::TakenAway { token: token() });
+                    }
+                    if over.is_some_and(|over| over < one.sent) {
                         faults.insert(Fault::Revived { token: token() });
                     }
                 }
@@ -234,6 +264,13 @@ fn taken_back(delivery: &Delivery, tries: &[&Try], reclaims: &[Reclaim]) -> Opti
         (moment <= reclaim.over).then_some(moment)
     };
     reclaims.iter().filter_map(moment).min()
+}
+
+/// The first moment at which a delivery may have been taken back because its stream was left, unless it was taken over after that.
+fn grace_over(tries: &[&Try], left: &[&Leaving]) -> Option<Duration> {
+    let resumed = tries.iter().filter(|one| matches!(one.intent, Intent::Resume(_))).map(|one| one.sent).max();
+    let counts = |leaving: &&&Leaving| resumed.is_none_or(|resumed| leaving.at >= resumed);
+    left.iter().filter(counts).map(|leaving| (leaving.at + GRACE).saturating_sub(MARGIN)).min()
 }
 
 fn outcome(one: &Try) -> Option<Outcome> {

@@ -6,7 +6,7 @@ use data_queue_proto::v1::Outcome::{self, AlreadyAcked, Applied, LeaseLost};
 
 use super::{
     checker::{Fault, faults},
-    recorder::{Answer, Delivery, History, Insert, Intent, Reclaim, Try},
+    recorder::{Answer, Delivery, History, Insert, Intent, Leaving, Reclaim, Try},
 };
 
 fn ms(millis: u64) -> Duration {
@@ -21,6 +21,7 @@ fn insert(id: &str) -> Insert {
 fn delivery(id: &str, token: &str, deliveries: u32, at: u64) -> Delivery {
     Delivery {
         call: String::new(),
+        session: None,
         id: id.to_owned(),
         token: token.to_owned(),
         text: format!("\"{id}\""),
@@ -46,7 +47,7 @@ fn ack(token: &str, at: u64, outcome: impl Into<Option<Outcome>>) -> Try {
 }
 
 fn history(inserts: Vec<Insert>, deliveries: Vec<Delivery>, tries: Vec<Try>) -> History {
-    History { inserts, deliveries, tries, reclaims: Vec::new() }
+    History { inserts, deliveries, tries, ..History::default() }
 }
 
 #[track_caller]
@@ -202,4 +203,78 @@ fn counters_that_lie_are_found() {
         }
         judged(&history(vec![insert("a")], deliveries, tries()), [Fault::Miscounted { id: id() }]);
     }
+}
+
+/// On a stream of session 7, with a lease of 5 s.
+fn streamed(token: &str, deliveries: u32, at: u64) -> Delivery {
+    Delivery { session: Some(7), left: ms(5_000), ..delivery("a", token, deliveries, at) }
+}
+
+fn left(token: &str, at: u64) -> Leaving {
+    Leaving { token: token.to_owned(), at: ms(at) }
+}
+
+/// A stream opened with this session was told that it took the token over, for 5 s.
+fn resumed(session: u64, token: &str, at: u64) -> Try {
+    let answer = Answer { at: ms(at + 1), outcome: Applied, left: Some(ms(5_000)) };
+    Try { token: token.to_owned(), intent: Intent::Resume(session), sent: ms(at), answer: Some(answer) }
+}
+
+#[test]
+fn what_was_held_on_a_stream_that_was_left_is_held_for_the_grace() {
+    let judge = |leavings: &[Leaving], again, expected: &[Fault]| {
+        let tries = vec![ack("t1", again + 10, LeaseLost), ack("t2", again + 20, Applied)];
+        let history = history(vec![insert("a")], vec![streamed("t1", 1, 10), streamed("t2", 2, again)], tries);
+        judged(&History { leavings: leavings.to_vec(), ..history }, expected.to_vec());
+    };
+    let taken_early = || [Fault::HeldTwice { id: id() }, Fault::LostEarly { token: "t1".to_owned() }];
+    // Until 2.5 s.
+    judge(&[left("t1", 500)], 2_510, &[]);
+    judge(&[left("t1", 500)], 2_400, &taken_early());
+    judge(&[left("t1", 500), left("t1", 200)], 2_400, &[]);
+    // Another stream was left; and none at all, so that the lease runs until 5 s.
+    judge(&[left("t2", 500)], 2_510, &taken_early());
+    judge(&[], 4_900, &taken_early());
+    // Never beyond the lease.
+    judge(&[left("t1", 4_000)], 5_100, &[]);
+}
+
+#[test]
+fn what_was_taken_over_is_held_as_before() {
+    let judge = |left_at, again, expected: &[Fault]| {
+        let tries = vec![resumed(7, "t1", 1_000), ack("t1", again + 10, LeaseLost), ack("t2", again + 20, Applied)];
+        let history = history(vec![insert("a")], vec![streamed("t1", 1, 10), streamed("t2", 2, again)], tries);
+        judged(&History { leavings: vec![left("t1", left_at)], ..history }, expected.to_vec());
+    };
+    let taken_early = || [Fault::HeldTwice { id: id() }, Fault::LostEarly { token: "t1".to_owned() }];
+    // Until 6 s, and no stream was left since.
+    judge(500, 2_600, &taken_early());
+    judge(500, 5_900, &taken_early());
+    judge(500, 6_100, &[]);
+    // That stream was left, too.
+    judge(1_500, 3_400, &taken_early());
+    judge(1_500, 3_600, &[]);
+}
+
+#[test]
+fn take_overs_that_must_not_be_are_found() {
+    let token = || "t1".to_owned();
+    let judge = |delivery: Delivery, tries: Vec<Try>, expected: &[Fault]| {
+        judged(&history(vec![insert("a")], vec![delivery], tries), expected.to_vec());
+    };
+    let acked = || ack("t1", 2_000, Applied);
+    judge(streamed("t1", 1, 10), vec![resumed(7, "t1", 500), acked()], &[]);
+    judge(streamed("t1", 1, 10), vec![resumed(8, "t1", 500), acked()], &[Fault::TakenAway { token: token() }]);
+    let unary = Delivery { session: None, ..streamed("t1", 1, 10) };
+    judge(unary, vec![resumed(7, "t1", 500), acked()], &[Fault::TakenAway { token: token() }]);
+    // What is done is held by nobody, and what is lost stays so.
+    judge(streamed("t1", 1, 10), vec![acked(), resumed(7, "t1", 2_500)], &[Fault::Revived { token: token() }]);
+    let lost = vec![ack("t1", 5_500, LeaseLost), resumed(7, "t1", 6_000), ack("t1", 6_500, Applied)];
+    judge(streamed("t1", 1, 10), lost, &[Fault::LostEarly { token: token() }, Fault::Revived { token: token() }]);
+    // Under way at the same time; and lost before the worker read it.
+    judge(streamed("t1", 1, 10), vec![acked(), resumed(7, "t1", 2_000)], &[]);
+    let unread = vec![resumed(7, "t0", 500), tried(Intent::PutBack, "t0", 600, Applied), acked()];
+    judge(streamed("t1", 1, 10), unread, &[]);
+    let forged = vec![tried(Intent::PutBack, "t0", 600, Applied), acked()];
+    judge(streamed("t1", 1, 10), forged, &[Fault::Forged { token: "t0".to_owned() }]);
 }

@@ -100,6 +100,20 @@ pub struct Load {
     inserted: AtomicUsize,
     acked: Mutex<BTreeSet<String>>,
     unanswered: AtomicUsize,
+    met: Mutex<Met>,
+}
+
+/// What workers on streams met.
+#[derive(Debug, Default)]
+pub struct Met {
+    pub streams: usize,
+    /// By the worker, and not by the server or a fault.
+    pub left: usize,
+    pub fences: usize,
+    pub streamed: usize,
+    pub resumed: usize,
+    /// Of those, what the worker had not read, or had given up.
+    pub unknown: usize,
 }
 
 impl Load {
@@ -115,6 +129,17 @@ impl Load {
     pub async fn moment(&self, random: &mut Random, part: u64, parts: u64) {
         self.reached(part * LAST_MOMENT / parts + random.below(LAST_MOMENT / parts)).await;
         sleep(random.up_to(RETRY)).await;
+    }
+
+    pub fn met(&self, note: impl FnOnce(&mut Met)) {
+        note(&mut self.met.lock().unwrap());
+    }
+
+    /// A stream ended, in a way in which it may end.
+    #[track_caller]
+    pub fn failed(&self, status: &Status) {
+        self.excuse(status);
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many calls failed so far.
@@ -249,6 +274,7 @@ impl Load {
             self.unanswered(),
             self.began.elapsed()
         );
+        println!("{:?}", self.met.lock().unwrap());
         if found.is_empty() {
             return;
         }
@@ -271,6 +297,7 @@ pub async fn run(plan: Plan, servers: &[&Server], mut random: Random, faults: im
         inserted: AtomicUsize::new(0),
         acked: Mutex::default(),
         unanswered: AtomicUsize::new(0),
+        met: Mutex::default(),
     });
     let mut hands = JoinSet::new();
     for number in 0..plan.producers {

@@ -16,6 +16,7 @@ pub struct History {
     pub deliveries: Vec<Delivery>,
     pub tries: Vec<Try>,
     pub reclaims: Vec<Reclaim>,
+    pub leavings: Vec<Leaving>,
 }
 
 /// An insert that was answered OK in the end.
@@ -33,12 +34,14 @@ pub struct Insert {
 pub struct Delivery {
     /// The call that brought it, for people.
     pub call: String,
+    /// Of the stream that brought it.
+    pub session: Option<u64>,
     pub id: String,
     pub token: String,
     pub text: String,
     pub deliveries: u32,
     pub expiries: u32,
-    /// Before the first try of that call.
+    /// Before the first try of that call; on a stream, before the store was asked for it.
     pub first_sent: Duration,
     /// Before the try that was answered with it.
     pub sent: Duration,
@@ -54,6 +57,8 @@ pub enum Intent {
     Ack,
     PutBack,
     Heartbeat,
+    /// A stream was opened with this session, and told what it took over.
+    Resume(u64),
 }
 
 /// One call about one token, each repetition a try of its own.
@@ -72,6 +77,13 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Of an applied heartbeat: how much of the lease was left at least.
     pub left: Option<Duration>,
+}
+
+/// A worker let go of a stream on which it had this token. The server may notice that later, and not before.
+#[derive(Clone, Debug)]
+pub struct Leaving {
+    pub token: String,
+    pub at: Duration,
 }
 
 /// A Putback of whatever was held for some time.
@@ -101,6 +113,9 @@ impl History {
             (*sent, format!("{sent:?}: {intent:?} {token}, answered {answer:?}"))
         };
         lines.extend(self.tries.iter().filter(of_task).map(line));
+        let of_task = |one: &&Leaving| deliveries.iter().any(|delivery| delivery.token == one.token);
+        let line = |Leaving { token, at }: &Leaving| (*at, format!("{at:?}: its stream was left, with {token}"));
+        lines.extend(self.leavings.iter().filter(of_task).map(line));
         let span = lines.iter().map(|(sent, _)| *sent).min().zip(lines.iter().map(|(sent, _)| *sent).max());
         let near = |one: &&Reclaim| span.is_some_and(|(first, last)| one.over >= first && one.sent <= last);
         let line = |one: &Reclaim| {
@@ -110,6 +125,24 @@ impl History {
         lines.extend(self.reclaims.iter().filter(near).map(line));
         lines.sort();
         lines.into_iter().map(|(_, line)| format!("    {line}\n")).collect()
+    }
+}
+
+impl Delivery {
+    fn of(call: &str, session: Option<u64>, task: &Task, [first_sent, sent, answered]: [Duration; 3]) -> Self {
+        Self {
+            call: call.to_owned(),
+            session,
+            id: task.id.clone(),
+            token: task.lease_token.clone(),
+            text: text(task).to_owned(),
+            deliveries: task.deliveries,
+            expiries: task.expiries,
+            first_sent,
+            sent,
+            answered,
+            left: duration(task.lease),
+        }
     }
 }
 
@@ -135,22 +168,24 @@ impl Recorder {
     }
 
     pub fn delivered(&self, call: &str, task: &Task, first_sent: Duration, sent: Duration, answered: Duration) {
-        self.history.lock().unwrap().deliveries.push(Delivery {
-            call: call.to_owned(),
-            id: task.id.clone(),
-            token: task.lease_token.clone(),
-            text: text(task).to_owned(),
-            deliveries: task.deliveries,
-            expiries: task.expiries,
-            first_sent,
-            sent,
-            answered,
-            left: duration(task.lease),
-        });
+        self.received(Delivery::of(call, None, task, [first_sent, sent, answered]));
+    }
+
+    /// On a stream that did not ask for it before the fence.
+    pub fn streamed(&self, session: u64, task: &Task, fence: Duration, read: Duration) {
+        self.received(Delivery::of(&format!("stream of {session:016x}"), Some(session), task, [fence, fence, read]));
+    }
+
+    fn received(&self, delivery: Delivery) {
+        self.history.lock().unwrap().deliveries.push(delivery);
     }
 
     pub fn tried(&self, token: &str, intent: Intent, sent: Duration, answer: Option<Answer>) {
         self.history.lock().unwrap().tries.push(Try { token: token.to_owned(), intent, sent, answer });
+    }
+
+    pub fn left(&self, token: &str, at: Duration) {
+        self.history.lock().unwrap().leavings.push(Leaving { token: token.to_owned(), at });
     }
 
     pub fn reclaimed(&self, held_for: Duration, sent: Duration, over: Duration) {

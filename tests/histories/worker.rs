@@ -9,6 +9,7 @@ use super::{
     load::Load,
     random::Random,
     recorder::{Answer, Intent},
+    stream::StreamWorker,
 };
 use crate::support::{
     call::{
@@ -18,17 +19,18 @@ use crate::support::{
     server::Client,
 };
 
-const WAIT: Duration = Duration::from_millis(300);
+/// How long a worker waits for tasks.
+pub const WAIT: Duration = Duration::from_millis(300);
 const LARGEST_BATCH: u64 = 20;
 /// A task that was delivered so often is not refused any more, so that every run ends.
-const REFUSALS: u32 = 6;
+pub const REFUSALS: u32 = 6;
 /// A failed call does nothing any more when so much time has passed.
 const FORGOTTEN: Duration = Duration::from_secs(6);
 /// About as long as a pop takes.
 const IMPATIENCE: Duration = Duration::from_millis(3);
-const PAST_THE_LEASE: Duration = Duration::from_millis(100);
+pub const PAST_THE_LEASE: Duration = Duration::from_millis(100);
 
-/// How a worker pops and acks.
+/// How a worker gets tasks and acks them.
 #[derive(Clone, Copy, Debug)]
 pub enum Style {
     /// One by one, without a request id.
@@ -39,10 +41,13 @@ pub enum Style {
     Fused,
     /// With a request id.
     Named,
+    /// On a stream: see [`super::stream`].
+    Stream,
 }
 
 impl Style {
-    pub const ALL: [Self; 4] = [Self::Plain, Self::Batch, Self::Fused, Self::Named];
+    /// A third of the workers have streams.
+    pub const ALL: [Self; 6] = [Self::Plain, Self::Stream, Self::Batch, Self::Fused, Self::Stream, Self::Named];
 }
 
 pub struct Worker {
@@ -56,9 +61,15 @@ pub struct Worker {
 }
 
 /// A delivery that is to be acked.
-struct Held {
-    id: String,
-    token: String,
+pub struct Held {
+    pub id: String,
+    pub token: String,
+}
+
+impl Held {
+    pub fn of(task: &Task) -> Self {
+        Self { id: task.id.clone(), token: task.lease_token.clone() }
+    }
 }
 
 impl Worker {
@@ -68,10 +79,14 @@ impl Worker {
     }
 
     pub async fn work(mut self) {
+        if matches!(self.style, Style::Stream) {
+            let random = self.random.fork();
+            return StreamWorker::new(Arc::clone(&self.load), self, random).work().await;
+        }
         let mut finished: Vec<Held> = Vec::new();
         while !self.load.done() {
             let tasks = match self.style {
-                Style::Plain => self.pop_plain().await,
+                Style::Plain | Style::Stream => self.pop_plain().await,
                 Style::Batch => self.pop_batch().await,
                 Style::Fused => self.pop_named(std::mem::take(&mut finished)).await,
                 Style::Named => self.pop_named(Vec::new()).await,
@@ -115,7 +130,7 @@ impl Worker {
                 tokens.push(task.lease_token);
                 continue;
             }
-            done.push(Held { id: task.id, token: task.lease_token });
+            done.push(Held::of(&task));
         }
         self.put_back(&tokens).await;
         done
@@ -187,7 +202,7 @@ impl Worker {
     }
 
     /// Repeats the ack until it is answered.
-    async fn ack(&mut self, done: &[Held]) {
+    pub async fn ack(&mut self, done: &[Held]) {
         let request = ack_request(&self.load.queue, &done.iter().map(|held| held.token.clone()).collect::<Vec<_>>());
         while !done.is_empty() && !self.load.over() {
             let sent = self.load.recorder.now();
@@ -215,7 +230,7 @@ impl Worker {
     }
 
     /// Puts back what anybody has held for about a lease. Sent once.
-    async fn reclaim(&mut self) {
+    pub async fn reclaim(&mut self) {
         let held_for = self.load.plan.lease / 2 + self.random.up_to(self.load.plan.lease / 2);
         let sent = self.load.recorder.now();
         let request = held_for_request(&self.load.queue, proto(held_for));
@@ -240,7 +255,7 @@ impl Worker {
         }
     }
 
-    fn tried(&self, held: &[Held], intent: Intent, sent: Duration, answer: Option<(Duration, &[i32])>) {
+    pub fn tried(&self, held: &[Held], intent: Intent, sent: Duration, answer: Option<(Duration, &[i32])>) {
         let answer = answer.map(|(at, all)| (at, outcomes(all)));
         if let Some((_, all)) = &answer {
             assert_eq!(all.len(), held.len(), "one outcome for each token");
@@ -254,8 +269,13 @@ impl Worker {
         }
     }
 
+    /// Of the server whose turn it is.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.clients[self.at]
+    }
+
     /// The next try goes to the next server.
-    fn turn(&mut self) {
+    pub fn turn(&mut self) {
         self.at = (self.at + 1) % self.clients.len();
     }
 }

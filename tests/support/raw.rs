@@ -76,7 +76,7 @@ impl Connection {
 
     /// Sends one message to a path, before whatever is sent on this connection later.
     pub async fn send(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Sent {
-        self.request(Method::POST, path, &[GRPC, headers].concat(), frame(0, &message.encode_to_vec())).await
+        self.request(Method::POST, path, &[GRPC, headers].concat(), frame(0, &message.encode_to_vec()), true).await
     }
 
     /// Sends one message to a path and waits for the answer's headers.
@@ -84,18 +84,24 @@ impl Connection {
         self.send(path, headers, message).await.answer().await
     }
 
+    /// Sends a first message to a path, of a stream that stays open, and waits for the answer's headers.
+    pub async fn open_stream(&self, path: &str, message: &impl Message) -> Answering {
+        self.request(Method::POST, path, GRPC, frame(0, &message.encode_to_vec()), false).await.answer().await
+    }
+
     /// The status of a call of this method with this body, whatever is in it.
     pub async fn status_of_bytes(&self, method: &str, headers: &[(&str, &str)], body: Bytes) -> Status {
         let path = format!("/{SERVICE}/{method}");
-        self.request(Method::POST, &path, &[GRPC, headers].concat(), body).await.answer().await.status().await
+        self.request(Method::POST, &path, &[GRPC, headers].concat(), body, true).await.answer().await.status().await
     }
 
     /// What HTTP answers to a request that is no call.
     pub async fn http_status(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Bytes) -> StatusCode {
-        self.request(method, path, headers, body).await.answer().await.response.status()
+        self.request(method, path, headers, body, true).await.answer().await.response.status()
     }
 
-    async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], bytes: Bytes) -> Sent {
+    /// With all of the body, or its beginning.
+    async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], bytes: Bytes, all: bool) -> Sent {
         let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -104,7 +110,7 @@ impl Connection {
         let mut requests = self.requests.clone().ready().await.expect("room for a request");
         let (response, mut body) = requests.send_request(request, false).expect("a request");
         // A server that refuses by the headers alone may have ended the stream already.
-        let _ = body.send_data(bytes, true);
+        let _ = body.send_data(bytes, all);
         Sent { response, body }
     }
 

@@ -334,7 +334,7 @@ pub trait Store: Send + Sync + 'static {
     async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError>;
 
     /// Moves deadlines as a heartbeat does, on behalf of a stream that lives; it is no heartbeat of the holder's. Nothing is
-    /// moved, nor answered, if another stream has the session.
+    /// moved, nor answered, if another stream has the session. At least one token.
     async fn keep(
         &self,
         queue: &QueueName,

@@ -22,7 +22,7 @@ use proptest::{
 use self::{
     author::{Plot, Wanted, histories},
     books::Books,
-    step::{Answer, PopStep, QUEUES, Queue, Step, Ticket},
+    step::{Answer, PopStep, QUEUES, Queue, Step, Stream, Ticket},
 };
 use super::*;
 use crate::store::RECLAIM_STEP;
@@ -194,13 +194,17 @@ impl Comparison {
         self.look_around().await?;
         // Changes nothing but deadlines.
         self.ask_for_tokens(|q, tickets| Step::Heartbeat(q, tickets, 1)).await?;
+        for (q, session) in Queue::all().flat_map(|q| author::SESSIONS.map(|session| (q, session))) {
+            self.same(&Step::Resume(q, Stream { session, number: u8::MAX }, 1)).await?;
+        }
         let mut fresh = (u32::MAX >> 1) - 10_000;
         let mut requests = std::mem::take(&mut self.requests);
         requests.dedup();
         for step in &mut requests {
             // Under tokens of its own, as a caller's repetition has it, and without what it acked then.
             if let Step::Pop(_, pop) = step {
-                *pop = Arc::new(PopStep { number: fresh, acks: Vec::new(), ..PopStep::clone(pop) });
+                let stream = None;
+                *pop = Arc::new(PopStep { number: fresh, acks: Vec::new(), stream, ..PopStep::clone(pop) });
                 fresh += 1;
             }
             self.step(step).await?;
@@ -229,7 +233,8 @@ impl Comparison {
 
     async fn take_all(&mut self, q: Queue, number: u32) -> Result<Answer, String> {
         let (max_tasks, max_bytes, lease) = (RECLAIM_STEP, 1 << 20, LEASE);
-        let pop = PopStep { number, max_tasks, max_bytes, lease, request: None, acks: Vec::new(), will_wait: false };
+        let (request, acks, will_wait, stream, spent) = Default::default();
+        let pop = PopStep { number, max_tasks, max_bytes, lease, request, acks, will_wait, stream, spent };
         self.same(&Step::Pop(q, Arc::new(pop))).await
     }
 }
@@ -272,8 +277,9 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
             labels
         }
         Answer::Inserted { tasks, .. } if tasks.len() >= RECLAIM_STEP => vec![format!("{kind}: many")],
-        Answer::Popped { acks, tasks, reclaimed, .. } => {
+        Answer::Popped { acks, tasks, reclaimed, taken_over, .. } => {
             let mut labels = of_all(acks);
+            labels.extend(taken_over.then(|| format!("{kind}: taken over")));
             let many = *reclaimed > RECLAIM_STEP as u64;
             labels.extend(tasks.iter().any(|task| known(task.ticket)).then(|| format!("{kind}: given the same again")));
             labels.extend((*reclaimed > 0).then(|| format!("{kind}: reclaimed")));
@@ -284,7 +290,9 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
             labels.extend(tasks.is_empty().then(|| format!("{kind}: nothing")));
             labels
         }
-        Answer::Outcomes(outcomes) | Answer::Beaten(outcomes, _) => of_all(outcomes),
+        Answer::Outcomes(outcomes) | Answer::Beaten(outcomes, _) | Answer::Kept(Some(outcomes)) => of_all(outcomes),
+        Answer::Kept(None) => vec![format!("{kind}: taken over")],
+        Answer::Resumed(tickets) if !tickets.is_empty() => vec![format!("{kind}: holds some")],
         Answer::Withdrawn(1..) => vec![format!("{kind}: gave back")],
         Answer::Released(Released { dead_lettered: 1.., .. }) => vec![format!("{kind}: dead")],
         Answer::Released(Released { put_back: 1.., .. }) => vec![format!("{kind}: put back")],
@@ -368,6 +376,14 @@ const MET: &[&str] = &[
     "Withdraw: gave back",
     "ReleaseHeld: put back",
     "ReleaseHeld: dead",
+    "Pop: taken over",
+    "Resume",
+    "Resume: holds some",
+    "Keep: Applied",
+    "Keep: AlreadyAcked",
+    "Keep: LeaseLost",
+    "Keep: taken over",
+    "Abandon",
     "Look: reclaimed",
     "Counts: dead",
     "Queues",

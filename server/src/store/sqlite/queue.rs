@@ -281,15 +281,16 @@ impl Queue {
         let acks = self.ack(&pop.acks, turn)?;
         let reclaimed = self.reclaim(turn)?;
         let more = !anyway && self.due_in(turn.now) == Some(0);
+        let taken_over = pop.consumer.is_some_and(|consumer| !self.has_session(consumer, turn.now));
+        if taken_over && !more {
+            let ready = self.ready.len() as u64;
+            let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over };
+            return Ok(Ok(PopStep { popped, more }));
+        }
         if more || turn.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(turn.now));
             let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false };
             return Ok(Ok(PopStep { popped, more }));
-        }
-        if pop.consumer.is_some_and(|consumer| !self.has_session(consumer, turn.now)) {
-            let ready = self.ready.len() as u64;
-            let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over: true };
-            return Ok(Ok(PopStep { popped, more: false }));
         }
 
         let is_held = |token: &Token| self.leases.contains_key(token);

@@ -18,7 +18,7 @@ use proptest_state_machine::strategy::Sequential;
 
 use super::{
     super::*,
-    step::{Batch, PopStep, ProduceStep, QUEUES, Queue, Request, Step, Ticket, Try},
+    step::{Batch, PopStep, ProduceStep, QUEUES, Queue, Request, Step, Stream, Ticket, Try},
 };
 
 /// For how long requests and acks are remembered in histories.
@@ -31,6 +31,9 @@ const MAY_STILL_ARRIVE: Millis = 60_000;
 const RECENT: usize = 24;
 
 const STEPS: usize = 60;
+
+/// So few that their streams often take them over.
+pub(super) const SESSIONS: [u8; 2] = [1, 2];
 
 /// What kinds of histories are wanted.
 #[derive(Clone, Debug)]
@@ -58,6 +61,8 @@ pub(super) struct Plot {
     past: Vec<Arc<Step>>,
     /// A pop runs twice before anybody saw its tokens, so never after one of them was acked.
     acked: HashSet<u32>,
+    /// Pops of which every token was acked: they have no leases any more.
+    spent: Vec<u32>,
     withdrawn: HashMap<u32, Millis>,
     /// No pop from before is under way when a store was opened again.
     opened_before: u32,
@@ -84,6 +89,7 @@ fn opening(wanted: Wanted) -> Opening {
         pops: Vec::new(),
         past: Vec::new(),
         acked: HashSet::new(),
+        spent: Vec::new(),
         withdrawn: HashMap::new(),
         opened_before: 0,
     };
@@ -104,13 +110,21 @@ impl Plot {
     fn allows(&self, step: &Step) -> bool {
         match step {
             Step::Again(step) => self.may_run_again(step),
+            Step::Pop(q, pop) => self.is_of(*q, pop) && pop.spent.iter().all(|number| self.spent.contains(number)),
+            Step::Withdraw(q, pop) => self.is_of(*q, pop),
             _ => true,
         }
     }
 
+    /// No two queues are asked for the same tokens.
+    fn is_of(&self, q: Queue, pop: &PopStep) -> bool {
+        self.pops.iter().all(|(of, known)| *of == q || known.number != pop.number)
+    }
+
     fn may_run_again(&self, step: &Step) -> bool {
-        let Step::Pop(_, pop) = step else { return true };
-        pop.number >= self.opened_before
+        let Step::Pop(q, pop) = step else { return true };
+        self.is_of(*q, pop)
+            && pop.number >= self.opened_before
             && !self.acked.contains(&pop.number)
             && self.withdrawn.get(&pop.number).is_none_or(|at| self.now < at + MAY_STILL_ARRIVE)
     }
@@ -143,10 +157,10 @@ impl Plot {
                 self.past.push(Arc::new(step.clone()));
             }
             Step::Pop(q, pop) => {
-                self.acked.extend(pop.acks.iter().map(|ticket| ticket.pop));
+                self.note_acks(*q, &pop.acks);
                 self.met(*q, pop);
             }
-            Step::Ack(_, tickets) => self.acked.extend(tickets.iter().map(|ticket| ticket.pop)),
+            Step::Ack(q, tickets) => self.note_acks(*q, tickets),
             Step::Withdraw(q, pop) => {
                 self.withdrawn.insert(pop.number, self.now);
                 self.met(*q, pop);
@@ -162,6 +176,17 @@ impl Plot {
         let surplus = self.pops.len().saturating_sub(RECENT);
         self.pops.drain(..surplus);
         self
+    }
+
+    fn note_acks(&mut self, q: Queue, tickets: &[Ticket]) {
+        self.acked.extend(tickets.iter().map(|ticket| ticket.pop));
+        let tickets: HashSet<Ticket> = tickets.iter().copied().collect();
+        for (of, pop) in &self.pops {
+            let mut all = (0..pop.max_tasks as u16).map(|position| Ticket { pop: pop.number, position });
+            if *of == q && !self.spent.contains(&pop.number) && all.all(|ticket| tickets.contains(&ticket)) {
+                self.spent.push(pop.number);
+            }
+        }
     }
 
     fn met(&mut self, q: Queue, pop: &Arc<PopStep>) {
@@ -191,6 +216,11 @@ impl Plot {
                 .prop_map(|((q, tickets), attempt)| Step::Unsent(q, tickets, attempt)),
             3 => self.withdraw(),
             2 => (self.queue(), select(vec![0, 50, 200, 1_000])).prop_map(|(q, span)| Step::ReleaseHeld(q, span)),
+            4 => (self.queue(), stream(), lease()).prop_map(|(q, stream, lease)| Step::Resume(q, stream, lease)),
+            4 => (self.of_a_stream(), prop_oneof![1 => Just(0), 6 => long_lease()])
+                .prop_map(|((q, stream, tickets), lease)| Step::Keep(q, stream, tickets, lease)),
+            4 => (self.of_a_stream(), select(vec![0, 50, 2_000]))
+                .prop_map(|((q, stream, tickets), grace)| Step::Abandon(q, stream, tickets, grace)),
             5 => self.again(),
             2 => self.disturb(),
         ];
@@ -204,6 +234,7 @@ impl Plot {
             4 => 2_000..5_000_u64,
             1 => Just(20_000),
             1 => Just(MAY_STILL_ARRIVE),
+            1 => select(vec![SESSION_KEPT - 1, SESSION_KEPT]),
         ];
         span.prop_map(Step::Pass).boxed()
     }
@@ -272,9 +303,40 @@ impl Plot {
         let large = if self.crowded { 10 } else { 1 };
         let max_bytes = prop_oneof![large => Just(1 << 20), 1 => 1_usize..200];
         let acks = prop_oneof![2 => Just(Vec::new()), 1 => self.acks()];
-        (self.queue(), max_tasks, max_bytes, lease(), option::of(a_try()), acks, any::<bool>())
-            .prop_map(move |(q, max_tasks, max_bytes, lease, request, acks, will_wait)| {
-                (q, PopStep { number, max_tasks, max_bytes, lease, request, acks, will_wait })
+        (
+            self.queue(),
+            max_tasks,
+            max_bytes,
+            long_lease(),
+            option::of(a_try()),
+            acks,
+            any::<bool>(),
+            self.for_a_stream(),
+        )
+            .prop_map(move |(q, max_tasks, max_bytes, lease, request, acks, will_wait, (stream, spent))| {
+                (q, PopStep { number, max_tasks, max_bytes, lease, request, acks, will_wait, stream, spent })
+            })
+            .boxed()
+    }
+
+    /// Whether a pop is for a stream, and what it then names as spent.
+    fn for_a_stream(&self) -> BoxedStrategy<(Option<Stream>, Vec<u32>)> {
+        let spent = match self.spent.is_empty() {
+            true => Just(Vec::new()).boxed(),
+            false => vec(select(self.spent.clone()), 0..4).boxed(),
+        };
+        let for_one = (stream(), spent).prop_map(|(stream, spent)| (Some(stream), spent));
+        prop_oneof![1 => Just((None, Vec::new())), 1 => for_one].boxed()
+    }
+
+    /// One token at least.
+    fn of_a_stream(&self) -> BoxedStrategy<(Queue, Stream, Vec<Ticket>)> {
+        (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), stream())
+            .prop_map(|((q, mut tickets), stream)| {
+                if tickets.is_empty() {
+                    tickets.push(Ticket { pop: u32::MAX, position: 0 });
+                }
+                (q, stream, tickets)
             })
             .boxed()
     }
@@ -370,6 +432,18 @@ impl Plot {
 
 fn lease() -> BoxedStrategy<Millis> {
     select(vec![1, 60, 300, 2_000, 20_000]).boxed()
+}
+
+/// Or more than a session is known for.
+fn long_lease() -> BoxedStrategy<Millis> {
+    prop_oneof![12 => lease(), 1 => Just(2 * SESSION_KEPT)].boxed()
+}
+
+/// Mostly the same one, which then has the session.
+fn stream() -> BoxedStrategy<Stream> {
+    (select(SESSIONS.to_vec()), prop_oneof![6 => Just(0), 2 => Just(1), 1 => Just(2)])
+        .prop_map(|(session, number)| Stream { session, number })
+        .boxed()
 }
 
 fn request() -> BoxedStrategy<Request> {

@@ -43,8 +43,11 @@ impl Books {
                     self.inserted.extend(new.map(|(number, task)| (number, task.envelope)));
                 }
             }
-            (Step::Pop(_, pop), Answer::Popped { acks, tasks, .. }) => {
+            (Step::Pop(_, pop), Answer::Popped { acks, tasks, taken_over, .. }) => {
                 self.ack(&pop.acks, acks)?;
+                require(!taken_over || tasks.is_empty(), || {
+                    "G4: delivered to a stream without its session".to_owned()
+                })?;
                 for task in tasks {
                     require(task.expiries < max_expiries, || format!("a dead letter is delivered: {task:?}"))?;
                     self.deliver(task, pop, now)?;
@@ -52,10 +55,18 @@ impl Books {
             }
             (Step::Ack(_, tickets), Answer::Outcomes(outcomes)) => self.ack(tickets, outcomes)?,
             (Step::Heartbeat(_, tickets, lease), Answer::Beaten(outcomes, _)) => {
-                for (ticket, number) in self.applied(tickets, outcomes)? {
-                    let (holder, deadline) = self.holder.entry(number).or_insert((ticket, 0));
-                    require(*holder == ticket, || format!("G5: {ticket:?} is extended, {holder:?} holds"))?;
-                    *deadline = (*deadline).max(now + lease);
+                self.extend(tickets, outcomes, now + lease)?;
+            }
+            (Step::Keep(_, _, tickets, lease), Answer::Kept(Some(outcomes))) => {
+                self.extend(tickets, outcomes, now + lease)?;
+            }
+            (Step::Resume(_, _, lease), Answer::Resumed(tickets)) => {
+                self.extend(tickets, &vec![Outcome::Applied; tickets.len()], now + lease)?;
+            }
+            // Of a stream that has its session: whether it does is compared, not booked.
+            (Step::Abandon(_, _, tickets, grace), Answer::Done) => {
+                for (_, deadline) in self.holder.values_mut().filter(|(holder, _)| tickets.contains(holder)) {
+                    *deadline = (*deadline).min(now + grace);
                 }
             }
             (Step::PutBack(_, tickets) | Step::Unsent(_, tickets, _), Answer::Outcomes(outcomes)) => {
@@ -81,6 +92,15 @@ impl Books {
         let applied = tickets.iter().zip(outcomes).filter(|(_, outcome)| **outcome == Outcome::Applied);
         let number = |ticket| self.held.get(ticket).ok_or_else(|| format!("G5: {ticket:?} was given to nobody"));
         applied.map(|(ticket, _)| Ok((*ticket, number(ticket)?.0))).collect()
+    }
+
+    fn extend(&mut self, tickets: &[Ticket], outcomes: &[Outcome], until: Millis) -> Result<(), String> {
+        for (ticket, number) in self.applied(tickets, outcomes)? {
+            let (holder, deadline) = self.holder.entry(number).or_insert((ticket, 0));
+            require(*holder == ticket, || format!("G5: {ticket:?} is extended, {holder:?} holds"))?;
+            *deadline = (*deadline).max(until);
+        }
+        Ok(())
     }
 
     fn ack(&mut self, tickets: &[Ticket], outcomes: &[Outcome]) -> Result<(), String> {

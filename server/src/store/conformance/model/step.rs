@@ -142,6 +142,25 @@ impl Try {
     }
 }
 
+/// A stream of deliveries: which session it names, and which of the session's streams it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Stream {
+    pub(super) session: u8,
+    pub(super) number: u8,
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stream {} of session {}", self.number, self.session)
+    }
+}
+
+impl Stream {
+    fn consumer(self) -> Consumer {
+        consumer(self.session, self.number)
+    }
+}
+
 /// Tasks with consecutive numbers. Their envelopes are their numbers, then so many bytes of a kind.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Batch {
@@ -180,17 +199,26 @@ pub(super) struct PopStep {
     pub(super) request: Option<Try>,
     pub(super) acks: Vec<Ticket>,
     pub(super) will_wait: bool,
+    pub(super) stream: Option<Stream>,
+    /// Pops that have no leases any more, and get none.
+    pub(super) spent: Vec<u32>,
 }
 
 impl fmt::Debug for PopStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { number, max_tasks, max_bytes, lease, request, acks, will_wait } = self;
+        let Self { number, max_tasks, max_bytes, lease, request, acks, will_wait, stream, spent } = self;
         write!(f, "t{number}: at most {max_tasks} of {max_bytes} bytes for {lease} ms")?;
         if let Some(one) = request {
             write!(f, ", {one:?}")?;
         }
         if !acks.is_empty() {
             write!(f, ", acks {acks:?}")?;
+        }
+        if let Some(stream) = stream {
+            write!(f, ", for {stream:?}")?;
+        }
+        if !spent.is_empty() {
+            write!(f, ", spent {spent:?}")?;
         }
         f.write_str(if *will_wait { ", will wait" } else { "" })
     }
@@ -206,8 +234,8 @@ impl PopStep {
             stem: Ticket::stem(self.number),
             request: self.request.map(Try::pop_request),
             will_wait: self.will_wait,
-            consumer: None,
-            spent: Vec::new(),
+            consumer: self.stream.map(Stream::consumer),
+            spent: self.spent.iter().map(|pop| Ticket::stem(*pop)).collect(),
         }
     }
 
@@ -272,6 +300,9 @@ pub(super) enum Step {
     Unsent(Queue, Vec<Ticket>, Option<u8>),
     Withdraw(Queue, Arc<PopStep>),
     ReleaseHeld(Queue, Millis),
+    Resume(Queue, Stream, Millis),
+    Keep(Queue, Stream, Vec<Ticket>, Millis),
+    Abandon(Queue, Stream, Vec<Ticket>, Millis),
     Disturb(Disturbance),
     /// A step that the way to the store takes a second time, or late: an insert, a producer's inserts or a pop.
     Again(Arc<Step>),
@@ -328,13 +359,26 @@ impl fmt::Debug for Delivery {
 pub(super) enum Answer {
     Done,
     Refused(String),
-    Inserted { tasks: Vec<TaskNumber>, replayed: bool },
+    Inserted {
+        tasks: Vec<TaskNumber>,
+        replayed: bool,
+    },
     Produced(Vec<(Vec<TaskNumber>, bool)>, Option<String>),
-    Popped { acks: Vec<Outcome>, tasks: Vec<Delivery>, ready: u64, reclaimed: u64, due_in: Option<Millis> },
+    Popped {
+        acks: Vec<Outcome>,
+        tasks: Vec<Delivery>,
+        ready: u64,
+        reclaimed: u64,
+        due_in: Option<Millis>,
+        taken_over: bool,
+    },
     Outcomes(Vec<Outcome>),
     Beaten(Vec<Outcome>, Option<(Millis, Millis)>),
     Withdrawn(u64),
     Released(Released),
+    Resumed(Vec<Ticket>),
+    /// Nothing if another stream has the session.
+    Kept(Option<Vec<Outcome>>),
     Seen(Vec<Sight>),
     Counted(Vec<Option<Counts>>),
     Named(Vec<QueueName>),
@@ -382,8 +426,8 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         Step::Pop(q, pop) => {
             let popped = rig.pop(&q.name(), pop.pop()).await?;
             let tasks = popped.tasks.iter().map(Delivery::of).collect();
-            let Popped { acks, ready, reclaimed, due_in, .. } = popped;
-            Ok(Answer::Popped { acks, tasks, ready, reclaimed, due_in })
+            let Popped { acks, ready, reclaimed, due_in, taken_over, .. } = popped;
+            Ok(Answer::Popped { acks, tasks, ready, reclaimed, due_in, taken_over })
         }
         Step::Ack(q, tickets) => rig.ack(&q.name(), &tokens_of(tickets)).await.map(Answer::Outcomes),
         Step::Heartbeat(q, tickets, lease) => {
@@ -399,6 +443,16 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         }
         Step::Withdraw(q, pop) => rig.withdraw(&q.name(), pop.withdrawal()).await.map(Answer::Withdrawn),
         Step::ReleaseHeld(q, held_for) => rig.release_held(&q.name(), *held_for).await.map(Answer::Released),
+        Step::Resume(q, stream, lease) => {
+            let tokens = rig.resume(&q.name(), stream.consumer(), *lease).await?;
+            Ok(Answer::Resumed(tokens.into_iter().map(Ticket::of).collect()))
+        }
+        Step::Keep(q, stream, tickets, lease) => {
+            rig.keep(&q.name(), stream.consumer(), &tokens_of(tickets), *lease).await.map(Answer::Kept)
+        }
+        Step::Abandon(q, stream, tickets, grace) => {
+            rig.abandon(&q.name(), stream.consumer(), &tokens_of(tickets), *grace).await.map(|()| Answer::Done)
+        }
         step => panic!("not a call on one queue: {step:?}"),
     }
 }
