@@ -47,7 +47,7 @@ impl MemoryStore {
     }
 
     /// What becomes of a store that keeps its tasks when its process ends and another one opens it: leases run their full
-    /// length again, and no pop is under way any more.
+    /// length again, no pop is under way any more, and no stream has a session.
     #[cfg(test)]
     pub(super) fn open_again(&self) {
         let now = self.clock.now();
@@ -55,19 +55,16 @@ impl MemoryStore {
         state.withdrawn.clear();
         for queue in state.queues.values_mut() {
             queue.deadlines.clear();
+            queue.sessions.clear();
             for (token, lease) in &mut queue.leases {
                 lease.deadline = now + lease.length;
                 queue.deadlines.insert((lease.deadline, lease.order, *token));
+                if let Some(session) = lease.session {
+                    let session = queue.sessions.entry(session).or_default();
+                    session.used_at = now;
+                    session.leases.insert((lease.order, *token));
+                }
             }
-        }
-        Self::forget_sessions(&mut state);
-    }
-
-    /// What the embedded store does not keep in its file yet. To be taken away when it does.
-    #[cfg(test)]
-    fn forget_sessions(state: &mut State) {
-        for queue in state.queues.values_mut() {
-            queue.sessions.clear();
         }
     }
 
@@ -153,9 +150,10 @@ struct Lease {
     session: Option<SessionId>,
 }
 
+#[derive(Default)]
 struct Session {
-    /// The one that has it.
-    stream: Attempt,
+    /// The one that has it; nobody when the store was opened since.
+    stream: Option<Attempt>,
     /// When it last took a step.
     used_at: Millis,
     leases: BTreeSet<(u64, Token)>,
@@ -360,7 +358,7 @@ impl Queue {
     /// True if no other stream has it.
     fn has_session(&self, consumer: Consumer, now: Millis) -> bool {
         let session = self.sessions.get(&consumer.session).filter(|session| now < session.used_at + SESSION_KEPT);
-        session.is_none_or(|session| session.stream == consumer.stream)
+        session.and_then(|session| session.stream).is_none_or(|stream| stream == consumer.stream)
     }
 
     /// The session, which this stream has from now on.
@@ -368,9 +366,8 @@ impl Queue {
         if self.sessions.get(&consumer.session).is_none_or(|session| now >= session.used_at + SESSION_KEPT) {
             self.sessions.retain(|_, session| now < session.used_at + SESSION_KEPT);
         }
-        let made = || Session { stream: consumer.stream, used_at: now, leases: BTreeSet::new() };
-        let session = self.sessions.entry(consumer.session).or_insert_with(made);
-        (session.stream, session.used_at) = (consumer.stream, now);
+        let session = self.sessions.entry(consumer.session).or_default();
+        (session.stream, session.used_at) = (Some(consumer.stream), now);
         session
     }
 

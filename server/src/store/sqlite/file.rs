@@ -24,7 +24,7 @@ const APPLICATION_ID: i32 = i32::from_be_bytes(*b"DaQu");
 
 /// Each brings the tables from one version to the next; the first makes them.
 const MIGRATIONS: [&str; 2] =
-    [include_str!("../../../migrations/001_tables.sql"), include_str!("../../../migrations/002_producers.sql")];
+    [include_str!("../../../migrations/001_tables.sql"), include_str!("../../../migrations/002_streams.sql")];
 
 /// The first version of the tables that knows producers. A file that is only read may be older.
 pub(super) const WITH_PRODUCERS: i64 = 2;

@@ -11,7 +11,7 @@ use super::{
     queue::{Lease, Queue, Withdrawn, request_digest},
     tables::{Sql, Tries, holders_from_bytes},
 };
-use crate::store::{Millis, QueueName, Rules, TaskId, Token, holders::Holders};
+use crate::store::{Millis, QueueName, Rules, SessionId, TaskId, Token, holders::Holders};
 
 /// Everything that is known of a file's queues.
 pub(super) struct Index {
@@ -28,7 +28,9 @@ struct Stored {
     order: u64,
     renewed_at: Millis,
     deadline: Millis,
+    length: Millis,
     holders: Vec<u8>,
+    session: Option<SessionId>,
 }
 
 /// The latest time that the file knows of: the store's clock must not go back behind it.
@@ -96,11 +98,16 @@ fn each(connection: &Connection, sql: &str, mut take: impl FnMut(&rusqlite::Row<
 /// Answers the key of the next task.
 fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Option<Millis>) -> Result<i64, OpenError> {
     let mut leases = HashMap::new();
-    each(connection, "SELECT task, token, place, renewed_at, deadline, holders FROM leases", |row| {
+    each(connection, "SELECT task, token, place, renewed_at, deadline, holders, length, session FROM leases", |row| {
         let holders = row.get_ref(5)?.as_blob()?.to_vec();
         let (token, order) = (Token(row.get(1)?), number(row, 2)?);
         let (renewed_at, deadline) = (number(row, 3)?, number(row, 4)?);
-        leases.insert(row.get::<_, i64>(0)?, Stored { token, order, renewed_at, deadline, holders });
+        let length = match row.get::<_, Option<i64>>(6)? {
+            Some(length) => u64::try_from(length).unwrap_or(0),
+            None => deadline.saturating_sub(renewed_at),
+        };
+        let session = row.get::<_, Option<[u8; 16]>>(7)?.map(SessionId);
+        leases.insert(row.get::<_, i64>(0)?, Stored { token, order, renewed_at, deadline, length, holders, session });
         Ok(())
     })?;
     let mut came_back = HashMap::new();
@@ -132,7 +139,8 @@ fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Opti
         });
         if let Some(stored) = leases.remove(&task) {
             of_queue.delivered = of_queue.delivered.max(stored.order);
-            of_queue.index_lease(stored.token, stored.lease(id, task, opened));
+            let token = stored.token;
+            of_queue.load_lease(token, stored.lease(id, task, opened), opened.unwrap_or_default());
         } else if dead.remove(&task) {
             of_queue.dead += 1;
         } else if let Some(position) = position {
@@ -157,19 +165,10 @@ fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Opti
 
 impl Stored {
     fn lease(self, id: TaskId, task: i64, opened: Option<Millis>) -> Lease {
-        let Self { order, renewed_at, deadline, holders, .. } = self;
-        let length = deadline.saturating_sub(renewed_at);
-        let deadline = opened.filter(|opened| renewed_at < *opened).map_or(deadline, |opened| opened + length);
-        Lease {
-            session: None,
-            length,
-            id,
-            task,
-            order,
-            renewed_at,
-            deadline,
-            holders: Holders::new(holders_from_bytes(&holders)),
-        }
+        let Self { order, renewed_at, deadline, length, holders, session, .. } = self;
+        let again = opened.filter(|opened| renewed_at < *opened).map_or(0, |opened| opened + length);
+        let (deadline, holders) = (deadline.max(again), Holders::new(holders_from_bytes(&holders)));
+        Lease { id, task, order, renewed_at, deadline, length, holders, session }
     }
 }
 

@@ -92,9 +92,10 @@ pub(super) struct Lease {
 }
 
 /// The work of a consumer.
+#[derive(Default)]
 struct Session {
-    /// The stream that has it.
-    stream: Attempt,
+    /// The stream that has it; nobody's when the file was opened since.
+    stream: Option<Attempt>,
     /// When it last took a step.
     used_at: Millis,
     leases: BTreeSet<(u64, Token)>,
@@ -175,8 +176,18 @@ impl Queue {
         !std::mem::replace(&mut self.touched, true)
     }
 
+    /// Puts a lease of an opened file in the index; its session is known from then on.
+    pub(super) fn load_lease(&mut self, token: Token, lease: Lease, opened: Millis) {
+        if let Some(session) = lease.session {
+            let session = self.sessions.entry(session).or_default();
+            session.used_at = opened;
+            session.leases.insert((lease.order, token));
+        }
+        self.index_lease(token, lease);
+    }
+
     /// Puts a lease in the index.
-    pub(super) fn index_lease(&mut self, token: Token, lease: Lease) {
+    fn index_lease(&mut self, token: Token, lease: Lease) {
         self.deadlines.insert((lease.deadline, lease.order, token));
         self.leases.insert(token, lease);
     }
@@ -420,7 +431,7 @@ impl Queue {
     /// True if no other stream has it.
     fn has_session(&self, consumer: Consumer, now: Millis) -> bool {
         let session = self.sessions.get(&consumer.session).filter(|session| now < session.used_at + SESSION_KEPT);
-        session.is_none_or(|session| session.stream == consumer.stream)
+        session.and_then(|session| session.stream).is_none_or(|stream| stream == consumer.stream)
     }
 
     /// The session, which this stream has from now on.
@@ -428,9 +439,8 @@ impl Queue {
         if self.sessions.get(&consumer.session).is_none_or(|session| now >= session.used_at + SESSION_KEPT) {
             self.sessions.retain(|_, session| now < session.used_at + SESSION_KEPT);
         }
-        let made = || Session { stream: consumer.stream, used_at: now, leases: BTreeSet::new() };
-        let session = self.sessions.entry(consumer.session).or_insert_with(made);
-        (session.stream, session.used_at) = (consumer.stream, now);
+        let session = self.sessions.entry(consumer.session).or_default();
+        (session.stream, session.used_at) = (Some(consumer.stream), now);
         session
     }
 

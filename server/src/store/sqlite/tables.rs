@@ -135,19 +135,19 @@ impl Tables<'_> {
     }
 
     pub(super) fn add_lease(&self, token: &Token, lease: &super::queue::Lease) -> Sql<()> {
-        let sql =
-            "INSERT INTO leases (task, token, place, renewed_at, deadline, holders) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-        let holders = holders_to_bytes(lease.holders.attempts());
-        let (place, renewed_at, deadline) =
-            (int(lease.order), int(lease.renewed_at), int(lease.renewed_at + lease.length));
-        self.run(sql, params![lease.task, token.0, place, renewed_at, deadline, holders]).map(drop)
+        let sql = "INSERT INTO leases (task, token, place, renewed_at, deadline, length, holders, session)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let (holders, session) = (holders_to_bytes(lease.holders.attempts()), lease.session.map(|session| session.0));
+        let (renewed_at, deadline, length) = (int(lease.renewed_at), int(lease.deadline), int(lease.length));
+        let place = int(lease.order);
+        self.run(sql, params![lease.task, token.0, place, renewed_at, deadline, length, holders, session]).map(drop)
     }
 
     pub(super) fn save_lease(&self, lease: &super::queue::Lease) -> Sql<()> {
-        let sql = "UPDATE leases SET renewed_at = ?2, deadline = ?3, holders = ?4 WHERE task = ?1";
+        let sql = "UPDATE leases SET renewed_at = ?2, deadline = ?3, length = ?4, holders = ?5 WHERE task = ?1";
         let holders = holders_to_bytes(lease.holders.attempts());
-        self.run(sql, params![lease.task, int(lease.renewed_at), int(lease.renewed_at + lease.length), holders])
-            .map(drop)
+        let (renewed_at, deadline, length) = (int(lease.renewed_at), int(lease.deadline), int(lease.length));
+        self.run(sql, params![lease.task, renewed_at, deadline, length, holders]).map(drop)
     }
 
     pub(super) fn remove_lease(&self, task: i64) -> Sql<()> {

@@ -1,4 +1,5 @@
--- The tables of version 2: version 1, and what is remembered of producers, who number their inserts.
+-- The tables of version 2: version 1, and what streams need: what is remembered of producers, who number their inserts, and
+-- whose leases are whose.
 
 -- Producers that are remembered. A key is not used again as long as it has answers: those of a forgotten producer go only
 -- little by little.
@@ -19,3 +20,9 @@ CREATE TABLE answers (
   answers     BLOB    NOT NULL,
   PRIMARY KEY (producer, last)
 ) STRICT, WITHOUT ROWID;
+
+-- Of a lease that a stream made, its client's session.
+ALTER TABLE leases ADD COLUMN session BLOB;
+
+-- What was left of the lease when its deadline was last moved; where it is not there, the time from `renewed_at` on.
+ALTER TABLE leases ADD COLUMN length INTEGER;
