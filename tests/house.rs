@@ -126,7 +126,16 @@ fn only_its_store_names_sqlite() {
 /// Each script says what it is given and what it answers; what scripts are put together from, what it is for.
 #[test]
 fn scripts_have_headers() {
-    const PARTS: [&str; 3] = ["common.lua", "prelude.lua", "prelude_test.lua"];
+    const PARTS: [&str; 8] = [
+        "calls.lua",
+        "common.lua",
+        "heads.lua",
+        "leases.lua",
+        "parts.lua",
+        "prelude.lua",
+        "prelude_test.lua",
+        "sessions.lua",
+    ];
     for path in files(&root().join("server/lua"), "lua") {
         let text = fs::read_to_string(&path).unwrap();
         let header = text.lines().take_while(|line| line.starts_with("--")).collect::<Vec<_>>().join("\n");

@@ -1,4 +1,4 @@
--- What is known of calls and pops that may still arrive.
+-- Calls whose answer may be lost, or that may still arrive.
 
 -- For a minute: how a call ended that cannot be told from its own second run; and under which stems a pop must not lease
 -- any more, in one ZSET, stem -> until when.

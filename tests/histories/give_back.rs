@@ -81,10 +81,11 @@ wire_tests! {
             behind.proxy.hold_request_with(bait.as_bytes());
             let request = PopRequest { ack_lease_tokens: vec![done.clone()], ..long_pop(&queue) };
             unavailable("a pop that Redis did not get", client.pop(request).await);
-            // Behind the lease stands what all tokens of this pop begin with, and the give-back names it, too.
+            // Behind the lease stands what all tokens of this pop begin with, and a byte; the give-back names it, too.
             let caught = behind.proxy.caught();
             let lease = caught.windows(bait.len()).position(|window| window == bait.as_bytes()).expect("it was caught");
-            let stem = &caught[lease + bait.len() + "$14\r\n".len()..][..14];
+            let head = caught[lease..].windows(5).position(|window| window == b"$15\r\n").expect("a stem");
+            let stem = &caught[lease + head + 5..][..14];
             poll_until("the give-back", PATIENCE, async || behind.proxy.passed(stem).then_some(())).await;
             assert_eq!(keys::counter(&behind.redis, "acked"), acked, "round {round}: the pop has reached Redis");
 

@@ -39,13 +39,16 @@ pub fn counter(redis: &Redis, name: &str) -> i64 {
     }
 }
 
-/// The tokens under which tasks are leased now.
+/// The tokens under which tasks are leased now, each of which was popped alone: its record is under what its token
+/// begins with.
 pub fn tokens(redis: &Redis) -> Vec<String> {
     let Some(key) = key(redis, "leases") else { return Vec::new() };
-    let Reply::Array(tokens) = redis.command(&["HKEYS", &key]) else { panic!("no array") };
-    let hex = |token: &Reply| match token {
-        Reply::Bytes(token) => token.iter().map(|byte| format!("{byte:02x}")).collect(),
-        other => panic!("a token: {other:?}"),
+    let Reply::Array(stems) = redis.command(&["HKEYS", &key]) else { panic!("no array") };
+    let token = |stem: &Reply| match stem {
+        Reply::Bytes(stem) if stem.len() == 14 => {
+            stem.iter().chain(&[0, 0]).map(|byte| format!("{byte:02x}")).collect()
+        }
+        other => panic!("a stem: {other:?}"),
     };
-    tokens.iter().map(hex).collect()
+    stems.iter().map(token).collect()
 }

@@ -116,10 +116,11 @@ impl<T> Lanes<T> {
         let mut is_first = true;
         while let Some(queue) = self.turns.pop_front() {
             let Some(of_queue) = self.ordinary.get_mut(&queue) else { continue };
-            let Some(next) = of_queue.pop_front_if(|next| is_first || next.load.weight() <= left) else {
+            if !is_first && of_queue.front().is_some_and(|next| next.load.weight() > left) {
                 self.turns.push_front(queue);
                 break;
-            };
+            }
+            let Some(next) = of_queue.pop_front() else { continue };
             is_first = false;
             left = left.saturating_sub(next.load.weight());
             self.ordinary_calls -= 1;
