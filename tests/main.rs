@@ -7,6 +7,7 @@ mod admin;
 mod backup;
 mod bad_inputs;
 mod consume;
+mod consumer;
 mod faults;
 mod guarantees;
 mod histories;
