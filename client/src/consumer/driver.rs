@@ -23,6 +23,8 @@ use crate::{Backoff, Error, ErrorKind, Result, client::dial};
 
 /// How long a stream that is left may take for the answers that it owes.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// A stream that is drained after less than this is not replaced at once: its server might go on like that.
+const YOUNG: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     shared: Arc<Shared>,
@@ -41,6 +43,7 @@ pub(super) struct Driver {
 /// An open stream.
 struct Line {
     id: u64,
+    since: Instant,
     stream: Streaming<ConsumeResponse>,
 }
 
@@ -156,10 +159,11 @@ impl Driver {
     async fn replace(&mut self, mut old: Line) -> Result<Line> {
         // On the connection at hand the server that stops refuses new streams; on a new one there may be another server.
         self.grpc = dial(&self.endpoint);
+        let pause = if old.since.elapsed() < YOUNG { self.backoff.pause() } else { Duration::ZERO };
         let shared = Arc::clone(&self.shared);
         let mut is_old_there = true;
         let line = {
-            let mut connect = pin!(self.connect(Duration::ZERO));
+            let mut connect = pin!(self.connect(pause));
             loop {
                 tokio::select! {
                     line = connect.as_mut() => break line?,
@@ -207,7 +211,7 @@ impl Driver {
         let opened = timeout(self.patience, self.grpc.consume(outbox)).await;
         let stream = opened.map_err(|_| Error::deadline(None))??.into_inner();
         attempt.succeeded();
-        Ok(Line { id, stream })
+        Ok(Line { id, since: Instant::now(), stream })
     }
 
     /// How long to pause before another stream is tried, or the error if that would not help.

@@ -545,10 +545,10 @@ impl State {
             self.late_acks += u64::from(wish == Wish::Ack && ask.waiter.is_none());
             return;
         }
-        if wish == Wish::Ack || wish == Wish::PutBack {
-            if let Some(hold) = self.held.get_mut(&ask.token) {
-                hold.is_settling = true;
-            }
+        if matches!(wish, Wish::Ack | Wish::PutBack)
+            && let Some(hold) = self.held.get_mut(&ask.token)
+        {
+            hold.is_settling = true;
         }
         self.lanes[lane].push(wish, ask);
         self.wake_speaker();
