@@ -8,6 +8,7 @@ mod backup;
 mod bad_inputs;
 mod command;
 mod consume;
+mod consumer;
 mod faults;
 mod guarantees;
 mod histories;

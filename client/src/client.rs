@@ -10,7 +10,8 @@ use tonic::{
 };
 
 use crate::{
-    Error, ErrorKind, NewTask, Pop, PopBatch, Popped, ProducerBuilder, Result, Task, TaskStream, address,
+    ConsumerBuilder, Error, ErrorKind, NewTask, Pop, PopBatch, Popped, ProducerBuilder, Result, Task, TaskStream,
+    address,
     retry::{Budget, Repeat},
     task::hex,
 };
@@ -105,8 +106,8 @@ impl Builder {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE.0)
             .keep_alive_timeout(KEEPALIVE.1);
-        let grpc = DataQueueClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_ANSWER_BYTES);
-        Ok(Client { grpc, budget: Arc::new(Budget::new(self.retry_budget)), deadline: self.deadline })
+        let grpc = dial(&endpoint);
+        Ok(Client { grpc, endpoint, budget: Arc::new(Budget::new(self.retry_budget)), deadline: self.deadline })
     }
 }
 
@@ -118,6 +119,7 @@ impl Builder {
 #[derive(Clone, Debug)]
 pub struct Client {
     grpc: DataQueueClient<Channel>,
+    endpoint: Endpoint,
     budget: Arc<Budget>,
     deadline: Duration,
 }
@@ -239,6 +241,11 @@ impl Client {
             })
             .await?;
         Ok(TaskStream::new(answer, self.patience(pop.wait)))
+    }
+
+    /// Sets up a consumer of a queue, or of several: a stream of tasks that outlives its connection.
+    pub fn consumer(&self, queue: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.grpc.clone(), self.endpoint.clone(), self.deadline, queue.into())
     }
 
     /// Ends a task: it is done and gone for good. Repeated where needed; a task that was acked by an earlier try is done.
@@ -370,6 +377,11 @@ impl Client {
     }
 }
 
+/// A connection of its own, made with the first call.
+pub(crate) fn dial(endpoint: &Endpoint) -> DataQueueClient<Channel> {
+    DataQueueClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
 /// 128 random bits in hex: a name for one call.
 fn fresh_id() -> Result<String> {
     let mut bytes = [0; REQUEST_ID_BYTES];
@@ -384,7 +396,7 @@ fn timed<M>(message: M, left: Duration) -> Request<M> {
 }
 
 /// What is too long for the wire is far out of the server's range too, which refuses it with the field's name.
-fn duration(duration: Duration) -> prost_types::Duration {
+pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
 }
 
@@ -392,7 +404,7 @@ fn collect(tokens: impl IntoIterator<Item = impl Into<String>>) -> Vec<String> {
     tokens.into_iter().map(Into::into).collect()
 }
 
-fn outcomes(answered: &[i32], asked: usize) -> Result<Vec<Outcome>> {
+pub(crate) fn outcomes(answered: &[i32], asked: usize) -> Result<Vec<Outcome>> {
     if answered.len() != asked {
         return Err(Error::internal("the server answered another number of outcomes than there were tokens"));
     }
@@ -409,7 +421,7 @@ fn first(outcomes: &[Outcome]) -> Result<Outcome> {
     outcomes.first().copied().ok_or_else(|| Error::internal("the server answered no outcome"))
 }
 
-fn applied(outcome: Outcome, task: &Task) -> Result<()> {
+pub(crate) fn applied(outcome: Outcome, task: &Task) -> Result<()> {
     match outcome {
         Outcome::Applied => Ok(()),
         Outcome::AlreadyAcked => Err(Error::about_task(ErrorKind::AlreadyAcked, task.id())),

@@ -54,7 +54,7 @@ pub struct Error {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Detail {
     kind: ErrorKind,
     message: String,
@@ -189,6 +189,18 @@ impl Error {
         let mut error = Self::new(kind, format!("task {id}: {what}"));
         error.detail.task_id = Some(id.to_owned());
         error
+    }
+
+    /// A stream that should go on has ended.
+    pub(crate) fn ended(message: &str) -> Self {
+        let mut error = Self::new(ErrorKind::Unavailable, message);
+        error.detail.retriable = true;
+        error
+    }
+
+    /// The same error for another one who waits, without its source.
+    pub(crate) fn again(&self) -> Self {
+        Self { detail: self.detail.clone(), source: None }
     }
 
     /// The cause is not kept as the source: serde quotes the value in its messages.

@@ -30,11 +30,12 @@
 //! Every call has a deadline, which covers all its tries. A call that failed on the way is repeated by itself where that
 //! is safe, and only there; [`Client`] says for each call what is repeated.
 //!
-//! Where things are: `client` is the calls, `task` what goes in and comes out, `pop` how tasks are asked for, `retry` when
+//! Where things are: `client` is the calls, `consumer` a stream of tasks, `task` what goes in and comes out, `pop` how tasks are asked for, `retry` when
 //! a call is repeated, `address` where to, and `error` what can go wrong.
 
 mod address;
 mod client;
+mod consumer;
 mod error;
 mod pop;
 mod producer;
@@ -42,6 +43,7 @@ mod retry;
 mod task;
 
 pub use client::{Builder, Client, Heartbeat, Inserted, Outcome};
+pub use consumer::{Consumer, ConsumerBuilder, Delivered};
 pub use error::{Error, ErrorKind, Result};
 pub use pop::{Pop, PopBatch, Popped, TaskStream};
 pub use producer::{Producer, ProducerBuilder, Receipt};

@@ -63,40 +63,35 @@ if last and not is_after(ARGV[10], last) then
   return answers
 end
 
--- Tasks are there if this is a second run of the same call, so late that the producer was forgotten meanwhile: as long as it is
--- known, its numbers tell.
-local function is_there(from, to)
-  if known then
-    return false
+-- Tasks are there if this is a second run of the same call, so late that the producer was forgotten meanwhile.
+local given, there, at = {}, {}, 10
+while at <= #ARGV do
+  for task = at + 3, behind(at) - 1, 2 do
+    given[#given + 1] = ARGV[task]
   end
-  local own = {}
-  for task = from, to, 2 do
-    own[#own + 1] = ARGV[task]
+  at = behind(at)
+end
+for i, envelope in ipairs(redis.call('HMGET', TASKS, unpack(given))) do
+  if envelope then
+    there[given[i]] = true
   end
-  for _, envelope in ipairs(redis.call('HMGET', TASKS, unpack(own))) do
-    if envelope then
-      return true
-    end
-  end
-  return false
 end
 
-local ids, tasks, records, count, at = {}, {}, {}, 0, 10
+local ids, tasks, records, count = {}, {}, {}, 0
 -- As in insert.lua.
 local inserted_at = '\9' .. struct.pack('<I8', now)
+at = 10
 while at <= #ARGV do
   local from, next = at + 3, behind(at)
-  local is_new, record, parts = not is_there(from, next - 1), { ARGV[at], ARGV[at + 1] }, 2
+  local record, is_new = { ARGV[at], ARGV[at + 1] }, true
   for task = from, next - 1, 2 do
-    local id = ARGV[task]
-    parts = parts + 1
-    record[parts] = id
-    if is_new then
-      local place = #ids + 1
-      ids[place] = id
-      tasks[2 * place - 1] = id
-      tasks[2 * place] = ARGV[task + 1] .. inserted_at
-    end
+    record[#record + 1] = ARGV[task]
+    is_new = is_new and not there[ARGV[task]]
+  end
+  for task = is_new and from or next, next - 1, 2 do
+    ids[#ids + 1] = ARGV[task]
+    tasks[#tasks + 1] = ARGV[task]
+    tasks[#tasks + 1] = ARGV[task + 1] .. inserted_at
   end
   count, at = count + 1, next
   records[count] = table.concat(record)
@@ -126,7 +121,7 @@ end
 redis.call('ZADD', PRODUCERS, int(now), ARGV[7])
 local old = redis.call('RPUSH', PRODUCER, unpack(records)) - tonumber(ARGV[9])
 if old > 0 then
-  redis.call('LPOP', PRODUCER, old)
+  redis.call('LTRIM', PRODUCER, old, -1)
 end
 expire(PRODUCERS, 2 * window)
 expire(PRODUCER, 2 * window)

@@ -1,8 +1,12 @@
-//! A proxy, mostly between a server and Redis, that can hold back what passes, in either direction, on all connections or on one.
+//! A proxy, between a server and Redis or between a client and a server, that can hold back what passes, in either direction, on
+//! all connections or on one, and cut connections.
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use tokio::{
@@ -20,6 +24,10 @@ pub struct Proxy {
     requests: Gate,
     replies: Gate,
     trap: Trap,
+    /// Where new connections go.
+    port: Arc<AtomicU16>,
+    /// Connections made before the last change end.
+    cuts: watch::Sender<()>,
     accepting: JoinHandle<()>,
 }
 
@@ -65,24 +73,31 @@ impl Proxy {
         Self::to(redis.port()).await
     }
 
-    /// To whatever listens on this port.
+    /// To whatever listens there.
     pub async fn to(port: u16) -> Self {
+        let port = Arc::new(AtomicU16::new(port));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (requests, replies) = (Gate::new(true), Gate::new(true));
         let trap = Trap { gate: Gate::new(true), state: Arc::default() };
         let (request_gate, reply_gate, request_trap) = (requests.clone(), replies.clone(), trap.clone());
+        let (target, cuts) = (Arc::clone(&port), watch::Sender::new(()));
+        let all_cuts = cuts.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((server, _)) = listener.accept().await {
-                let Ok(redis) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
+                let Ok(redis) = TcpStream::connect(("127.0.0.1", target.load(Ordering::Relaxed))).await else {
+                    continue;
+                };
                 let _ = (server.set_nodelay(true), redis.set_nodelay(true));
                 let (from_server, to_server) = server.into_split();
                 let (from_redis, to_redis) = redis.into_split();
-                tokio::spawn(pass(from_server, to_redis, request_gate.clone(), Some(request_trap.clone())));
-                tokio::spawn(pass(from_redis, to_server, reply_gate.clone(), None));
+                let requests = pass(from_server, to_redis, request_gate.clone(), Some(request_trap.clone()));
+                let replies = pass(from_redis, to_server, reply_gate.clone(), None);
+                tokio::spawn(until_cut(requests, all_cuts.subscribe()));
+                tokio::spawn(until_cut(replies, all_cuts.subscribe()));
             }
         });
-        Self { address, requests, replies, trap, accepting }
+        Self { address, requests, replies, trap, port, cuts, accepting }
     }
 
     /// Where it listens.
@@ -93,6 +108,21 @@ impl Proxy {
     /// For `--store`.
     pub fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    /// For clients.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// New connections go there.
+    pub fn redirect(&self, port: u16) {
+        self.port.store(port, Ordering::Relaxed);
+    }
+
+    /// Cuts all connections that there are, whatever is on its way.
+    pub fn cut(&self) {
+        self.cuts.send_replace(());
     }
 
     /// Requests pass, replies do not.
@@ -161,6 +191,13 @@ impl Trap {
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
+}
+
+async fn until_cut(passing: impl Future<Output = ()>, mut cuts: watch::Receiver<()>) {
+    tokio::select! {
+        () = passing => {}
+        _ = cuts.changed() => {}
+    }
 }
 
 /// Passes bytes on until one side closes. What is behind a closed gate when the proxy ends is lost.

@@ -27,7 +27,7 @@ const MIGRATIONS: [&str; 2] =
     [include_str!("../../../migrations/001_tables.sql"), include_str!("../../../migrations/002_streams.sql")];
 
 /// The first version of the tables that knows producers. A file that is only read may be older.
-pub(super) const WITH_PRODUCERS: i64 = 2;
+pub(super) const WITH_STREAMS: i64 = 2;
 
 /// How long to wait for a backup that reads at the wrong moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);

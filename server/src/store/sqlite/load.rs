@@ -61,7 +61,7 @@ pub(super) fn index(connection: &Connection, rules: Rules, opened: Option<Millis
     let next_task = tasks(connection, &mut queues, opened)?;
     let mut sweeper = Sweeper::default();
     memories(connection, &mut queues, &mut sweeper)?;
-    let next_producer = match file::version(connection)? >= file::WITH_PRODUCERS {
+    let next_producer = match file::version(connection)? >= file::WITH_STREAMS {
         true => producers(connection, &mut queues, &mut sweeper)?,
         false => 1,
     };
@@ -98,7 +98,12 @@ fn each(connection: &Connection, sql: &str, mut take: impl FnMut(&rusqlite::Row<
 /// Answers the key of the next task.
 fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Option<Millis>) -> Result<i64, OpenError> {
     let mut leases = HashMap::new();
-    each(connection, "SELECT task, token, place, renewed_at, deadline, holders, length, session FROM leases", |row| {
+    let of_streams = match file::version(connection)? >= file::WITH_STREAMS {
+        true => "length, session",
+        false => "NULL, NULL",
+    };
+    let sql = format!("SELECT task, token, place, renewed_at, deadline, holders, {of_streams} FROM leases");
+    each(connection, &sql, |row| {
         let holders = row.get_ref(5)?.as_blob()?.to_vec();
         let (token, order) = (Token(row.get(1)?), number(row, 2)?);
         let (renewed_at, deadline) = (number(row, 3)?, number(row, 4)?);

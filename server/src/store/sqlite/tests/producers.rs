@@ -30,7 +30,9 @@ fn as_version_1(place: &Place) -> Place {
     made.execute_batch(include_str!("../../../../migrations/001_tables.sql")).unwrap();
     made.pragma_update(None, "user_version", 1).unwrap();
     made.execute("ATTACH ?1 AS new", [place.file().to_str().unwrap()]).unwrap();
-    for table in ["queues", "tasks", "tries", "leases", "dead", "generations", "acked", "requests"] {
+    let leases = "leases SELECT task, token, place, renewed_at, deadline, holders FROM new.leases";
+    made.execute_batch(&format!("INSERT INTO {leases}")).unwrap();
+    for table in ["queues", "tasks", "tries", "dead", "generations", "acked", "requests"] {
         made.execute_batch(&format!("INSERT INTO {table} SELECT * FROM new.{table}")).unwrap();
     }
     old

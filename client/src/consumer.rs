@@ -1,0 +1,362 @@
+//! Tasks as they come: a handle over a stream of deliveries, which is opened anew whenever it breaks.
+//!
+//! `shared` is what the handle, its tasks and the streams know together, `driver` the task that keeps a stream open.
+
+mod driver;
+mod shared;
+
+use std::{
+    fmt,
+    future::poll_fn,
+    ops::Deref,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use data_queue_proto::v1::{ConsumeOpen, ConsumeQueue, data_queue_client::DataQueueClient};
+use futures_util::Stream;
+use tokio::{runtime::Handle, sync::oneshot, time::sleep};
+use tonic::transport::{Channel, Endpoint};
+
+use self::{
+    driver::Driver,
+    shared::{Answer, Received, Shared, Token, Wish, keep_every},
+};
+use crate::{
+    Error, ErrorKind, Outcome, Result, Task,
+    client::{applied, duration},
+};
+
+/// How many tasks are held at once, unless set.
+const MAX_OUTSTANDING: u32 = 100;
+/// For how long from its delivery a lease is extended, unless set.
+const MAX_HOLD: Duration = Duration::from_secs(60 * 60);
+/// The leases that a server takes.
+const LEASES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(12 * 60 * 60);
+/// A heartbeat for so long moves no deadline; it only asks.
+const NO_LONGER: Duration = Duration::from_millis(100);
+/// The random bytes that name a session.
+const SESSION_BYTES: usize = 16;
+
+/// How a consumer is set up.
+#[derive(Clone)]
+#[must_use]
+pub struct ConsumerBuilder {
+    grpc: DataQueueClient<Channel>,
+    endpoint: Endpoint,
+    patience: Duration,
+    open: ConsumeOpen,
+    max_hold: Duration,
+}
+
+impl ConsumerBuilder {
+    pub(crate) fn new(grpc: DataQueueClient<Channel>, endpoint: Endpoint, patience: Duration, queue: String) -> Self {
+        let open = ConsumeOpen { max_outstanding: MAX_OUTSTANDING, ..ConsumeOpen::default() };
+        Self { grpc, endpoint, patience, open, max_hold: MAX_HOLD }.queue(queue, 1)
+    }
+
+    /// Adds a queue, or says the weight of one: its share of the deliveries as long as all queues have tasks, 1 to 100. At most
+    /// 64 queues; the first one has weight 1 unless it is named here again.
+    pub fn queue(mut self, name: impl Into<String>, weight: u32) -> Self {
+        let name = name.into();
+        match self.open.queues.iter_mut().find(|queue| queue.name == name) {
+            Some(queue) => queue.weight = weight,
+            None => self.open.queues.push(ConsumeQueue { name, weight }),
+        }
+        self
+    }
+
+    /// How long a task is held after the connection was lost, 100 ms to 12 h. As long as it lives the server extends the
+    /// lease by itself. Default: the server's.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.open.lease = Some(duration(lease));
+        self
+    }
+
+    /// How many tasks the consumer holds at once, those that wait for [`Consumer::next`] included: 1 to 10,000. Default: 100.
+    pub fn max_outstanding(mut self, tasks: u32) -> Self {
+        self.open.max_outstanding = tasks;
+        self
+    }
+
+    /// For how long from its delivery the lease of a task is extended without a heartbeat, up to 12 h. Default: 1 h.
+    pub fn max_hold(mut self, max_hold: Duration) -> Self {
+        self.open.max_hold = Some(duration(max_hold));
+        self.max_hold = max_hold;
+        self
+    }
+
+    /// Starts the consumer, within a tokio runtime. It connects by itself, so it may start before its server.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] if `max_outstanding` is 0; [`ErrorKind::Internal`] outside a tokio runtime, or if the system
+    /// gives no randomness. What the server refuses is told by [`Consumer::next`].
+    pub fn start(mut self) -> Result<Consumer> {
+        if self.open.max_outstanding == 0 {
+            return Err(Error::invalid_argument("it is 0; 1 to 10,000 are allowed", "max_outstanding"));
+        }
+        let runtime =
+            Handle::try_current().map_err(|cause| Error::internal("a consumer needs a tokio runtime").caused(cause))?;
+        let mut session = [0; SESSION_BYTES];
+        getrandom::fill(&mut session)
+            .map_err(|cause| Error::internal("the system gives no randomness").caused(cause))?;
+        self.open.session = session.to_vec().into();
+        let queues = self.open.queues.iter().map(|queue| queue.name.clone());
+        let shared = Arc::new(Shared::new(queues, self.open.max_outstanding, self.max_hold));
+        let max_outstanding = self.open.max_outstanding;
+        runtime.spawn(Driver::new(Arc::clone(&shared), self.grpc, self.endpoint, self.open, self.patience).run());
+        Ok(Consumer { shared, max_outstanding })
+    }
+}
+
+impl fmt::Debug for ConsumerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ConsumeOpen { queues, lease, max_outstanding, .. } = &self.open;
+        let mut debug = f.debug_struct("ConsumerBuilder");
+        debug.field("queues", queues).field("lease", lease).field("max_outstanding", max_outstanding);
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// The tasks of one or more queues, as they come.
+///
+/// ```no_run
+/// use data_queue_client::{Client, ErrorKind};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = Client::connect("127.0.0.1:50051")?;
+/// let mut consumer = client.consumer("mail").queue("news", 2).max_outstanding(20).start()?;
+/// loop {
+///     match consumer.next().await {
+///         Ok(Some(task)) => {
+///             // Each in a task of its own; what panics is put back.
+///             tokio::spawn(async move {
+///                 println!("{}: {:?}", task.queue(), task.text());
+///                 task.done();
+///             });
+///         }
+///         Ok(None) => break,
+///         Err(error) if error.kind() == ErrorKind::Corrupt => eprintln!("{error}"),
+///         Err(error) => return Err(error.into()),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// The server sends tasks ahead, at most `max_outstanding` that are neither acked nor put back, and extends their leases as
+/// long as the connection lives: no heartbeats are needed. When it breaks, or the server stops, the consumer opens another
+/// stream by itself, on the same or on another server, takes along what it holds, and says again what was not answered.
+/// Pauses between tries grow, up to 2 s, and end when a server is there. No task is handed out twice for one delivery.
+///
+/// An error of [`Consumer::next`] that is not [`ErrorKind::Corrupt`] is the end: trying again would not help.
+///
+/// Dropping the consumer gives back what waits in it. The tasks that were handed out may be finished nevertheless;
+/// [`Consumer::close`] waits for them.
+pub struct Consumer {
+    shared: Arc<Shared>,
+    max_outstanding: u32,
+}
+
+impl Consumer {
+    /// The next task. `None` after an error that was the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] for a task that arrived damaged: it was put back, and the next call goes on. Others are the end:
+    /// [`ErrorKind::InvalidArgument`] if the server does not take what the consumer was set up with, and what else it refuses.
+    pub async fn next(&mut self) -> Result<Option<Delivered>> {
+        poll_fn(|context| self.poll_task(context)).await.transpose()
+    }
+
+    /// Asks for no more tasks for now. Those that were sent ahead still come.
+    pub fn pause(&self) {
+        self.shared.set_max_outstanding(0);
+    }
+
+    /// Asks for tasks again.
+    pub fn resume(&self) {
+        self.shared.set_max_outstanding(self.max_outstanding);
+    }
+
+    /// Acks tasks together; answers one outcome for each, in order. A task that was acked by an earlier try is done, and answers
+    /// [`Outcome::AlreadyAcked`].
+    ///
+    /// # Errors
+    /// Those of the consumer's end. A lost lease is an outcome.
+    pub async fn ack_all(&self, tasks: impl IntoIterator<Item = Delivered>) -> Result<Vec<Outcome>> {
+        let answers: Vec<_> = tasks.into_iter().map(|mut task| task.settle(Wish::Ack)).collect();
+        let mut outcomes = Vec::with_capacity(answers.len());
+        for answer in answers {
+            outcomes.push(self.shared.answer(answer).await?.outcome);
+        }
+        Ok(outcomes)
+    }
+
+    /// How many acks by [`Delivered::done`] came too late, since the lease was lost, or were not made, since the consumer had
+    /// ended: these tasks are delivered again.
+    #[must_use]
+    pub fn late_acks(&self) -> u64 {
+        self.shared.late_acks()
+    }
+
+    /// Ends the consumer: no more tasks come, those that wait in it go back, and those that were handed out are waited for
+    /// until they are acked, put back or dropped. Answers [`Consumer::late_acks`].
+    ///
+    /// Do not wait for it while holding a task in the same place. To stop without waiting, drop the consumer. While no server is
+    /// there to take the last acks, they are tried for as long as a call may take.
+    ///
+    /// # Errors
+    /// The one that ended the consumer, or that kept it from being closed.
+    pub async fn close(self) -> Result<u64> {
+        self.shared.close();
+        self.shared.ended().await?;
+        Ok(self.shared.late_acks())
+    }
+
+    fn poll_task(&self, context: &mut Context<'_>) -> Poll<Option<Result<Delivered>>> {
+        self.shared.poll_received(context).map(|received| {
+            received.map(|received| {
+                let Received { task, token, lane } = received?;
+                let task = Task::receive(task).inspect_err(|_| self.shared.tell(lane, token, Wish::PutBack))?;
+                Ok(Delivered { task, token, lane, shared: Arc::clone(&self.shared), is_settled: false })
+            })
+        })
+    }
+}
+
+impl Stream for Consumer {
+    type Item = Result<Delivered>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_task(context)
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("max_outstanding", &self.max_outstanding).finish_non_exhaustive()
+    }
+}
+
+/// A task that a consumer delivered: a [`Task`], to be acked or put back. Dropped without either it is put back, so that what
+/// panics or forgets holds no task for ever.
+pub struct Delivered {
+    task: Task,
+    token: Token,
+    lane: usize,
+    shared: Arc<Shared>,
+    is_settled: bool,
+}
+
+impl Delivered {
+    /// Acks the task without waiting for the answer: acks that come together go together. Those that came too late are counted
+    /// by [`Consumer::late_acks`].
+    pub fn done(mut self) {
+        self.is_settled = true;
+        self.shared.tell(self.lane, self.token, Wish::Ack);
+    }
+
+    /// Ends the task: it is done and gone for good. Said again where needed; a task that was acked by an earlier try is done.
+    /// A call that is no longer waited for takes effect nevertheless.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`] if the lease ran out and was taken back: the task is delivered again. And those of the
+    /// consumer's end.
+    pub async fn ack(mut self) -> Result<()> {
+        let answer = self.settle(Wish::Ack);
+        match self.shared.answer(answer).await?.outcome {
+            Outcome::Applied | Outcome::AlreadyAcked => Ok(()),
+            Outcome::LeaseLost => Err(Error::about_task(ErrorKind::LeaseLost, self.id())),
+        }
+    }
+
+    /// Gives the task back to the head of its queue. Said again where needed: [`ErrorKind::LeaseLost`] may then also mean that
+    /// an earlier try, whose answer was lost, gave it back. Dropping the task does the same without an answer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`], and those of the consumer's end.
+    pub async fn putback(mut self) -> Result<()> {
+        let answer = self.settle(Wish::PutBack);
+        applied(self.shared.answer(answer).await?.outcome, &self.task)
+    }
+
+    /// Moves the deadline of the lease to now + `lease`, never to an earlier time; `None` is as long as the consumer's leases
+    /// are. Answers how much time is left. Needed only to hold a task for longer than `max_hold`, or to make sure of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`] if another may hold the task now; [`ErrorKind::InvalidArgument`] for a lease that is not between
+    /// 100 ms and 12 h; and those of the consumer's end.
+    pub async fn heartbeat(&self, lease: impl Into<Option<Duration>>) -> Result<Duration> {
+        let lease = lease.into();
+        if lease.is_some_and(|lease| !LEASES.contains(&lease)) {
+            return Err(Error::invalid_argument("the lease is not between 100 ms and 12 h", "lease"));
+        }
+        let Answer { outcome, lease } =
+            self.shared.answer(self.shared.ask(self.lane, self.token, Wish::Heartbeat(lease))).await?;
+        applied(outcome, &self.task)?;
+        Ok(lease.unwrap_or_default())
+    }
+
+    /// Whether the lease is known to be lost, or the consumer has ended with an error: the task may be delivered to another.
+    /// The truth is known only to the server: an ack tells it.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.shared.is_lost(self.token)
+    }
+
+    /// Waits until the lease is known to be lost, or the consumer has ended with an error: for a handler that works for long and
+    /// should not go on in vain.
+    ///
+    /// Meanwhile the server is asked three times a lease with a heartbeat, which extends nothing, but is a sign of life to
+    /// whoever puts back tasks by how long they have been held.
+    pub async fn lost(&self) {
+        let every = keep_every(self.task.lease());
+        let asked = async {
+            loop {
+                sleep(every).await;
+                if self.heartbeat(NO_LONGER).await.is_err() {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.shared.lost(self.token) => {}
+            () = asked => {}
+        }
+    }
+
+    fn settle(&mut self, wish: Wish) -> oneshot::Receiver<Answer> {
+        self.is_settled = true;
+        self.shared.ask(self.lane, self.token, wish)
+    }
+}
+
+impl Deref for Delivered {
+    type Target = Task;
+
+    fn deref(&self) -> &Task {
+        &self.task
+    }
+}
+
+impl Drop for Delivered {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.shared.tell(self.lane, self.token, Wish::PutBack);
+        }
+    }
+}
+
+impl fmt::Debug for Delivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Delivered").field(&self.task).finish()
+    }
+}
