@@ -18,7 +18,7 @@ use crate::{
     ours::{Ours, Store, Way},
     program,
     rabbitmq::RabbitMq,
-    report::{Figure, Goal, Report, number},
+    report::{Figure, Goal, Report, count, number},
     scratch::Scratch,
     streams,
 };
@@ -244,7 +244,7 @@ impl Compared {
         for _ in 0..options.rounds().min(3) {
             values.push(limited(options, waiting_task(options, contender, waiting)).await?);
         }
-        let what = format!("{}, {} tasks of 200 B wait: memory of one", contender.name(), number(waiting as f64));
+        let what = format!("{}, {} tasks of 200 B wait: memory of one", contender.name(), count(waiting));
         report.figure(Figure { measurement: MEMORY, what, unit: "B", values, ..Figure::default() });
         Ok(())
     }
@@ -256,7 +256,7 @@ impl Aim {
     }
 }
 
-async fn waiting_task(options: &Options, contender: &dyn Contender, waiting: u64) -> Result<f64> {
+pub(crate) async fn waiting_task(options: &Options, contender: &dyn Contender, waiting: u64) -> Result<f64> {
     const SIZE: usize = 200;
     let scratch = Scratch::new(options)?;
     let running = contender.start(scratch.path()).await?;

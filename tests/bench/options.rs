@@ -178,7 +178,7 @@ impl Options {
 
     /// A number of tasks, or what is enough to prove that they can be measured.
     pub(crate) fn many(&self, tasks: u64) -> u64 {
-        if self.smoke { tasks.min(2_000) } else { tasks }
+        if self.smoke { tasks.min(200) } else { tasks }
     }
 
     pub(crate) fn deep(&self) -> u64 {

@@ -22,6 +22,7 @@ use crate::{
     ledger::Ledger,
     process::Process,
     redis::{self, Redis},
+    report::Report,
 };
 
 /// Unary calls that are under way at once.
@@ -38,6 +39,19 @@ pub(crate) enum Store {
     Redis,
     /// In a file, with this --durability.
     File(&'static str),
+}
+
+/// Those that can be had here, with what the tables call them; how the others get here goes into the report.
+pub(crate) fn stores(report: &mut Report, measurement: &'static str) -> Vec<(&'static str, Store)> {
+    let mut stores = vec![("a file, --durability normal", Store::File("normal"))];
+    match redis::version() {
+        Ok((name, version)) => {
+            report.version(name, version);
+            stores.insert(0, ("Redis", Store::Redis));
+        }
+        Err(missing) => report.missing(measurement, format!("DataQueue on Redis: {}", missing.install)),
+    }
+    stores
 }
 
 /// How its client works.
@@ -104,7 +118,7 @@ impl Contender for Ours {
 
 /// A server, and its Redis if it has one. It ends before its Redis does.
 pub(crate) struct Used {
-    way: Way,
+    pub(crate) way: Way,
     pub(crate) client: Client,
     pub(crate) server: Server,
     pub(crate) redis: Option<Redis>,
@@ -305,7 +319,7 @@ async fn pop_batches(client: &Client, tasks: u64, ledger: &mut Ledger) -> Result
 }
 
 /// Pops so many, which are there; answers their tokens.
-async fn pop_batch(client: &mut Client, count: u64, shared: &Shared) -> Result<Vec<String>> {
+pub(crate) async fn pop_batch(client: &mut Client, count: u64, shared: &Shared) -> Result<Vec<String>> {
     let request = v1::PopBatchRequest {
         queue: QUEUE.to_owned(),
         max_tasks: u32::try_from(count.min(BATCH))?,

@@ -16,8 +16,7 @@ use crate::{
     flow,
     ledger::Ledger,
     options::Options,
-    ours::{Store, Used},
-    redis,
+    ours::{self, Store, Used},
     report::{Figure, Goal, Report},
     scratch::Scratch,
     unary::{Leg, echo_round, our_round},
@@ -36,14 +35,7 @@ const SIZE: usize = 12;
 type Ratios = BTreeMap<String, Vec<f64>>;
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let mut stores = vec![("file", Store::File("normal"))];
-    match redis::version() {
-        Ok((name, version)) => {
-            report.version(name, version);
-            stores.push(("Redis", Store::Redis));
-        }
-        Err(missing) => report.missing(NAME, format!("on Redis: {}", missing.install)),
-    }
+    let stores = ours::stores(report, NAME);
     let served = flow::served(&Scratch::new(options)?.path().join("data")).await?;
     if !served {
         report.missing(NAME, flow::MISSING.to_owned());

@@ -241,16 +241,21 @@ fn row(figure: &Figure) -> [String; 6] {
 
 /// With as many digits as the measurement bears.
 pub(crate) fn number(value: f64) -> String {
-    if value.abs() < 10.0 {
+    if value < 10.0 {
         return format!("{value:.2}");
     }
-    if value.abs() < 100.0 {
+    if value < 100.0 {
         return format!("{value:.1}");
     }
-    let digits = format!("{value:.0}");
+    count(value as u64)
+}
+
+/// A whole number, in groups.
+pub(crate) fn count(value: u64) -> String {
+    let digits = value.to_string();
     let mut grouped = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 && digit.is_ascii_digit() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
             grouped.push(',');
         }
         grouped.push(digit);

@@ -11,9 +11,8 @@ use crate::{
     fault::Result,
     ledger::Ledger,
     options::Options,
-    ours::{CALLERS, Store, Used, pop_all},
+    ours::{self, CALLERS, Store, Used, pop_all},
     process::own_cpu,
-    redis,
     report::{Figure, Goal, Report, number},
     scratch::Scratch,
 };
@@ -77,14 +76,7 @@ pub(crate) async fn our_round(options: &Options, store: Store, span: Duration) -
 }
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let mut stores = vec![("a file, --durability normal", Store::File("normal"))];
-    match redis::version() {
-        Ok((name, version)) => {
-            report.version(name, version);
-            stores.insert(0, ("Redis", Store::Redis));
-        }
-        Err(missing) => report.missing(NAME, format!("DataQueue on Redis: {}", missing.install)),
-    }
+    let stores = ours::stores(report, NAME);
     let mut echoes = Vec::new();
     let mut found = stores.iter().map(|_| [const { Vec::new() }; 3]).collect::<Vec<_>>();
     for round in 1..=options.rounds() {
