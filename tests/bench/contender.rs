@@ -191,7 +191,7 @@ pub(crate) async fn verify_empty(
 }
 
 /// The time on the core so far, by process.
-type Times = Vec<(&'static str, Duration)>;
+pub(crate) type Times = Vec<(&'static str, Duration)>;
 
 pub(crate) fn cpu_times(running: &dyn Running) -> Result<Times> {
     let mut times = vec![("client", own_cpu()?)];

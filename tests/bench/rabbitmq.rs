@@ -121,6 +121,7 @@ impl Running for Server {
 
     async fn drain(&self, tasks: u64, ledger: &mut Ledger) -> Result<()> {
         let mut client = Client::open(self.address).await?;
+        client.call(85, 10, &[0], 11).await?;
         client.call(60, 10, &[&[0; 4][..], &PREFETCH.to_be_bytes(), &[0]].concat(), 11).await?;
         client.call(60, 20, &[&[0; 2][..], &short(QUEUE), &short("c"), &[0], &[0; 4]].concat(), 21).await?;
         let (mut came, mut acked) = (0, 0);
@@ -136,6 +137,7 @@ impl Running for Server {
                 acked = came;
             }
         }
+        client.settle().await?;
         // An ack has no answer. What was not taken would be in the queue again once the channel is closed.
         client.call(20, 40, &[&[0; 2][..], &short(""), &[0; 4]].concat(), 41).await?;
         ledger.acked(acked);
@@ -223,6 +225,29 @@ impl Client {
         } else {
             Err(format!("RabbitMQ sent {found:?}: {}", String::from_utf8_lossy(&fields.0)).into())
         }
+    }
+
+    /// Waits until all acks are with the queue: the channel holds some back as long as others are under way, and loses them
+    /// when it is closed. They are before a message that was confirmed; that comes back, and is acked alone.
+    async fn settle(&mut self) -> Result<()> {
+        self.publish(b"settled");
+        self.flush().await?;
+        let (mut confirmed, mut came) = (false, None);
+        while !confirmed || came.is_none() {
+            let mut fields = Fields(self.next(METHOD).await?, 0);
+            match (fields.number(2)?, fields.number(2)?) {
+                (60, 80) => confirmed = true,
+                (60, 60) => {
+                    fields.text()?;
+                    came = Some(fields.number(8)?);
+                    self.next(HEADER).await?;
+                    self.next(BODY).await?;
+                }
+                other => return Err(format!("RabbitMQ sent {other:?}").into()),
+            }
+        }
+        self.send(60, 80, &[&came.unwrap_or_default().to_be_bytes()[..], &[0]].concat());
+        Ok(())
     }
 
     /// What follows a delivery: a header, and its payload in one frame.

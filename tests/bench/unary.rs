@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
-    contender::{Load, Running, cpu_between, cpu_times},
-    dataqueue, echo,
+    contender::{Load, Running, Times, cpu_between, cpu_times},
+    dataqueue::{self, Server},
+    echo,
     fault::Result,
     ledger::Ledger,
     options::Options,
@@ -30,16 +31,26 @@ pub(crate) struct Leg {
 impl Leg {
     /// Times work on so many tasks.
     pub(crate) async fn of<T>(
-        running: &dyn Running,
+        times: impl Fn() -> Result<Times>,
         work: impl Future<Output = Result<T>>,
         tasks: impl FnOnce(&T) -> u64,
     ) -> Result<Self> {
-        let (before, start) = (cpu_times(running)?, Instant::now());
+        let (before, start) = (times()?, Instant::now());
         let done = work.await?;
-        let (took, after) = (start.elapsed(), cpu_times(running)?);
+        let (took, after) = (start.elapsed(), times()?);
         let tasks = tasks(&done) as f64;
         Ok(Self { rate: tasks / took.as_secs_f64(), cpu: cpu_between(&before, &after, tasks) })
     }
+
+    /// Microseconds on the core that a task cost all processes together.
+    pub(crate) fn cost(&self) -> f64 {
+        self.cpu.iter().map(|(_, micros)| micros).sum()
+    }
+}
+
+/// The time on the core so far, of this process and a server.
+pub(crate) fn times_with(server: &Server) -> Result<Times> {
+    Ok(vec![("client", own_cpu()?), ("server", server.process().cpu()?)])
 }
 
 /// Inserts that an echo server answers.
@@ -48,11 +59,7 @@ pub(crate) async fn echo_round(options: &Options, span: Duration) -> Result<Leg>
     let server = echo::start(&scratch.path().join("echo"))?;
     let load = Load { callers: CALLERS, size: SIZE, span, numbers: Arc::default() };
     dataqueue::produce(&server, 1, &Load { span: span / 4, ..load.clone() }).await?;
-    let times = || Result::Ok(vec![("client", own_cpu()?), ("server", server.process().cpu()?)]);
-    let (before, start) = (times()?, Instant::now());
-    let calls = dataqueue::produce(&server, 1, &load).await?.len() as f64;
-    let (took, after) = (start.elapsed(), times()?);
-    Ok(Leg { rate: calls / took.as_secs_f64(), cpu: cpu_between(&before, &after, calls) })
+    Leg::of(|| times_with(&server), dataqueue::produce(&server, 1, &load), |calls| calls.len() as u64).await
 }
 
 /// Inserts, then pops and acks of half of the tasks, then pops of the others that carry the acks.
@@ -65,11 +72,12 @@ pub(crate) async fn our_round(options: &Options, store: Store, span: Duration) -
     let warm = load.numbers.load(Ordering::Relaxed);
     pop_all(&used.client, warm, false, &mut ledger).await?;
 
-    let insert = Leg::of(&used, used.produce(&load), |calls| calls.len() as u64).await?;
+    let insert = Leg::of(|| cpu_times(&used), used.produce(&load), |calls| calls.len() as u64).await?;
     let tasks = load.numbers.load(Ordering::Relaxed) - warm;
     let half = tasks / 2;
-    let two_calls = Leg::of(&used, pop_all(&used.client, half, false, &mut ledger), |()| half).await?;
-    let fused = Leg::of(&used, pop_all(&used.client, tasks - half, true, &mut ledger), |()| tasks - half).await?;
+    let two_calls = Leg::of(|| cpu_times(&used), pop_all(&used.client, half, false, &mut ledger), |()| half).await?;
+    let fused =
+        Leg::of(|| cpu_times(&used), pop_all(&used.client, tasks - half, true, &mut ledger), |()| tasks - half).await?;
     ledger.verify(warm + tasks)?;
     used.server.is_empty_after(warm + tasks).await?;
     Ok([insert, two_calls, fused])
