@@ -25,13 +25,11 @@ pub(crate) async fn served(directory: &Path) -> Result<bool> {
     let mut client = server.client().await?;
     let produce = client.produce(tokio_stream::iter([open_produce("probe".to_owned())])).await;
     let consume = client.consume(tokio_stream::iter([open_consume(QUEUE.to_owned())])).await;
-    for refused in [produce.err(), consume.err()].into_iter().flatten() {
-        if refused.code() == Code::Unimplemented {
-            return Ok(false);
-        }
-        return Err(refused.into());
+    match produce.err().or(consume.err()) {
+        None => Ok(true),
+        Some(refused) if refused.code() == Code::Unimplemented => Ok(false),
+        Some(refused) => Err(refused.into()),
     }
-    Ok(true)
 }
 
 fn open_produce(producer_id: String) -> v1::ProduceRequest {
