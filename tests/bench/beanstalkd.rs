@@ -1,35 +1,32 @@
-//! beanstalkd, with its binlog synced before each answer, and a client of its text protocol.
+//! beanstalkd with its binlog, and a client of its text protocol.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, ops::Range, path::Path, process::Command};
 
 use async_trait::async_trait;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-    time,
-};
+use tokio::task::JoinSet;
 
 use crate::{
-    contender::{Call, Contender, Load, Missing, Running},
+    contender::{Call, Contender, Load, Missing, Running, Ways},
     fault::Result,
     ledger::{Ledger, payload},
     process::{self, Process},
+    wire::Wire,
 };
 
-/// How many commands a drain sends before it reads their answers.
-const PIPELINE: usize = 100;
-/// How often it is asked whether the server listens yet.
-const ASK: Duration = Duration::from_millis(5);
-const ASK_TIMES: u32 = 1_000;
+/// How many commands are sent before their answers are read.
+const PIPELINE: u64 = 100;
+/// beanstalkd, with how many milliseconds may pass until a put is synced.
+pub(crate) struct Beanstalkd(pub(crate) &'static str);
 
-/// beanstalkd.
-pub(crate) struct Beanstalkd;
+/// An fsync before each answer.
+pub(crate) const SYNCED: Beanstalkd = Beanstalkd("0");
+/// An fsync a second.
+pub(crate) const EVERY_SECOND: Beanstalkd = Beanstalkd("1000");
 
 #[async_trait(?Send)]
 impl Contender for Beanstalkd {
     fn name(&self) -> String {
-        "beanstalkd -b DIR -f 0".to_owned()
+        format!("beanstalkd -b DIR -f {}", self.0)
     }
 
     fn version(&self) -> std::result::Result<(&'static str, String), Missing> {
@@ -37,22 +34,19 @@ impl Contender for Beanstalkd {
         Ok(("beanstalkd", version.replace("beanstalkd ", "")))
     }
 
+    fn ways(&self) -> Ways {
+        Ways { insert: "put, pipelined by 100", take: "reserve and delete, pipelined by 100" }
+    }
+
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {
-        // It cannot be asked which port it took: this one was free a moment ago.
-        let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+        let address = process::free_address().await?;
         let directory = directory.join("data");
         fs::create_dir(&directory)?;
         let mut command = Command::new("beanstalkd");
-        command.arg("-b").arg(&directory).args(["-f", "0", "-l", "127.0.0.1", "-p", &address.port().to_string()]);
-        let process = Process::start("server", &mut command, &directory.with_extension("log"))?;
-        let mut ticks = time::interval(ASK);
-        for _ in 0..ASK_TIMES {
-            ticks.tick().await;
-            if TcpStream::connect(address).await.is_ok() {
-                return Ok(Box::new(Server { process, address }));
-            }
-        }
-        Err("beanstalkd does not listen".into())
+        command.arg("-b").arg(&directory).args(["-f", self.0, "-l", "127.0.0.1", "-p", &address.port().to_string()]);
+        let mut process = Process::start("server", &mut command, &directory.with_extension("log"))?;
+        process.listens(address).await?;
+        Ok(Box::new(Server { process, address }))
     }
 }
 
@@ -78,7 +72,7 @@ impl Running for Server {
             let (mut caller, size) = (load.caller(), load.size);
             callers.spawn(async move {
                 while let Some(number) = caller.next() {
-                    connection.put(&payload(number, size)).await?;
+                    connection.put(number..number + 1, size).await?;
                     caller.answered();
                 }
                 Result::Ok(caller.into_calls())
@@ -91,15 +85,26 @@ impl Running for Server {
         Ok(calls)
     }
 
-    async fn drain(&self, ledger: &mut Ledger) -> Result<()> {
+    async fn fill(&self, numbers: Range<u64>, size: usize) -> Result<()> {
         let mut connection = Connection::open(self.address).await?;
-        loop {
-            let held = connection.reserve(ledger).await?;
-            if held.is_empty() {
-                return Ok(());
-            }
+        let mut next = numbers.start;
+        while next < numbers.end {
+            let batch = next..numbers.end.min(next + PIPELINE);
+            next = batch.end;
+            connection.put(batch, size).await?;
+        }
+        Ok(())
+    }
+
+    async fn drain(&self, tasks: u64, ledger: &mut Ledger) -> Result<()> {
+        let mut connection = Connection::open(self.address).await?;
+        let mut left = tasks;
+        while left > 0 {
+            let held = connection.reserve(left.min(PIPELINE), ledger).await?;
+            left -= held.len() as u64;
             ledger.acked(connection.delete(&held).await?);
         }
+        Ok(())
     }
 
     async fn left(&self) -> Result<u64> {
@@ -116,51 +121,46 @@ impl Running for Server {
     }
 }
 
-/// A connection, and what was read from it and not yet taken.
 struct Connection {
-    stream: TcpStream,
-    buffer: Vec<u8>,
-    taken: usize,
+    wire: Wire,
     command: Vec<u8>,
 }
 
 impl Connection {
     async fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::new(), taken: 0, command: Vec::new() })
+        Ok(Self { wire: Wire::open("beanstalkd", address).await?, command: Vec::new() })
     }
 
-    async fn put(&mut self, payload: &[u8]) -> Result<()> {
+    /// Puts these at once, and reads the answers after that.
+    async fn put(&mut self, numbers: Range<u64>, size: usize) -> Result<()> {
         self.command.clear();
-        self.command.extend_from_slice(format!("put 0 0 21600 {}\r\n", payload.len()).as_bytes());
-        self.command.extend_from_slice(payload);
-        self.command.extend_from_slice(b"\r\n");
-        self.stream.write_all(&self.command).await?;
-        let line = self.line().await?;
-        if line.starts_with("INSERTED ") {
-            Ok(())
-        } else {
-            Err(format!("beanstalkd answered a put with {line}").into())
+        for number in numbers.clone() {
+            self.command.extend_from_slice(format!("put 0 0 21600 {size}\r\n").as_bytes());
+            self.command.extend_from_slice(&payload(number, size));
+            self.command.extend_from_slice(b"\r\n");
         }
+        self.wire.write(&self.command).await?;
+        for _ in numbers {
+            let line = self.wire.line().await?;
+            if !line.starts_with("INSERTED ") {
+                return Err(format!("beanstalkd answered a put with {line}").into());
+            }
+        }
+        Ok(())
     }
 
-    /// Reserves what is there, some at once; answers their ids.
-    async fn reserve(&mut self, ledger: &mut Ledger) -> Result<Vec<String>> {
-        self.stream.write_all("reserve-with-timeout 0\r\n".repeat(PIPELINE).as_bytes()).await?;
+    /// Reserves so many, which are there; answers their ids.
+    async fn reserve(&mut self, count: u64, ledger: &mut Ledger) -> Result<Vec<String>> {
+        self.wire.write("reserve-with-timeout 0\r\n".repeat(usize::try_from(count)?).as_bytes()).await?;
         let mut held = Vec::new();
-        for _ in 0..PIPELINE {
-            let line = self.line().await?;
-            if line == "TIMED_OUT" {
-                continue;
-            }
+        for _ in 0..count {
+            let line = self.wire.line().await?;
             let mut words = line.split(' ');
             let (Some("RESERVED"), Some(id), Some(size)) = (words.next(), words.next(), words.next()) else {
                 return Err(format!("beanstalkd answered a reserve with {line}").into());
             };
             let size = size.parse::<usize>()?;
-            let payload = self.bytes(size + 2).await?;
-            ledger.deliver(&payload[..size])?;
+            ledger.deliver(&self.wire.bytes(size + 2).await?[..size])?;
             held.push(id.to_owned());
         }
         Ok(held)
@@ -168,9 +168,9 @@ impl Connection {
 
     async fn delete(&mut self, held: &[String]) -> Result<u64> {
         let commands = held.iter().map(|id| format!("delete {id}\r\n")).collect::<String>();
-        self.stream.write_all(commands.as_bytes()).await?;
+        self.wire.write(commands.as_bytes()).await?;
         for _ in held {
-            let line = self.line().await?;
+            let line = self.wire.line().await?;
             if line != "DELETED" {
                 return Err(format!("beanstalkd answered a delete with {line}").into());
             }
@@ -179,46 +179,9 @@ impl Connection {
     }
 
     async fn stats(&mut self) -> Result<String> {
-        self.stream.write_all(b"stats\r\n").await?;
-        let line = self.line().await?;
+        self.wire.write(b"stats\r\n").await?;
+        let line = self.wire.line().await?;
         let size = line.strip_prefix("OK ").ok_or("beanstalkd has no stats")?.parse::<usize>()?;
-        Ok(String::from_utf8(self.bytes(size + 2).await?)?)
-    }
-
-    /// The next line, without its end.
-    async fn line(&mut self) -> Result<String> {
-        loop {
-            if let Some(end) = self.buffer[self.taken..].windows(2).position(|pair| pair == b"\r\n") {
-                let line = String::from_utf8(self.buffer[self.taken..self.taken + end].to_vec())?;
-                self.take(end + 2);
-                return Ok(line);
-            }
-            self.read().await?;
-        }
-    }
-
-    async fn bytes(&mut self, count: usize) -> Result<Vec<u8>> {
-        while self.buffer.len() - self.taken < count {
-            self.read().await?;
-        }
-        let bytes = self.buffer[self.taken..self.taken + count].to_vec();
-        self.take(count);
-        Ok(bytes)
-    }
-
-    fn take(&mut self, count: usize) {
-        self.taken += count;
-        if self.taken == self.buffer.len() {
-            self.buffer.clear();
-            self.taken = 0;
-        }
-    }
-
-    async fn read(&mut self) -> Result<()> {
-        if self.stream.read_buf(&mut self.buffer).await? == 0 {
-            Err("beanstalkd closed the connection".into())
-        } else {
-            Ok(())
-        }
+        Ok(String::from_utf8(self.wire.bytes(size + 2).await?.to_vec())?)
     }
 }

@@ -3,6 +3,7 @@
 //! Each brings a client of its own, as strong as its protocol allows: the load is stated, how it is sent is not.
 
 use std::{
+    ops::Range,
     path::Path,
     sync::{
         Arc,
@@ -32,8 +33,21 @@ pub(crate) trait Contender {
     /// Its version; if it is not on this machine, how it gets there.
     fn version(&self) -> std::result::Result<(&'static str, String), Missing>;
 
+    /// How it inserts, and how it takes and acks, in the table of those that are compared; nothing if another contender
+    /// shows the same.
+    fn ways(&self) -> Ways {
+        Ways::default()
+    }
+
     /// Starts it on this empty directory.
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>>;
+}
+
+/// What a contender's client does.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Ways {
+    pub(crate) insert: &'static str,
+    pub(crate) take: &'static str,
 }
 
 /// A queue that is not on this machine.
@@ -45,17 +59,28 @@ pub(crate) struct Missing {
 /// A queue that runs.
 #[async_trait(?Send)]
 pub(crate) trait Running {
-    /// Its processes, by which its time on the core is told from the client's.
+    /// Its processes, by which its time on the core is told from the client's; a client of its own is called so.
     fn processes(&self) -> Vec<&Process>;
 
-    /// Inserts until the time is over; an insert counts once it is answered.
-    async fn produce(&self, load: &Load) -> Result<Vec<Call>>;
+    /// Inserts until the time is over, one task a call; an insert counts once it is answered.
+    async fn produce(&self, _load: &Load) -> Result<Vec<Call>> {
+        Err("there is no client for many callers".into())
+    }
 
-    /// Takes and acks all there is, and counts only acks that were confirmed.
-    async fn drain(&self, ledger: &mut Ledger) -> Result<()>;
+    /// Inserts these, in its strongest way; all are confirmed when it returns.
+    async fn fill(&self, numbers: Range<u64>, size: usize) -> Result<()>;
+
+    /// Takes and acks so many, which are there, and counts only acks that were confirmed.
+    async fn drain(&self, tasks: u64, ledger: &mut Ledger) -> Result<()>;
 
     /// How many tasks are left, held ones included.
     async fn left(&self) -> Result<u64>;
+
+    /// What it has in memory, in bytes. Of a server on Redis: what Redis says that it uses.
+    async fn memory(&self) -> Result<f64> {
+        let servers = self.processes().into_iter().filter(|process| process.name() != "client");
+        servers.map(Process::resident).sum()
+    }
 }
 
 /// What producers do.
@@ -139,29 +164,49 @@ pub(crate) async fn insert_round(
     let after = cpu_times(&*running)?;
 
     let mut ledger = Ledger::new(size);
-    running.drain(&mut ledger).await?;
-    ledger.verify(numbers.load(Ordering::Relaxed))?;
-    let left = running.left().await?;
-    if left != 0 {
-        return Err(format!("{}: {left} tasks are left", contender.name()).into());
-    }
+    let inserted = numbers.load(Ordering::Relaxed);
+    running.drain(inserted, &mut ledger).await?;
+    verify_empty(contender, &*running, &ledger, inserted).await?;
     let tasks = calls.len() as f64;
     let times = calls.iter().map(|call| f64::from(call.nanoseconds) / 1e3).collect::<Vec<_>>();
     Ok(Round {
         rate: tasks / took.as_secs_f64(),
         latency: [quantile(&times, 0.5), quantile(&times, 0.99)],
-        cpu: before
-            .iter()
-            .zip(&after)
-            .map(|((name, before), (_, after))| (*name, micros(after.saturating_sub(*before)) / tasks))
-            .collect(),
+        cpu: cpu_between(&before, &after, tasks),
     })
 }
 
-fn cpu_times(running: &dyn Running) -> Result<Vec<(&'static str, Duration)>> {
+/// Each task was delivered and acked once, and nothing is left.
+pub(crate) async fn verify_empty(
+    contender: &dyn Contender,
+    running: &dyn Running,
+    ledger: &Ledger,
+    inserted: u64,
+) -> Result<()> {
+    ledger.verify(inserted)?;
+    match running.left().await? {
+        0 => Ok(()),
+        left => Err(format!("{}: {left} tasks are left", contender.name()).into()),
+    }
+}
+
+/// The time on the core so far, by process.
+pub(crate) type Times = Vec<(&'static str, Duration)>;
+
+pub(crate) fn cpu_times(running: &dyn Running) -> Result<Times> {
     let mut times = vec![("client", own_cpu()?)];
     for process in running.processes() {
-        times.push((process.name(), process.cpu()?));
+        let cpu = process.cpu()?;
+        match times.iter_mut().find(|(name, _)| *name == process.name()) {
+            Some((_, time)) => *time += cpu,
+            None => times.push((process.name(), cpu)),
+        }
     }
     Ok(times)
+}
+
+/// Microseconds on the core that a task cost between these two, by process.
+pub(crate) fn cpu_between(before: &Times, after: &Times, tasks: f64) -> Vec<(&'static str, f64)> {
+    let spent = before.iter().zip(after).map(|((name, before), (_, after))| (*name, after.saturating_sub(*before)));
+    spent.map(|(name, time)| (name, micros(time) / tasks)).collect()
 }

@@ -36,7 +36,7 @@ pub(crate) const BATCH: u64 = 1_000;
 const POP_BATCH: u32 = 10_000;
 /// Longer than any run: no lease runs out.
 const LEASE_SECONDS: i64 = 6 * 60 * 60;
-const QUEUE: &str = "bench";
+pub(crate) const QUEUE: &str = "bench";
 
 /// The server's binary. Cargo puts it two directories above this program.
 fn binary() -> Result<PathBuf> {
@@ -51,11 +51,11 @@ pub(crate) fn version() -> Result<String> {
     Ok(version.unwrap_or_default().replace("data-queue-server ", ""))
 }
 
-fn lease() -> Option<prost_types::Duration> {
+pub(crate) fn lease() -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: LEASE_SECONDS, nanos: 0 })
 }
 
-fn new_task(number: u64, size: usize) -> v1::NewTask {
+pub(crate) fn new_task(number: u64, size: usize) -> v1::NewTask {
     v1::NewTask { value: Some(new_task::Value::Data(payload(number, size))), ..v1::NewTask::default() }
 }
 
@@ -68,7 +68,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server on this data directory.
+    /// Starts a server on this data directory, or on another store that is in the flags.
     pub(crate) fn start(directory: &Path, flags: &[&str]) -> Result<Self> {
         let mut command = Command::new(binary()?);
         // What is set in the environment is not what the table says.
@@ -76,9 +76,16 @@ impl Server {
             command.env_remove(name);
         }
         command.args(["--listen", "127.0.0.1:0", "--log-level", "warn"]);
-        command.arg("--data-dir").arg(directory).args(flags);
+        if !flags.contains(&"--store") {
+            command.arg("--data-dir").arg(directory);
+        }
+        Self::run(command.args(flags), directory)
+    }
+
+    /// Starts a server that says where it listens as ours does, and logs beside this directory.
+    pub(crate) fn run(command: &mut Command, directory: &Path) -> Result<Self> {
         let start = Instant::now();
-        let mut process = Process::start("server", &mut command, &directory.with_extension("log"))?;
+        let mut process = Process::start("server", command, &directory.with_extension("log"))?;
         let address = process.line("listening on ")?.parse()?;
         Ok(Self { process, address, started_in: start.elapsed() })
     }
@@ -256,8 +263,12 @@ impl Running for Loaded {
         produce(&self.server, self.connections, load).await
     }
 
-    async fn drain(&self, ledger: &mut Ledger) -> Result<()> {
-        self.server.drain(None, ledger).await
+    async fn fill(&self, numbers: Range<u64>, size: usize) -> Result<()> {
+        self.server.fill(numbers, size).await
+    }
+
+    async fn drain(&self, tasks: u64, ledger: &mut Ledger) -> Result<()> {
+        self.server.drain(Some(tasks), ledger).await
     }
 
     async fn left(&self) -> Result<u64> {

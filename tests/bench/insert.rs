@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    beanstalkd::Beanstalkd,
+    beanstalkd::SYNCED,
     contender::{Contender, Round, insert_round},
     dataqueue::DataQueue,
     fault::Result,
@@ -29,7 +29,7 @@ const APART: DataQueue = DataQueue { name: "full, a connection a caller", connec
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
     for size in SIZES {
-        compare(options, report, &[&FULL, &NORMAL, &MEMORY, &APART, &Beanstalkd], size, "").await?;
+        compare(options, report, &[&FULL, &NORMAL, &MEMORY, &APART, &SYNCED], size, "").await?;
     }
     report.note(format!(
         "{NAME}: one task an insert, {CALLERS} callers with one call at a time each, for {:.1} s after a warm-up; \
@@ -44,7 +44,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         report.missing(NAME, "all cores: apt-get install util-linux".to_owned());
         return Ok(());
     }
-    let compared = compare(options, report, &[&FULL, &MEMORY, &Beanstalkd], SIZES[0], ", all cores").await;
+    let compared = compare(options, report, &[&FULL, &MEMORY, &SYNCED], SIZES[0], ", all cores").await;
     machine::pin(options)?;
     compared?;
     Ok(())
@@ -87,8 +87,8 @@ async fn compare(
     let goal = |goal| place.is_empty().then_some(goal);
     ratio("full ÷ memory", &FULL, &MEMORY, goal(OF_NO_SYNC));
     ratio("normal ÷ memory", &NORMAL, &MEMORY, None);
-    ratio("full ÷ beanstalkd", &FULL, &Beanstalkd, goal(OF_BEANSTALKD));
-    ratio("full, a connection a caller ÷ beanstalkd", &APART, &Beanstalkd, goal(OF_BEANSTALKD));
+    ratio("full ÷ beanstalkd", &FULL, &SYNCED, goal(OF_BEANSTALKD));
+    ratio("full, a connection a caller ÷ beanstalkd", &APART, &SYNCED, goal(OF_BEANSTALKD));
     if let (Some(full), Some(memory)) = (figures.get(&FULL.name()), figures.get(&MEMORY.name())) {
         report.ratio_of_cpu(format!("full ÷ memory by time on the core alone, {size} B{place}"), full, memory);
     }

@@ -9,24 +9,42 @@
 
 mod beanstalkd;
 mod churn;
+mod compare;
 mod contender;
+mod cores;
 mod dataqueue;
+mod depth;
+mod echo;
 mod fault;
+mod flow;
+mod footprint;
 mod head;
 mod insert;
+mod latency;
 mod ledger;
 mod machine;
 mod memory;
+mod nats;
 mod options;
+mod ours;
 mod process;
+mod program;
+mod rabbitmq;
+mod redis;
+mod regression;
 mod report;
 mod scratch;
 mod start;
+mod streams;
 mod syncs;
+mod unary;
+mod waiting;
+mod wire;
 
-use std::process::ExitCode;
+use std::{collections::BTreeSet, process::ExitCode};
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 use tokio::signal::{
     ctrl_c,
     unix::{SignalKind, signal},
@@ -35,6 +53,10 @@ use tokio::signal::{
 use fault::Result;
 use options::{Measurement, Options, Output};
 use report::Report;
+
+/// As in the server, so that clients and the echo server are no worse off.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -46,6 +68,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if options.echo {
+        return match runtime.block_on(echo::serve()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(fault) => {
+                eprintln!("bench: {fault}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut report = Report::default();
     let ended = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -72,10 +103,18 @@ fn main() -> ExitCode {
 /// Runs what was asked for. A measurement that fails does not keep the others from being run.
 async fn run(options: &Options, report: &mut Report) -> Result<()> {
     machine::describe(options, report).await?;
-    let mut failed = Vec::new();
     for measurement in options.measurements() {
         eprintln!("== {measurement}");
         let ended = match measurement {
+            Measurement::Unary => unary::run(options, report).await,
+            Measurement::Regression => regression::run(options, report).await,
+            Measurement::Compare => compare::run(options, report).await,
+            Measurement::P5 => latency::run(options, report).await,
+            Measurement::P6 => waiting::run(options, report).await,
+            Measurement::P7 => footprint::run(options, report).await,
+            Measurement::P8 => depth::run(options, report).await,
+            Measurement::P10 => cores::run(options, report).await,
+            Measurement::P9Compare => compare::synced(options, report).await,
             Measurement::P9Insert => insert::run(options, report).await,
             Measurement::P9Head => head::run(options, report).await,
             Measurement::Syncs => syncs::run(options, report).await,
@@ -84,9 +123,9 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
             Measurement::Churn => churn::run(options, report).await,
         };
         if let Err(fault) = ended {
-            eprintln!("bench: {measurement} is void: {fault}");
-            failed.push(measurement.to_string());
+            report.void(measurement.name(), fault.to_string());
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(format!("void: {}", failed.join(", ")).into()) }
+    let voids = report.voids().iter().map(|(measurement, _)| *measurement).collect::<BTreeSet<_>>();
+    if voids.is_empty() { Ok(()) } else { Err(format!("void: {voids:?}").into()) }
 }

@@ -36,6 +36,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "N", default_value_t = 10_000_000)]
     tasks: u64,
 
+    /// How many tasks are ready in p8.
+    #[arg(long, value_name = "N", default_value_t = 5_000_000)]
+    deep: u64,
+
     /// The core that everything is pinned to, but for the rows that say otherwise.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) core: usize,
@@ -43,6 +47,14 @@ pub(crate) struct Options {
     /// Where the data directories are made. It should be on the disk in question. Default: beside the programs.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+
+    /// With regression: writes the ratios to baseline.json, instead of comparing them.
+    #[arg(long)]
+    pub(crate) record: bool,
+
+    /// Runs the echo server instead; the measurements start it.
+    #[arg(long, hide = true)]
+    pub(crate) echo: bool,
 
     /// What `cargo bench` adds.
     #[arg(long = "bench", hide = true)]
@@ -61,12 +73,36 @@ pub(crate) enum Output {
 /// What can be measured.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Measurement {
+    /// Unary calls of 64 callers beside an echo server's: goals P1 and P2.
+    #[value(name = "p1", alias = "p2")]
+    Unary,
+    /// Tasks in and out, DataQueue beside its peers: goals P3 and P4. And what a waiting task takes in memory with each.
+    #[value(name = "p3", aliases = ["p4", "compare"])]
+    Compare,
+    /// How long calls take, of one caller and of 256.
+    #[value(name = "p5")]
+    P5,
+    /// How fast a waiting pop is woken, and what waiting costs.
+    #[value(name = "p6")]
+    P6,
+    /// What a task takes in Redis: waiting, leased, acked.
+    #[value(name = "p7")]
+    P7,
+    /// Rates with millions waiting, a million leased, a thousand queues.
+    #[value(name = "p8")]
+    P8,
+    /// Tasks in and out where an fsync comes before each answer.
+    #[value(name = "p9-compare")]
+    P9Compare,
     /// Unary inserts of 256 callers: each durability, and beanstalkd with an fsync a put.
     #[value(name = "p9-insert")]
     P9Insert,
     /// Pops of one caller: 1,000 tasks ready, a million, and 1,000 after a million were acked.
     #[value(name = "p9-head")]
     P9Head,
+    /// Unary inserts with two cores free, and with one.
+    #[value(name = "p10")]
+    P10,
     /// Syncs of the disk an answered call.
     Syncs,
     /// From the server's start to its first answer with a million tasks in the file.
@@ -75,18 +111,47 @@ pub(crate) enum Measurement {
     Memory,
     /// The size of the file while ten million tasks pass through it.
     Churn,
+    /// Ratios to an echo server beside the recorded ones, in three minutes: not among everything, see regression.rs.
+    Regression,
+}
+
+impl Measurement {
+    /// As it is asked for.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Unary => "p1",
+            Self::Compare => "p3",
+            Self::P5 => "p5",
+            Self::P6 => "p6",
+            Self::P7 => "p7",
+            Self::P8 => "p8",
+            Self::P9Compare => "p9-compare",
+            Self::P9Insert => "p9-insert",
+            Self::P9Head => "p9-head",
+            Self::P10 => "p10",
+            Self::Syncs => "syncs",
+            Self::Start => "start",
+            Self::Memory => "memory",
+            Self::Churn => "churn",
+            Self::Regression => "regression",
+        }
+    }
 }
 
 impl fmt::Display for Measurement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = self.to_possible_value();
-        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+        f.write_str(self.name())
     }
 }
 
 impl Options {
     pub(crate) fn measurements(&self) -> Vec<Measurement> {
-        if self.names.is_empty() { Measurement::value_variants().to_vec() } else { self.names.clone() }
+        let all = Measurement::value_variants().iter().copied();
+        if self.names.is_empty() {
+            // In the smoke test the regression's code is proved to work, but not its ratios.
+            return all.filter(|name| self.smoke || *name != Measurement::Regression).collect();
+        }
+        all.filter(|name| self.names.contains(name)).collect()
     }
 
     /// How often a cheap measurement is repeated.
@@ -109,6 +174,15 @@ impl Options {
 
     pub(crate) fn tasks(&self) -> u64 {
         if self.smoke { 20_000 } else { self.tasks }
+    }
+
+    /// A number of tasks, or what is enough to prove that they can be measured.
+    pub(crate) fn many(&self, tasks: u64) -> u64 {
+        if self.smoke { tasks.min(200) } else { tasks }
+    }
+
+    pub(crate) fn deep(&self) -> u64 {
+        self.many(self.deep)
     }
 
     /// Where the data directories are made.

@@ -18,6 +18,17 @@ pub(crate) struct Figure {
     pub(crate) goal: Option<Goal>,
 }
 
+impl Figure {
+    pub(crate) fn median(&self) -> f64 {
+        median(&self.values)
+    }
+
+    /// Whether it has a goal, and does not reach it.
+    pub(crate) fn missed(&self) -> bool {
+        self.goal.is_some_and(|goal| !goal.met(self.median()))
+    }
+}
+
 /// What the median is to reach.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
@@ -50,6 +61,7 @@ pub(crate) struct Report {
     versions: Vec<(&'static str, String)>,
     figures: Vec<Figure>,
     missing: Vec<(&'static str, String)>,
+    voids: Vec<(&'static str, String)>,
     notes: Vec<String>,
 }
 
@@ -69,6 +81,17 @@ impl Report {
         if !self.missing.contains(&(measurement, why.clone())) {
             self.missing.push((measurement, why));
         }
+    }
+
+    /// What went wrong, so that there is no figure.
+    pub(crate) fn void(&mut self, measurement: &'static str, why: String) {
+        eprintln!("bench: {measurement} is void: {why}");
+        self.voids.push((measurement, why));
+    }
+
+    /// What went wrong at all.
+    pub(crate) fn voids(&self) -> &[(&'static str, String)] {
+        &self.voids
     }
 
     /// What a figure alone does not say.
@@ -126,12 +149,16 @@ impl Report {
                 "met": figure.goal.map(|goal| goal.met(median)),
             })
         });
-        let missing = self.missing.iter().map(|(name, why)| json!({ "measurement": name, "why": why }));
+        let reasons = |reasons: &[(&str, String)]| {
+            let reasons = reasons.iter().map(|(name, why)| json!({ "measurement": name, "why": why }));
+            reasons.collect::<Vec<_>>()
+        };
         json!({
             "settings": pairs(&self.settings),
             "versions": pairs(&self.versions),
             "figures": figures.collect::<Vec<_>>(),
-            "missing": missing.collect::<Vec<_>>(),
+            "missing": reasons(&self.missing),
+            "void": reasons(&self.voids),
             "notes": self.notes,
         })
     }
@@ -145,6 +172,10 @@ impl fmt::Display for Report {
         rows.extend(self.figures.iter().map(row));
         for (measurement, why) in &self.missing {
             rows.push([(*measurement).to_owned(), why.clone(), "missing".to_owned()].pad());
+        }
+        for (measurement, why) in &self.voids {
+            let line = why.lines().next().unwrap_or_default().to_owned();
+            rows.push([(*measurement).to_owned(), line, "VOID".to_owned()].pad());
         }
         let widths = [0, 1, 2, 3, 4, 5].map(|column| rows.iter().map(|row| row[column].chars().count()).max());
         for (number, row) in rows.iter().enumerate() {
@@ -210,16 +241,21 @@ fn row(figure: &Figure) -> [String; 6] {
 
 /// With as many digits as the measurement bears.
 pub(crate) fn number(value: f64) -> String {
-    if value.abs() < 10.0 {
+    if value < 10.0 {
         return format!("{value:.2}");
     }
-    if value.abs() < 100.0 {
+    if value < 100.0 {
         return format!("{value:.1}");
     }
-    let digits = format!("{value:.0}");
+    count(value as u64)
+}
+
+/// A whole number, in groups.
+pub(crate) fn count(value: u64) -> String {
+    let digits = value.to_string();
     let mut grouped = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 && digit.is_ascii_digit() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crate::{
-    beanstalkd::Beanstalkd,
+    beanstalkd::SYNCED,
     contender::{Contender, Load, Running},
     dataqueue::{self, Filled},
     fault::Result,
@@ -81,16 +81,16 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
             report.figure(figure(format!("DataQueue {durability}, {call}"), syncs, calls, goal));
         }
     }
-    match Beanstalkd.version() {
+    match SYNCED.version() {
         Ok((name, version)) => {
             report.version(name, version);
             let scratch = Scratch::new(options)?;
-            let running = Beanstalkd.start(scratch.path()).await?;
+            let running = SYNCED.start(scratch.path()).await?;
             let load = Load { callers: 256, size: SIZE, span, numbers: Arc::default() };
             let (syncs, calls) = traced(&*running, &load, scratch.path()).await?;
-            report.figure(figure(format!("{}, put, 256 callers", Beanstalkd.name()), syncs, calls, None));
+            report.figure(figure(format!("{}, put, 256 callers", SYNCED.name()), syncs, calls, None));
         }
-        Err(missing) => report.missing(NAME, format!("{}: {}", Beanstalkd.name(), missing.install)),
+        Err(missing) => report.missing(NAME, format!("{}: {}", SYNCED.name(), missing.install)),
     }
     report.note(format!(
         "{NAME}: one task a call; strace -f -c -e trace=fsync,fdatasync on the server, checkpoints \

@@ -1,0 +1,113 @@
+//! Whether a change made calls dearer: their time on the core beside an echo server's of the same run, beside the recorded ratios.
+//!
+//! `tests/bench/run regression` takes less than three minutes and ends with exit code 1 when the median of a ratio is more than
+//! 25 % below the recorded one. A ratio is the time on the core that a call costs client and echo server, divided by what it costs
+//! client, server and store: on one core that is the ratio of their rates, but for what others do to the machine meanwhile, which
+//! CI cannot help. What is waited for, for a disk or a timer, does not show here: p1, p5 and p9-insert show it.
+//!
+//! To record a new baseline, after a change that is meant to cost what it costs, or on a machine of another kind: on a quiet
+//! machine, `tests/bench/run regression --record`, and commit `tests/bench/baseline.json` with the reason. A ratio that is not in
+//! that file is shown and not judged.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+
+use crate::{
+    contender::cpu_times,
+    echo,
+    fault::Result,
+    flow,
+    ledger::Ledger,
+    options::Options,
+    ours::{self, Store, Used},
+    report::{Figure, Goal, Report},
+    scratch::Scratch,
+    unary::{Leg, echo_round, our_round, times_with},
+};
+
+const NAME: &str = "regression";
+const ROUNDS: u32 = 7;
+const SPAN: Duration = Duration::from_millis(700);
+/// Of a recorded ratio, at the least.
+const BOUND: f64 = 0.75;
+/// Tasks of a stream a round; and before it, to warm up.
+const STREAMED: u64 = 60_000;
+const SIZE: usize = 12;
+
+/// The ratios that were found, each a round.
+type Ratios = BTreeMap<String, Vec<f64>>;
+
+pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let stores = ours::stores(report, NAME);
+    let served = flow::served(&Scratch::new(options)?.path().join("data")).await?;
+    if !served {
+        report.missing(NAME, flow::MISSING.to_owned());
+    }
+    let (rounds, span) = if options.smoke { (1, options.span()) } else { (ROUNDS, SPAN) };
+    let mut ratios = Ratios::new();
+    for round in 1..=rounds {
+        let echo = echo_round(options, span).await?.cost();
+        for (name, store) in &stores {
+            let legs = our_round(options, *store, span).await?;
+            for (call, leg) in ["Insert", "Pop and Ack", "Pop with the ack of the last"].into_iter().zip(legs) {
+                ratios.entry(format!("{call}, on {name} ÷ echo")).or_default().push(echo / leg.cost());
+            }
+        }
+        if served {
+            streams(options, &stores, &mut ratios).await?;
+        }
+        eprintln!("round {round} of {rounds}");
+    }
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/bench/baseline.json");
+    let baseline = serde_json::from_str::<BTreeMap<String, f64>>(&fs::read_to_string(&file)?)?;
+    let mut found = BTreeMap::new();
+    for (what, values) in ratios {
+        // The smoke test's build is not the one that was recorded.
+        let recorded = baseline.get(&what).filter(|_| !options.smoke && !options.record);
+        let goal = recorded.map(|recorded| Goal::AtLeast(round(recorded * BOUND)));
+        let figure = Figure { measurement: NAME, what: what.clone(), unit: "×", values, goal, ..Figure::default() };
+        if figure.missed() {
+            report.void(NAME, format!("{what}: more than 25 % below the recorded ratio"));
+        }
+        found.insert(what, round(figure.median()));
+        report.figure(figure);
+    }
+    if options.record {
+        fs::write(file, format!("{}\n", serde_json::to_string_pretty(&found)?))?;
+    }
+    report.note(format!("{NAME}: by the time on the core, of all processes together; 64 callers, {SIZE} B; goals are {BOUND} × the ratios in tests/bench/baseline.json"));
+    Ok(())
+}
+
+/// Produce and Consume beside an echo of Produce: a task a message, and a thousand in flight.
+async fn streams(options: &Options, stores: &[(&'static str, Store)], ratios: &mut Ratios) -> Result<()> {
+    let tasks = options.many(STREAMED);
+    let scratch = Scratch::new(options)?;
+    let server = echo::start(&scratch.path().join("echo"))?;
+    let client = server.client().await?;
+    flow::produce(&client, 0..tasks / 4, SIZE, 1, 1_000).await?;
+    let produce = flow::produce(&client, 0..tasks, SIZE, 1, 1_000);
+    let echo = Leg::of(|| times_with(&server), produce, |()| tasks).await?.cost();
+    for (name, store) in stores {
+        let scratch = Scratch::new(options)?;
+        let used = Used::start(*store, scratch.path()).await?;
+        let mut ledger = Ledger::new(SIZE);
+        let (warm, all) = (tasks / 4, tasks / 4 + tasks);
+        flow::produce(&used.client, 0..warm, SIZE, 1, 1_000).await?;
+        flow::consume(&used.client, warm, &mut ledger).await?;
+        let produce = flow::produce(&used.client, warm..all, SIZE, 1, 1_000);
+        let produced = Leg::of(|| cpu_times(&used), produce, |()| tasks).await?;
+        let consumed =
+            Leg::of(|| cpu_times(&used), flow::consume(&used.client, tasks, &mut ledger), |()| tasks).await?;
+        ledger.verify(all)?;
+        used.server.is_empty_after(all).await?;
+        for (call, leg) in [("Produce", produced), ("Consume", consumed)] {
+            ratios.entry(format!("{call}, on {name} ÷ echo of a stream")).or_default().push(echo / leg.cost());
+        }
+    }
+    Ok(())
+}
+
+/// As many digits as the measurement bears.
+fn round(ratio: f64) -> f64 {
+    (ratio * 1e3).round() / 1e3
+}
