@@ -110,11 +110,6 @@ impl Proxy {
         format!("redis://{}", self.address)
     }
 
-    /// For clients.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// New connections go there.
     pub fn redirect(&self, port: u16) {
         self.port.store(port, Ordering::Relaxed);
