@@ -277,7 +277,10 @@ impl StreamWorker {
         stream.say(Request::MaxOutstanding(0));
         // The answer to whatever token comes behind all that was sent before.
         let token = stream.tokens.first().cloned();
-        let Some(token) = token else { return Ok(stream.say(Request::MaxOutstanding(stream.max_outstanding))) };
+        let Some(token) = token else {
+            stream.say(Request::MaxOutstanding(stream.max_outstanding));
+            return Ok(());
+        };
         self.ask(stream, Intent::Heartbeat, vec![Held { id: String::new(), token }]);
         while !stream.asked.is_empty() {
             self.read(stream).await?;

@@ -281,7 +281,7 @@ impl Plot {
         let (next_task, numbers) = (self.next_task, self.numbers.clone());
         let back = prop_oneof![3 => Just(0), 2 => 1..6_u64, 1 => 0..40_u64];
         let count = prop_oneof![40 => 1_u32..4, 1 => Just(60)];
-        let content = prop_oneof![30 => Just(0), 1 => Just(1)];
+        let content = prop_oneof![12 => Just(0), 1 => Just(1)];
         let inserts = vec((1..3_u64, count, (0_usize..40, any::<u8>()), content), 1..4);
         let step = move |(q, producer, back, inserts): (Queue, u8, u64, Vec<_>)| {
             let mut number = numbers.get(&(q, producer)).copied().unwrap_or(0).saturating_sub(back);
