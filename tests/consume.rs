@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use data_queue_proto::v1::{ConsumeOpen, ConsumeQueue, Outcome, PopRequest, consume_request::Request};
+use tokio::{sync::Barrier, task::JoinSet, time::Instant};
 use tonic::Code;
 
 use crate::support::{
@@ -13,8 +14,9 @@ use crate::support::{
     },
     consume::{Consumer, ack, open, request, tokens},
     on_every_store, poll_until,
+    proxy::Proxy,
     redis::Redis,
-    server::{Client, Server},
+    server::{Backend, Client, Server},
     status::{Details, Refusal},
     unique_queue, wire_tests,
 };
@@ -396,5 +398,95 @@ wire_tests! {
         assert_eq!(stream.resumed, tokens(&tasks));
         poll_until("both to be held", PATIENCE, async || (counts(&mut client, &queue).await.leased == 2).then_some(())).await;
         assert_eq!(stream.ack("", &tasks).await, [Outcome::Applied; 2]);
+    }
+}
+
+/// Streams at once on one server, and what each of them holds.
+const STREAMS: usize = 200;
+const HELD_BY_EACH: usize = 5;
+
+on_every_store! {
+    /// G8, G15: a client that does not answer any more, though its connection stays: its tasks are ready again when the pings,
+    /// their timeout and the grace are over, long before their leases end, and count as expired.
+    async fn silent_client_gives_back_within_the_grace(backend) {
+        let server = backend.start(&["--keepalive-interval", "1s", "--keepalive-timeout", "1s"]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("silent");
+        fill(&mut client, &queue, 4).await;
+        let proxy = Proxy::to(server.address().port()).await;
+        let mut silent = Server::client_at(proxy.address()).await;
+        let mut stream = Consumer::open(&mut silent, open(&queue, 3)).await;
+        let held = stream.take(3).await;
+        // As long as it answers, it holds them.
+        pass(&mut client, GRACE * 2).await;
+        assert_eq!(stream.ack("", &held[..1]).await, [Outcome::Applied]);
+        let held = [&held[1..], &stream.take(1).await].concat();
+        assert_eq!(five(&mut client, &queue).await, [0, 3, 0, 4, 1]);
+
+        proxy.hold_requests();
+        proxy.hold_replies();
+        let silent_since = Instant::now();
+        poll_until("the tasks to be ready", PATIENCE, async || {
+            (counts(&mut client, &queue).await.ready == 3).then_some(())
+        })
+        .await;
+        let back_after = silent_since.elapsed();
+        println!("ready again {back_after:?} after the client fell silent");
+        assert!(back_after >= GRACE, "taken back {back_after:?} after the client fell silent");
+        for task in &held {
+            let again = pop_for(&mut client, &queue, Duration::from_secs(60)).await;
+            assert_eq!((&again.id, again.deliveries, again.expiries), (&task.id, 2, 1));
+        }
+    }
+
+    /// G16, G14: a server with very many streams stops. All are told, what they ack then is acked, those that just leave keep
+    /// what they hold, and nothing else becomes of any task.
+    async fn stopping_server_drains_all_its_streams(backend) {
+        let server = backend.start(&["--grace", "60s"]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("many");
+        let (all, held) = (STREAMS * HELD_BY_EACH + 100, STREAMS * HELD_BY_EACH);
+        for _ in 0..all / 100 {
+            fill(&mut client, &queue, 100).await;
+        }
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            clients.push(server.client().await);
+        }
+        let ready = Arc::new(Barrier::new(STREAMS + 1));
+        let mut streams = JoinSet::new();
+        for number in 0..STREAMS {
+            let (mut client, queue, ready) = (clients[number % 4].clone(), queue.clone(), Arc::clone(&ready));
+            streams.spawn(async move {
+                let mut stream = Consumer::open(&mut client, open(&queue, HELD_BY_EACH as u32)).await;
+                let tasks = stream.take(HELD_BY_EACH).await;
+                ready.wait().await;
+                while !stream.drain {
+                    stream.read().await.unwrap().expect("what it holds may be finished");
+                }
+                let acks = number % 10 != 0;
+                if acks {
+                    assert_eq!(stream.ack("", &tasks).await, [Outcome::Applied; HELD_BY_EACH]);
+                } else {
+                    stream.close();
+                }
+                stream.end().await.unwrap();
+                assert!(stream.tasks.is_empty(), "no more tasks after the drain");
+                acks
+            });
+        }
+        ready.wait().await;
+        assert_eq!(five(&mut client, &queue).await, [all - held, held, 0, all, 0].map(|count| count as u64));
+        let told_at = Instant::now();
+        server.terminate();
+        let acked = HELD_BY_EACH * streams.join_all().await.into_iter().filter(|acked| *acked).count();
+        assert_eq!(server.wait_exit(PATIENCE).code(), Some(0));
+        println!("{STREAMS} streams ended, and the server, {:?} after it was told", told_at.elapsed());
+        assert!(!server.log().contains("panicked"), "{}", server.log());
+        if backend != Backend::Memory {
+            server.restart().await;
+            let counted = five(&mut server.client().await, &queue).await;
+            assert_eq!(counted, [all - held, held - acked, 0, all, acked].map(|count| count as u64));
+        }
     }
 }

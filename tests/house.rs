@@ -144,7 +144,7 @@ fn scripts_have_headers() {
 /// or take a time to work, and faults at moments that chance chooses.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 14] = [
+    const MAY: [&str; 15] = [
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
@@ -156,6 +156,7 @@ fn tests_do_not_sleep() {
         "tests/histories/kill.rs",
         "tests/histories/load.rs",
         "tests/histories/retry.rs",
+        "tests/histories/stream.rs",
         "tests/histories/validate.rs",
         "tests/histories/vanish.rs",
         "tests/histories/worker.rs",

@@ -1,4 +1,4 @@
-//! A proxy between a server and Redis that can hold back what passes, in either direction, on all connections or on one.
+//! A proxy, mostly between a server and Redis, that can hold back what passes, in either direction, on all connections or on one.
 
 use std::{
     net::SocketAddr,
@@ -62,7 +62,11 @@ struct State {
 
 impl Proxy {
     pub async fn start(redis: &Redis) -> Self {
-        let port = redis.port();
+        Self::to(redis.port()).await
+    }
+
+    /// To whatever listens on this port.
+    pub async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (requests, replies) = (Gate::new(true), Gate::new(true));
@@ -79,6 +83,11 @@ impl Proxy {
             }
         });
         Self { address, requests, replies, trap, accepting }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// For `--store`.

@@ -74,6 +74,11 @@ impl Connection {
 
     /// Sends one message to a path, before whatever is sent on this connection later.
     pub async fn send(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Sent {
+        self.send_first(path, headers, message, true).await
+    }
+
+    /// The same, as the only message or as the first of several.
+    async fn send_first(&self, path: &str, headers: &[(&str, &str)], message: &impl Message, only: bool) -> Sent {
         let uri = format!("http://{}{path}", self.address);
         let mut request = Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
         for (name, value) in headers {
@@ -83,15 +88,18 @@ impl Connection {
         let mut requests = self.requests.clone().ready().await.expect("room for a request");
         let (response, mut body) = requests.send_request(request, false).expect("a request");
         // A server that refuses by the headers alone may have ended the stream already.
-        let _ = body.send_data(frame(message), true);
+        let _ = body.send_data(frame(message), only);
         Sent { response, body }
+    }
+
+    /// Sends a first message to a path, of a stream that stays open, and waits for the answer's headers.
+    pub async fn open_stream(&self, path: &str, message: &impl Message) -> Answering {
+        self.send_first(path, &[], message, false).await.answering().await
     }
 
     /// Sends one message to a path and waits for the answer's headers.
     pub async fn call(&self, path: &str, headers: &[(&str, &str)], message: &impl Message) -> Answering {
-        let Sent { response, body } = self.send(path, headers, message).await;
-        let response = timeout(PATIENCE, response).await.expect("an answer in time").expect("an answer");
-        Answering { response, body }
+        self.send(path, headers, message).await.answering().await
     }
 
     /// Closes the socket without a word, and with it every call on it.
@@ -107,6 +115,12 @@ impl Connection {
 }
 
 impl Sent {
+    async fn answering(self) -> Answering {
+        let Self { response, body } = self;
+        let response = timeout(PATIENCE, response).await.expect("an answer in time").expect("an answer");
+        Answering { response, body }
+    }
+
     /// Resets the stream, before whatever is sent on this connection later.
     pub fn cancel(mut self) {
         self.body.send_reset(Reason::CANCEL);

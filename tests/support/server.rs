@@ -185,7 +185,12 @@ impl Server {
 
     /// The generated clients on a connection of their own.
     pub async fn client(&self) -> Client {
-        let channel = self.channel().await;
+        Self::client_at(self.address).await
+    }
+
+    /// The same through whatever listens there.
+    pub async fn client_at(address: SocketAddr) -> Client {
+        let channel = connect(address).await;
         Client { queue: DataQueueClient::new(channel.clone()), admin: QueueAdminClient::new(channel) }
     }
 
@@ -268,13 +273,17 @@ impl Server {
 
     /// A connection.
     pub async fn channel(&self) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an endpoint");
-        endpoint.connect().await.unwrap_or_else(|error| panic!("cannot connect to {}: {error}", self.address))
+        connect(self.address).await
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Child>> {
         self.process.lock().unwrap()
     }
+}
+
+async fn connect(address: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an endpoint");
+    endpoint.connect().await.unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"))
 }
 
 impl Drop for Server {
