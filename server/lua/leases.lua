@@ -288,11 +288,12 @@ local function ack(runs)
   if #runs == 0 then
     return ''
   end
-  local stems, outcomes, count = {}, {}, 0
+  local stems, outcomes, count, again = {}, {}, 0, {}
   for i, run in ipairs(runs) do
-    stems[i] = sub(run, 1, STEM_BYTES)
+    local stem = sub(run, 1, STEM_BYTES)
+    stems[i], again[stem] = stem, again[stem] ~= nil
   end
-  local records, twice = redis.call('HMGET', LEASES, unpack(stems)), {}
+  local records = redis.call('HMGET', LEASES, unpack(stems))
   local ids, keys, members, acked, rest, rest_at = {}, {}, {}, {}, {}, {}
   for i, run in ipairs(runs) do
     local record, stem = records[i], stems[i]
@@ -300,17 +301,12 @@ local function ack(runs)
     if record then
       of_batch, is_split, holders = byte(record, 25, 27)
     end
-    if of_batch == 1 and is_split == 0 and sub(run, STEM_BYTES + 1) == '\0\0' then
+    if of_batch == 1 and is_split == 0 and not again[stem] and sub(run, STEM_BYTES + 1) == '\0\0' then
       count = count + 1
-      if twice[stem] then
-        outcomes[count] = ALREADY_ACKED
-      else
-        twice[stem] = true
-        outcomes[count] = APPLIED
-        local n = #keys + 1
-        ids[n], keys[n], members[n] = sub(record, 28 + holders, 43 + holders), stem, sub(record, 1, 8) .. stem
-        acked[2 * n - 1], acked[2 * n] = stem, '\0'
-      end
+      outcomes[count] = APPLIED
+      local n = #keys + 1
+      ids[n], keys[n], members[n] = sub(record, 28 + holders, 43 + holders), stem, sub(record, 1, 8) .. stem
+      acked[2 * n - 1], acked[2 * n] = stem, '\0'
     else
       rest[#rest + 1] = run
       for _ = STEM_BYTES + 1, #run, 2 do

@@ -274,13 +274,9 @@ impl StreamWorker {
 
     /// Asks for nothing more until all that was leased before has come: then what comes later was leased later.
     async fn fence(&mut self, stream: &mut Stream) -> Result<(), ()> {
-        stream.say(Request::MaxOutstanding(0));
         // The answer to whatever token comes behind all that was sent before.
-        let token = stream.tokens.first().cloned();
-        let Some(token) = token else {
-            stream.say(Request::MaxOutstanding(stream.max_outstanding));
-            return Ok(());
-        };
+        let Some(token) = stream.tokens.first().cloned() else { return Ok(()) };
+        stream.say(Request::MaxOutstanding(0));
         self.ask(stream, Intent::Heartbeat, vec![Held { id: String::new(), token }]);
         while !stream.asked.is_empty() {
             self.read(stream).await?;
