@@ -6,7 +6,8 @@
 --          11 how many calls; a call with one of the following is alone: 12 request id or '', 13 fingerprint, 14 attempt
 --          or '-', 15 session or '', 16 stream, 17 how many spent stems follow; those; of each call its stem and a byte,
 --          the most tasks; then runs of tokens to ack
--- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, of each call {ids, one behind
+-- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, 1 if the
+--          request is known, of each call {ids, one behind
 --          the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
 --          {1, reclaimed, outcomes}: more leases ran out, and nothing was popped for that; {2}: request id reused;
 --          {3, ready, reclaimed, outcomes}: another stream has the session
@@ -198,5 +199,6 @@ if is_empty and ARGV[9] ~= '0' then
   announce(tonumber(ARGV[9]))
 end
 return {
-  0, ready, reclaimed, is_empty and due_in() or -1, outcomes, int(now + lease_ms), int(now), unpack(answers, 1, calls),
+  0, ready, reclaimed, is_empty and due_in() or -1, outcomes, int(now + lease_ms), int(now), record and 1 or 0,
+  unpack(answers, 1, calls),
 }

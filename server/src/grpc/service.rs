@@ -76,13 +76,19 @@ impl DataQueue for DataQueueService {
 
     async fn pop_batch(&self, request: Request<v1::PopBatchRequest>) -> Result<Response<Self::PopBatchStream>, Status> {
         let deadline = Deadline::of(&request);
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let request_id = std::mem::take(&mut request.request_id);
+        // As with Pop.
+        let wait = request.wait.take();
+        let fingerprint = fingerprint_if(&request_id, &request);
         let queue = request.queue.clone();
         let deliveries = self.queues.pop_batch(PopBatchCall {
             queue: request.queue,
             max_tasks: request.max_tasks,
             lease: request.lease.map(span),
-            wait: request.wait.map(span),
+            wait: wait.map(span),
+            request_id,
+            fingerprint,
             deadline,
         })?;
         let handover = Handover::of_stream();

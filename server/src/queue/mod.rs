@@ -7,6 +7,7 @@ mod consume;
 mod delivery;
 mod error;
 mod limits;
+mod pop_batch;
 mod produce;
 mod task;
 mod waits;
@@ -14,7 +15,6 @@ mod waits;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
 use tokio::{
     runtime::Handle,
     time::{Instant, sleep_until},
@@ -31,13 +31,14 @@ pub use self::{
     delivery::{Delivery, Unsent},
     error::{Error, Invalid},
     limits::{Limits, MAX_BATCH, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
+    pop_batch::PopBatchCall,
     produce::{ProduceAnswer, ProduceEnd, ProduceMessage},
     task::{NewTask, Task, Value},
     waits::{Seat, Waits},
 };
 use crate::store::{
     Admin, Attempt, Beaten, Fingerprint, Insert, Inserted, Leased, NewTask as StoredTask, Outcome, Pop, PopRequest,
-    QueueName, RECLAIM_STEP, Release, Released, RequestKey, Stem, StoreError, TaskId, Token, Withdrawal,
+    QueueName, Release, Released, RequestKey, Stem, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// The envelopes in one message of a PopBatch have about this size at most, in bytes, unless a single one has more.
@@ -74,21 +75,6 @@ pub struct PopCall {
     pub fingerprint: Fingerprint,
     /// Tokens to ack first.
     pub acks: Vec<String>,
-    /// When the caller stops listening.
-    pub deadline: Option<Instant>,
-}
-
-/// Pops many tasks.
-#[derive(Debug)]
-pub struct PopBatchCall {
-    /// The queue's name, unchecked like the rest.
-    pub queue: String,
-    /// How many at most.
-    pub max_tasks: u32,
-    /// How long to hold each.
-    pub lease: Option<Span>,
-    /// The stream ends when nothing came for this long.
-    pub wait: Option<Span>,
     /// When the caller stops listening.
     pub deadline: Option<Instant>,
 }
@@ -161,35 +147,6 @@ impl Queues {
         };
         let pop = PopPlan { queue, lease, max_tasks: 1, request };
         self.pop_or_wait(&pop, acks, wait_until(wait, call.deadline)).await.map(|found| (found.delivery, found.acks))
-    }
-
-    /// Pops tasks as the stream is read: each item is one message, and nothing is popped before it is asked for.
-    pub fn pop_batch(
-        &self,
-        call: PopBatchCall,
-    ) -> Result<impl Stream<Item = Result<Delivery, Error>> + Send + use<>, Error> {
-        let queue = limits::queue(&call.queue)?;
-        limits::max_tasks(call.max_tasks)?;
-        let lease = self.limits.lease(call.lease)?;
-        let wait = limits::wait(call.wait)?;
-        let plan = PopPlan { queue, lease, max_tasks: 0, request: None };
-        let this = self.clone();
-        let first = Some((plan, call.max_tasks as usize));
-        Ok(stream::try_unfold(first, move |state| {
-            let this = this.clone();
-            async move {
-                let Some((mut plan, left)) = state.filter(|(_, left)| *left > 0 && !this.stopping.is_cancelled())
-                else {
-                    return Ok(None);
-                };
-                plan.max_tasks = left.min(RECLAIM_STEP);
-                let found = this.pop_or_wait(&plan, Vec::new(), wait_until(wait, call.deadline)).await?;
-                let Some(delivery) = found.delivery else { return Ok(None) };
-                let left = left.saturating_sub(delivery.tasks.len());
-                let more = !(wait.is_zero() && found.ready == 0);
-                Ok(Some((delivery, more.then_some((plan, left)))))
-            }
-        }))
     }
 
     /// Acks.
@@ -300,6 +257,7 @@ impl Queues {
                 delivery: this.deliver(&queue, popped.tasks, attempt, lease)?,
                 acks: popped.acks,
                 ready: popped.ready,
+                known: popped.known,
                 due: popped.due_in.map(|due_in| Instant::now() + Duration::from_millis(due_in)),
             })
         })
@@ -371,6 +329,8 @@ struct Found {
     delivery: Option<Delivery>,
     acks: Vec<Outcome>,
     ready: u64,
+    /// The request was answered with a delivery before.
+    known: bool,
     due: Option<Instant>,
 }
 

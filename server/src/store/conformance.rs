@@ -103,6 +103,7 @@ macro_rules! conformance {
                     a_withdrawn_pop_gives_back,
                     a_pop_that_comes_after_its_withdrawal_leases_nothing,
                     all_tries_of_a_pop_are_withdrawn,
+                    a_pop_of_nothing_answers_what_is_held,
                 }
                 ack {
                     an_ack_is_final_and_can_be_repeated,

@@ -290,15 +290,32 @@ impl Queue {
             }
             known.clone_from(&first.answered);
         }
+        let is_known = !known.is_empty();
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
         if pop.consumer.is_some_and(|consumer| !self.has_session(consumer, now)) {
             let ready = self.ready.len() as u64;
-            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over: true });
+            return Ok(Popped {
+                acks,
+                tasks: Vec::new(),
+                ready,
+                reclaimed,
+                due_in: None,
+                taken_over: true,
+                known: is_known,
+            });
         }
         if withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
-            return Ok(Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false });
+            return Ok(Popped {
+                acks,
+                tasks: Vec::new(),
+                ready,
+                reclaimed,
+                due_in,
+                taken_over: false,
+                known: is_known,
+            });
         }
 
         let holder = pop.request.as_ref().map(|request| request.attempt);
@@ -322,7 +339,15 @@ impl Queue {
         }
         let tasks: Vec<Leased> = held.iter().filter_map(|token| self.leased(*token, now)).collect();
         let due_in = if tasks.is_empty() { self.due_in(now) } else { None };
-        Ok(Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in, taken_over: false })
+        Ok(Popped {
+            acks,
+            tasks,
+            ready: self.ready.len() as u64,
+            reclaimed,
+            due_in,
+            taken_over: false,
+            known: is_known,
+        })
     }
 
     fn lease_from_head(&mut self, pop: &Pop, now: Millis) -> Vec<Token> {

@@ -157,7 +157,7 @@ pub struct PopRequest {
 pub struct Pop {
     /// Tokens to ack, whatever is then found.
     pub acks: Vec<Token>,
-    /// The most tasks to lease, at least 1 and at most [`RECLAIM_STEP`].
+    /// The most tasks to lease, at most [`RECLAIM_STEP`]. 0: only answer what an earlier try of the request still holds.
     pub max_tasks: usize,
     /// The envelopes' size after which no further task is leased; the first one is, whatever its size.
     pub max_bytes: usize,
@@ -220,6 +220,8 @@ pub struct Popped {
     pub due_in: Option<Millis>,
     /// True if another stream has the session: nothing was leased. The acks were applied.
     pub taken_over: bool,
+    /// True if the request is one that was answered with a delivery before.
+    pub known: bool,
 }
 
 /// What became of a token.

@@ -29,6 +29,13 @@ pub(super) async fn a_token_twice_in_one_call_is_acked_once(open: Open) {
     assert_eq!(outcomes, [Outcome::Applied, Outcome::Applied, Outcome::AlreadyAcked, Outcome::AlreadyAcked]);
     assert_eq!(rig.counted(&q).await, Counts { ready: 0, leased: 1, inserted: 3, acked: 2, ..Counts::default() });
     assert_eq!(rig.ack(&q, &[]).await.unwrap(), []);
+    // However they were popped, and in whatever order they are named.
+    rig.insert_numbers(&q, 3..5).await;
+    let (one, two) = (rig.take_one(&q).await.token, rig.take_one(&q).await.token);
+    let outcomes = rig.ack(&q, &[one, two, one, one, held[1], two]).await.unwrap();
+    use Outcome::{AlreadyAcked, Applied};
+    assert_eq!(outcomes, [Applied, Applied, AlreadyAcked, AlreadyAcked, Applied, AlreadyAcked]);
+    assert_eq!(rig.counted(&q).await, Counts { ready: 0, leased: 0, inserted: 5, acked: 5, ..Counts::default() });
 }
 
 /// G5, G12: a token that this queue did not give for the delivery under way does nothing, and says so.

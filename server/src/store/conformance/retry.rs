@@ -279,3 +279,22 @@ pub(super) async fn all_tries_of_a_pop_are_withdrawn(open: Open) {
     let again = rig.take_one(&q).await;
     assert_eq!((again.deliveries, again.expiries), (1, 0));
 }
+
+/// A pop of no task leases nothing: it tells what the request holds, and whether it is known.
+pub(super) async fn a_pop_of_nothing_answers_what_is_held(open: Open) {
+    let (rig, q) = (open(RULES), queue("q"));
+    rig.insert_numbers(&q, 0..5).await;
+    let ask = async |try_number| rig.pop(&q, attempt(0, "r", try_number)).await.unwrap();
+    let first = ask(1).await;
+    assert_eq!((first.tasks.len(), first.known), (0, false));
+    let leased = rig.pop(&q, attempt(3, "r", 2)).await.unwrap();
+    assert_eq!((leased.tasks.len(), leased.known), (3, false));
+    rig.ack_one(&q, leased.tasks[1].token).await;
+    let again = ask(3).await;
+    assert_eq!((tokens(&again.tasks), again.known), (vec![leased.tasks[0].token, leased.tasks[2].token], true));
+    rig.ack(&q, &tokens(&again.tasks)).await.unwrap();
+    let nothing = ask(4).await;
+    assert_eq!((nothing.tasks.len(), nothing.known), (0, true));
+    assert_eq!(rig.counted(&q).await, Counts { ready: 2, inserted: 5, acked: 3, ..Counts::default() });
+    assert!(!rig.pop(&q, pop(0)).await.unwrap().known);
+}

@@ -133,9 +133,16 @@ pub(super) fn pops(value: Value, calls: &[PopCall]) -> Answers<PopAnswer> {
     let mut values = array(value)?.into_iter();
     let status = values.next().ok_or_else(unreadable)?;
     let of_acks = || calls.iter().map(|call| call.pop.acks.len());
-    let head: Vec<Value> = values.by_ref().take(if status == Value::Int(0) { 6 } else { 3 }).collect();
-    let nothing =
-        Popped { acks: Vec::new(), tasks: Vec::new(), ready: 0, reclaimed: 0, due_in: None, taken_over: false };
+    let head: Vec<Value> = values.by_ref().take(if status == Value::Int(0) { 7 } else { 3 }).collect();
+    let nothing = Popped {
+        acks: Vec::new(),
+        tasks: Vec::new(),
+        ready: 0,
+        reclaimed: 0,
+        due_in: None,
+        taken_over: false,
+        known: false,
+    };
     let all_alike = |popped: Popped, acks: &Value, more| -> Answers<PopAnswer> {
         let mut acks = Outcomes::read(acks, of_acks())?;
         // What was taken back is told once.
@@ -147,11 +154,11 @@ pub(super) fn pops(value: Value, calls: &[PopCall]) -> Answers<PopAnswer> {
         Ok(calls.iter().enumerate().map(one).collect())
     };
     match (status, head.as_slice()) {
-        (Value::Int(0), [ready, reclaimed, due_in, acks, deadline, now]) => {
+        (Value::Int(0), [ready, reclaimed, due_in, acks, deadline, now, known]) => {
             let (ready, reclaimed) = (from_value(ready)?, from_value(reclaimed)?);
             let due_in = u64::try_from(from_value::<i64>(due_in)?).ok();
             let (deadline, now): (Millis, Millis) = (from_value(deadline)?, from_value(now)?);
-            let answers = all_alike(Popped { ready, reclaimed, ..nothing }, acks, false)?;
+            let answers = all_alike(Popped { ready, reclaimed, known: from_value(known)?, ..nothing }, acks, false)?;
             let with_tasks = |((answer, call), leased): ((Result<PopAnswer, StoreError>, &PopCall), Value)| {
                 let mut answer = answer?;
                 answer.popped.tasks = deliveries(leased, &call.pop, deadline, now)?;

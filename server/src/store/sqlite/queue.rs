@@ -289,18 +289,21 @@ impl Queue {
                 Err(refused) => return Ok(Err(refused)),
             }
         }
+        let is_known = !known.is_empty();
         let acks = self.ack(&pop.acks, turn)?;
         let reclaimed = self.reclaim(turn)?;
         let more = !anyway && self.due_in(turn.now) == Some(0);
         let taken_over = pop.consumer.is_some_and(|consumer| !self.has_session(consumer, turn.now));
         if taken_over && !more {
             let ready = self.ready.len() as u64;
-            let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over };
+            let popped =
+                Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over, known: is_known };
             return Ok(Ok(PopStep { popped, more }));
         }
         if more || turn.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
             let (ready, due_in) = (self.ready.len() as u64, self.due_in(turn.now));
-            let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false };
+            let popped =
+                Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in, taken_over: false, known: is_known };
             return Ok(Ok(PopStep { popped, more }));
         }
 
@@ -314,7 +317,15 @@ impl Queue {
             false => self.answer_again(&held, pop, turn)?,
         };
         let due_in = if tasks.is_empty() { self.due_in(turn.now) } else { None };
-        let popped = Popped { acks, tasks, ready: self.ready.len() as u64, reclaimed, due_in, taken_over: false };
+        let popped = Popped {
+            acks,
+            tasks,
+            ready: self.ready.len() as u64,
+            reclaimed,
+            due_in,
+            taken_over: false,
+            known: is_known,
+        };
         Ok(Ok(PopStep { popped, more: false }))
     }
 

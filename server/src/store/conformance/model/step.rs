@@ -371,6 +371,7 @@ pub(super) enum Answer {
         reclaimed: u64,
         due_in: Option<Millis>,
         taken_over: bool,
+        known: bool,
     },
     Outcomes(Vec<Outcome>),
     Beaten(Vec<Outcome>, Option<(Millis, Millis)>),
@@ -426,8 +427,8 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         Step::Pop(q, pop) => {
             let popped = rig.pop(&q.name(), pop.pop()).await?;
             let tasks = popped.tasks.iter().map(Delivery::of).collect();
-            let Popped { acks, ready, reclaimed, due_in, taken_over, .. } = popped;
-            Ok(Answer::Popped { acks, tasks, ready, reclaimed, due_in, taken_over })
+            let Popped { acks, ready, reclaimed, due_in, taken_over, known, .. } = popped;
+            Ok(Answer::Popped { acks, tasks, ready, reclaimed, due_in, taken_over, known })
         }
         Step::Ack(q, tickets) => rig.ack(&q.name(), &tokens_of(tickets)).await.map(Answer::Outcomes),
         Step::Heartbeat(q, tickets, lease) => {
