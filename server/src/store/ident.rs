@@ -1,6 +1,6 @@
 //! Names and random identifiers: queue names, task ids, lease tokens, attempts.
 
-use std::{fmt, sync::Arc};
+use std::{cell::RefCell, fmt, sync::Arc};
 
 /// The longest queue name, in bytes.
 pub(super) const MAX_QUEUE_NAME: usize = 128;
@@ -66,12 +66,36 @@ const SHARD: u8 = 0;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(pub [u8; 16]);
 
+/// Random bytes of the system's generator, drawn for many ids at once: asking it for each would cost more than the rest of
+/// making them. Each byte is given out once.
+struct Drawn {
+    bytes: [u8; 2_048],
+    used: usize,
+}
+
+thread_local! {
+    static DRAWN: RefCell<Drawn> = const { RefCell::new(Drawn { bytes: [0; 2_048], used: 2_048 }) };
+}
+
+fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+    DRAWN.with_borrow_mut(|drawn| {
+        if drawn.used + N > drawn.bytes.len() {
+            getrandom::fill(&mut drawn.bytes)?;
+            drawn.used = 0;
+        }
+        let mut taken = [0; N];
+        let from = &mut drawn.bytes[drawn.used..drawn.used + N];
+        taken.copy_from_slice(from);
+        from.fill(0);
+        drawn.used += N;
+        Ok(taken)
+    })
+}
+
 impl TaskId {
-    /// Makes ids for a batch from one draw of the system's generator.
+    /// Makes ids for a batch.
     pub fn mint(count: usize) -> Result<Vec<Self>, getrandom::Error> {
-        let mut random = vec![0; count * 16];
-        getrandom::fill(&mut random)?;
-        Ok(random.as_chunks::<16>().0.iter().map(|bytes| Self::from_random(*bytes)).collect())
+        (0..count).map(|_| random().map(Self::from_random)).collect()
     }
 
     fn from_random(mut bytes: [u8; 16]) -> Self {
@@ -117,8 +141,7 @@ pub struct Stem(pub [u8; 14]);
 impl Stem {
     /// Draws a new one.
     pub fn mint() -> Result<Self, getrandom::Error> {
-        let mut bytes = [0; 14];
-        getrandom::fill(&mut bytes[1..])?;
+        let mut bytes: [u8; 14] = random()?;
         bytes[0] = SHARD;
         Ok(Self(bytes))
     }
@@ -200,9 +223,7 @@ pub struct Attempt(pub [u8; 8]);
 impl Attempt {
     /// Draws a new one.
     pub fn mint() -> Result<Self, getrandom::Error> {
-        let mut bytes = [0; 8];
-        getrandom::fill(&mut bytes)?;
-        Ok(Self(bytes))
+        random().map(Self)
     }
 }
 
@@ -214,9 +235,7 @@ pub struct SessionId(pub [u8; 16]);
 impl SessionId {
     /// Draws a new one.
     pub fn mint() -> Result<Self, getrandom::Error> {
-        let mut bytes = [0; 16];
-        getrandom::fill(&mut bytes)?;
-        Ok(Self(bytes))
+        random().map(Self)
     }
 }
 
