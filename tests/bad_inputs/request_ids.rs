@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use data_queue_proto::reason;
-use data_queue_proto::v1::{InsertRequest, NewTask, PopRequest};
+use data_queue_proto::v1::{InsertRequest, NewTask, PopBatchRequest, PopRequest};
 use tonic::Code;
 
 use crate::support::{
-    call::{Call, Witness, ack, data, insert_json, insert_request, json, pop, pop_request, proto},
+    call::{
+        Call, Witness, ack, ack_request, data, five, insert_json, insert_request, json, pop, pop_batch,
+        pop_batch_request, pop_request, proto,
+    },
     on_every_store,
     status::Refusal,
     unique_queue,
@@ -56,6 +59,50 @@ mod unsorted {
 }
 
 on_every_store! {
+    /// A PopBatch made again with its request id gets what is still held under it, with the same tokens, and new tasks only
+    /// behind that; with another lease or another number of tasks it is refused.
+    async fn batch_made_again(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("again");
+        let tasks = (0..450).map(|number| json(&number.to_string())).collect();
+        client.insert(insert_request(&queue, tasks)).await.unwrap();
+        let batch = || PopBatchRequest {
+            max_tasks: 400,
+            request_id: "batch".to_owned(),
+            lease: Some(proto(Duration::from_secs(3_600))),
+            ..pop_batch_request(&queue)
+        };
+        let first = pop_batch(&mut client, batch()).await.unwrap();
+        assert_eq!(first.len(), 400);
+        let tokens = first.iter().map(|task| task.lease_token.clone()).collect::<Vec<_>>();
+        let (done, held): (Vec<_>, Vec<_>) = tokens.into_iter().enumerate().partition(|(at, _)| at % 4 == 0);
+        let only = |some: Vec<(usize, String)>| some.into_iter().map(|(_, token)| token).collect::<Vec<_>>();
+        client.ack(ack_request(&queue, &only(done))).await.unwrap();
+
+        let again = pop_batch(&mut client, batch()).await.unwrap();
+        let again = again.into_iter().map(|task| (task.lease_token, task.deliveries)).collect::<Vec<_>>();
+        let held = only(held);
+        assert_eq!(again.iter().map(|(token, _)| token).take(300).collect::<Vec<_>>(), held.iter().collect::<Vec<_>>());
+        assert_eq!(again.len(), 350, "what is held, and the 50 that were ready");
+        assert!(again.iter().all(|(_, deliveries)| *deliveries == 1));
+        assert_eq!(five(&mut client, &queue).await, [0, 350, 0, 450, 100]);
+        let third = pop_batch(&mut client, batch()).await.unwrap();
+        assert_eq!(third.iter().map(|task| &task.lease_token).collect::<Vec<_>>(), again.iter().map(|(token, _)| token).collect::<Vec<_>>());
+
+        for other in [
+            PopBatchRequest { max_tasks: 399, ..batch() },
+            PopBatchRequest { lease: Some(proto(Duration::from_secs(3_601))), ..batch() },
+        ] {
+            let reused = Refusal { code: Code::AlreadyExists, reason: reason::REQUEST_ID_REUSED, field: Some("request_id") };
+            reused.check("a batch with other content", pop_batch(&mut client, other).await);
+        }
+        let waiting = PopBatchRequest { wait: Some(proto(Duration::from_millis(1))), ..batch() };
+        assert_eq!(pop_batch(&mut client, waiting).await.unwrap().len(), 350, "the wait is no content");
+        let long = PopBatchRequest { request_id: "r".repeat(129), ..batch() };
+        Refusal::invalid(reason::REQUEST_ID_INVALID, "request_id").check("129 bytes", pop_batch(&mut client, long).await);
+    }
+
     /// Row 23: a request id over 128 bytes.
     async fn row_23_request_id_too_long(backend) {
         let server = backend.start(&[]).await;
