@@ -264,6 +264,23 @@ on_every_store! {
         }
     }
 
+    /// G12: a token that is named with another queue of the stream is none of it: its task stays with the client, and counts.
+    async fn token_of_another_queue_stays_held(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let names = [unique_queue("one"), unique_queue("other")];
+        fill(&mut client, &names[0], 2).await;
+        let queues = names.iter().map(|name| ConsumeQueue { name: name.clone(), weight: 1 }).collect();
+        let lease = Some(proto(Duration::from_millis(500)));
+        let mut stream = Consumer::open(&mut client.clone(), ConsumeOpen { queues, lease, ..open("", 1) }).await;
+        let task = stream.take(1).await;
+        assert_eq!(stream.ack(&names[1], &task).await, [Outcome::LeaseLost]);
+        pass(&mut client, Duration::from_secs(2)).await;
+        assert_eq!(five(&mut client, &names[0]).await, [1, 1, 0, 2, 0], "it is kept, and the only one");
+        assert_eq!(stream.ack(&names[0], &task).await, [Outcome::Applied]);
+        assert_eq!(stream.take(1).await.len(), 1);
+    }
+
     /// G16: a server that stops tells its streams, takes the acks for what they hold, and ends in good order.
     async fn stopping_server_drains_its_streams(backend) {
         let server = backend.start(&[]).await;

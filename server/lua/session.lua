@@ -20,15 +20,20 @@ local function move(batches, condition)
   end
 end
 
--- The batches of the session, by what it knows of its pops.
+-- The batches of the session, by what it knows of its pops. Those of which nothing is held need not be known any more.
 local function batches_of_session()
-  local fields, batches = redis.call('HKEYS', session_key(session)), {}
+  local fields, batches, spent = redis.call('HKEYS', session_key(session)), {}, {}
   for _, stem in ipairs(fields) do
     if #stem == STEM_BYTES then
-      for _, batch in ipairs(held_under(stem)) do
+      local held = held_under(stem)
+      for _, batch in ipairs(held) do
         batches[#batches + 1] = batch
       end
+      spent[#spent + 1] = #held == 0 and stem or nil
     end
+  end
+  for from = 1, #spent, AT_ONCE do
+    redis.call('HDEL', session_key(session), unpack(spent, from, math.min(from + AT_ONCE - 1, #spent)))
   end
   table.sort(batches, function(a, b) return a.order < b.order end)
   return batches

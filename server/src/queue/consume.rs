@@ -181,7 +181,9 @@ impl Queues {
         let ended = session.run(calls, pin!(stopping.cancelled())).await;
         let has_left = session.is_heard || matches!(ended, Err(Ended::Broken));
         if has_left && !self.stopping.is_cancelled() {
-            session.abandon().await;
+            // The client is not kept waiting for its end.
+            let Session { queues, consumer, lease, lanes, held, .. } = session;
+            self.spawn(abandon(queues, consumer, lease, lanes, held));
         }
         ended
     }
@@ -309,7 +311,7 @@ impl<O: Outlet> Session<O> {
         for at in 0..self.lanes.len() {
             let queue = self.lanes.queue(at).clone();
             let tokens = self.queues.store.resume(&queue, self.consumer, self.lease).await?;
-            self.held.add(at, &tokens, Instant::now());
+            self.held.add(at, tokens.iter().copied(), Instant::now(), &mut self.lanes);
             if !tokens.is_empty() {
                 self.message.resumed.push((queue, tokens));
             }
@@ -445,7 +447,7 @@ impl<O: Outlet> Session<O> {
         match request {
             Request::Ack(lane, first) => {
                 let (tokens, counts) = self.asked.pop_acks(lane, first);
-                self.held.remove(&tokens, &mut self.lanes);
+                self.held.remove(lane, &tokens, &mut self.lanes);
                 let outcomes = match self.lane_to_pop() {
                     Some(popped) if popped == lane => self.pop(lane, tokens).await?,
                     _ => self.queues.store.ack(self.lanes.queue(lane), &tokens).await?,
@@ -459,13 +461,13 @@ impl<O: Outlet> Session<O> {
                 self.send_if(|message| message.delivery.is_some());
             }
             Request::PutBack(lane, tokens) => {
-                self.held.remove(&tokens, &mut self.lanes);
+                self.held.remove(lane, &tokens, &mut self.lanes);
                 let outcomes = self.queues.release(self.lanes.queue(lane), Release::PutBack(tokens)).await?;
                 self.message.answers.push(ConsumeAnswer { outcomes, lease: None });
             }
             Request::Heartbeat(lane, tokens, lease) => {
                 let beaten = self.queues.store.heartbeat(self.lanes.queue(lane), &tokens, lease).await?;
-                self.held.remove_lost(&tokens, &beaten.outcomes, &mut self.lanes);
+                self.held.remove_lost(lane, &tokens, &beaten.outcomes, &mut self.lanes);
                 let left = beaten.earliest.map(|(left, _)| left);
                 self.message.answers.push(ConsumeAnswer { outcomes: beaten.outcomes, lease: left });
             }
@@ -534,7 +536,7 @@ impl<O: Outlet> Session<O> {
                 if self.held.is_empty() {
                     self.keep_at = now + self.keep_every();
                 }
-                self.held.deliver(at, &stem, delivery.tasks.iter().map(|task| task.token), now, &mut self.lanes);
+                self.held.add(at, delivery.tasks.iter().map(|task| task.token), now, &mut self.lanes);
                 self.message.delivery = Some((queue, delivery));
             }
             Ok(None) => {}
@@ -624,34 +626,39 @@ impl<O: Outlet> Session<O> {
                 for tokens in tokens.chunks(MAX_BATCH) {
                     let kept = self.queues.store.keep(self.lanes.queue(at), self.consumer, tokens, lease).await?;
                     let outcomes = kept.ok_or(Error::SessionTakenOver)?;
-                    self.held.remove_lost(tokens, &outcomes, &mut self.lanes);
+                    self.held.remove_lost(at, tokens, &outcomes, &mut self.lanes);
                 }
             }
         }
         Ok(())
     }
+}
 
-    /// The client is gone: its tasks go back when the grace is over, unless another stream of its session has come.
-    async fn abandon(self) {
-        let Self { queues, consumer, lease, lanes, held, .. } = self;
-        let give_up = Instant::now() + Duration::from_millis(lease);
-        for at in 0..lanes.len() {
-            let (tokens, _) = held.of_lane(at, |_| true, |_| true);
-            let queue = lanes.queue(at);
-            for tokens in tokens.chunks(MAX_BATCH) {
-                let end = Instant::now() + GRACE;
-                loop {
-                    let left = end.saturating_duration_since(Instant::now()).as_millis() as Millis;
-                    match queues.store.abandon(queue, consumer, tokens, left).await {
-                        Ok(()) => break queues.waits.look_at(queue, end),
-                        Err(StoreError::Unavailable { .. } | StoreError::Overloaded(_)) if Instant::now() < give_up => {
-                            sleep(ABANDON_AGAIN_AFTER).await;
-                        }
-                        Err(error) => {
-                            tracing::warn!(%error, ?queue, "could not end the leases of a broken stream; they will run out");
-                            break;
-                        }
-                    }
+/// The client is gone: its tasks go back when the grace is over, unless another stream of its session has come. Tries until
+/// the store did it, or the leases ran out, or the server stops.
+async fn abandon(queues: Queues, consumer: Consumer, lease: Millis, lanes: Lanes, held: Held) {
+    let end = Instant::now() + GRACE;
+    let give_up = Instant::now() + Duration::from_millis(lease);
+    for at in 0..lanes.len() {
+        let (tokens, _) = held.of_lane(at, |_| true, |_| true);
+        let queue = lanes.queue(at);
+        let mut steps = tokens.chunks(MAX_BATCH);
+        let mut step = steps.next();
+        while let Some(tokens) = step {
+            let left = end.saturating_duration_since(Instant::now()).as_millis() as Millis;
+            match queues.store.abandon(queue, consumer, tokens, left).await {
+                Ok(()) => {
+                    queues.waits.look_at(queue, end);
+                    step = steps.next();
+                }
+                Err(StoreError::Unavailable { .. } | StoreError::Overloaded(_))
+                    if Instant::now() < give_up && !queues.stopping.is_cancelled() =>
+                {
+                    sleep(ABANDON_AGAIN_AFTER).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, ?queue, "could not end the leases of a broken stream; they will run out");
+                    break;
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tokio::time::Instant;
 
 use super::lanes::Lanes;
-use crate::store::{Outcome, Stem, Token};
+use crate::store::{Outcome, Token};
 
 #[derive(Default)]
 pub(super) struct Held(HashMap<Token, (usize, Instant)>);
@@ -19,36 +19,27 @@ impl Held {
         self.0.is_empty()
     }
 
-    /// Of an earlier stream.
-    pub(super) fn add(&mut self, lane: usize, tokens: &[Token], now: Instant) {
-        self.0.extend(tokens.iter().map(|token| (*token, (lane, now))));
-    }
-
-    /// All of a pop.
-    pub(super) fn deliver(
-        &mut self,
-        lane: usize,
-        stem: &Stem,
-        tokens: impl ExactSizeIterator<Item = Token>,
-        now: Instant,
-        lanes: &mut Lanes,
-    ) {
-        lanes.note_delivered(lane, *stem, tokens.len());
-        self.0.extend(tokens.map(|token| (token, (lane, now))));
-    }
-
-    pub(super) fn remove(&mut self, tokens: &[Token], lanes: &mut Lanes) {
+    pub(super) fn add(&mut self, lane: usize, tokens: impl Iterator<Item = Token>, now: Instant, lanes: &mut Lanes) {
         for token in tokens {
-            if let Some((lane, _)) = self.0.remove(token) {
+            lanes.note_delivered(lane, token.stem());
+            self.0.insert(token, (lane, now));
+        }
+    }
+
+    /// A token that is named with another queue is none of it, and stays.
+    pub(super) fn remove(&mut self, lane: usize, tokens: &[Token], lanes: &mut Lanes) {
+        for token in tokens {
+            if self.0.get(token).is_some_and(|(of, _)| *of == lane) {
+                self.0.remove(token);
                 lanes.note_ended(lane, &token.stem());
             }
         }
     }
 
-    pub(super) fn remove_lost(&mut self, tokens: &[Token], outcomes: &[Outcome], lanes: &mut Lanes) {
+    pub(super) fn remove_lost(&mut self, lane: usize, tokens: &[Token], outcomes: &[Outcome], lanes: &mut Lanes) {
         for (token, outcome) in tokens.iter().zip(outcomes) {
             if *outcome != Outcome::Applied {
-                self.remove(std::slice::from_ref(token), lanes);
+                self.remove(lane, std::slice::from_ref(token), lanes);
             }
         }
     }

@@ -117,8 +117,8 @@ impl Lanes {
         }
     }
 
-    pub(super) fn note_delivered(&mut self, at: usize, stem: Stem, tasks: usize) {
-        self.lanes[at].pops.insert(stem, tasks);
+    pub(super) fn note_delivered(&mut self, at: usize, stem: Stem) {
+        *self.lanes[at].pops.entry(stem).or_default() += 1;
     }
 
     pub(super) fn note_ended(&mut self, at: usize, stem: &Stem) {
