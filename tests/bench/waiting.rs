@@ -48,7 +48,7 @@ const IDLE: [Idle; 4] = [
 ];
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let served = flow::served(&Scratch::new(options)?.path().join("data")).await?;
+    let served = flow::served(options, report, NAME).await?.consume;
     for (name, store) in ours::stores(report, NAME) {
         let goal = |goal| (store == Store::Redis).then_some(goal);
         let mut wakes = Vec::new();
@@ -67,7 +67,6 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         }
         for idle in &IDLE {
             if idle.streams && !served {
-                report.missing(NAME, flow::MISSING.to_owned());
                 continue;
             }
             watch(options, report, name, store, idle).await?;
