@@ -61,7 +61,7 @@ const SINGLE_AIM: Aim = aim("DataQueue", "Insert, ", 12, 5.0);
 const SYNCED_AIM: Aim = aim("RabbitMQ", "", 12, 8.0);
 
 /// The ways, the strongest first: that one's row is what the others are compared with.
-const WAYS: [Way; 5] = [Way::Stream, Way::StreamOfBatches, Way::Batch, Way::Fused, Way::Unary];
+const WAYS: [Way; 6] = [Way::Consume, Way::ProduceBatches, Way::Produce, Way::Batch, Way::Fused, Way::Unary];
 
 /// Goals P3 and P4: what a crash may take the last second of, or so.
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
@@ -99,12 +99,12 @@ async fn ours(
     measurement: &'static str,
     stores: &[Store],
 ) -> Result<Vec<Box<dyn Contender>>> {
-    let scratch = Scratch::new(options)?;
-    let served = flow::served(&scratch.path().join("data")).await?;
-    if !served {
-        report.missing(measurement, flow::MISSING.to_owned());
-    }
-    let ways = WAYS.into_iter().filter(|way| served || !matches!(way, Way::Stream | Way::StreamOfBatches));
+    let served = flow::served(options, report, measurement).await?;
+    let ways = WAYS.into_iter().filter(|way| match way {
+        Way::Consume => served.consume,
+        Way::Produce | Way::ProduceBatches => served.produce,
+        Way::Batch | Way::Fused | Way::Unary => true,
+    });
     let pairs = stores.iter().flat_map(|store| ways.clone().map(|way| Ours { store: *store, way }));
     Ok(pairs.map(|ours| Box::new(ours) as Box<dyn Contender>).collect())
 }
@@ -159,7 +159,7 @@ impl Compared {
         for round in 1..=options.rounds() {
             let mut voids = Vec::new();
             for (index, (contender, passes)) in rounds.iter_mut().enumerate() {
-                let what = format!("{size} B, {}, {}", contender.name(), contender.ways().take);
+                let what = format!("{size} B, {}, {}", contender.name(), contender.ways().name());
                 match compare_round(options, *contender, size).await {
                     Ok(pass) => {
                         let [insert, take] = pass.rates().map(number);
@@ -210,8 +210,7 @@ impl Compared {
 
     /// DataQueue's strongest row beside each of the others'.
     fn ratios(&self, report: &mut Report, leg: usize, size: usize, rows: &[(String, &'static str, Figure)]) {
-        let bulk = rows.iter().position(|(_, way, _)| way.starts_with("Produce, 100")).filter(|_| leg == 0);
-        let Some((our_name, our_way, named)) = rows.get(bulk.unwrap_or(0)) else { return };
+        let Some((our_name, our_way, named)) = rows.first() else { return };
         for (name, way, figure) in rows {
             let aims: &[Aim] = match (leg, self.measurements[1]) {
                 (_, SYNCED) => &[SYNCED_AIM],

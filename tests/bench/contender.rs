@@ -50,6 +50,13 @@ pub(crate) struct Ways {
     pub(crate) take: &'static str,
 }
 
+impl Ways {
+    /// What tells it from others of its name.
+    pub(crate) fn name(&self) -> &'static str {
+        if self.take.is_empty() { self.insert } else { self.take }
+    }
+}
+
 /// A queue that is not on this machine.
 pub(crate) struct Missing {
     /// The command that installs it.

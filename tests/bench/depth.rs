@@ -42,16 +42,13 @@ struct Kept {
 }
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let served = flow::served(&Scratch::new(options)?.path().join("data")).await?;
-    let way = if served { Way::Stream } else { Way::Batch };
-    if !served {
-        report.missing(NAME, flow::MISSING.to_owned());
-    }
+    let served = flow::served(options, report, NAME).await?.consume;
+    let way = if served { Way::Consume } else { Way::Batch };
     for (name, store) in ours::stores(report, NAME) {
         depths(options, report, name, store, way).await?;
         queues(options, report, name, store).await?;
     }
-    let call = if served { "Produce and Consume" } else { "Insert of 100, PopBatch of 100 and Ack" };
+    let call = if served { "Insert of 100 and Consume" } else { "Insert of 100, PopBatch of 100 and Ack" };
     report.note(format!(
         "{NAME}: {SIZE} B; {call}, {} tasks a round on top of what is there, the servers in turn; of queues: Insert, Pop and Ack of \
          {CALLERS} callers, {} tasks a round, as they come over all queues",

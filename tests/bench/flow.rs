@@ -1,35 +1,47 @@
 //! The clients of Produce and Consume.
 
-use std::{ops::Range, path::Path};
+use std::ops::Range;
 
 use data_queue_proto::v1::{self, consume_request, produce_request};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::{
     dataqueue::{self, Client, QUEUE, Server},
     fault::Result,
     ledger::Ledger,
+    options::Options,
+    report::Report,
+    scratch::Scratch,
 };
-
-/// Why rows about the streams are not there.
-pub(crate) const MISSING: &str = "Produce and Consume: this server answers UNIMPLEMENTED; build a newer one";
 
 /// Tasks that the server may have with the client.
 const OUTSTANDING: u32 = 1_000;
 
-/// Whether this server has both calls already. One that has not answers UNIMPLEMENTED, and what needs them is left out.
-pub(crate) async fn served(directory: &Path) -> Result<bool> {
-    let server = Server::start(directory, &[])?;
+/// Which of the streams a server has already. One that has not answers UNIMPLEMENTED, and what needs it is left out.
+#[derive(Clone, Copy)]
+pub(crate) struct Served {
+    pub(crate) produce: bool,
+    pub(crate) consume: bool,
+}
+
+/// Asks a server; the report tells what is left out of this measurement.
+pub(crate) async fn served(options: &Options, report: &mut Report, measurement: &'static str) -> Result<Served> {
+    let scratch = Scratch::new(options)?;
+    let server = Server::start(&scratch.path().join("data"), &[])?;
     let mut client = server.client().await?;
-    let produce = client.produce(tokio_stream::iter([open_produce("probe".to_owned())])).await;
-    let consume = client.consume(tokio_stream::iter([open_consume(QUEUE.to_owned())])).await;
-    match produce.err().or(consume.err()) {
-        None => Ok(true),
-        Some(refused) if refused.code() == Code::Unimplemented => Ok(false),
-        Some(refused) => Err(refused.into()),
-    }
+    let produce = client.produce(tokio_stream::iter([open_produce("probe".to_owned())])).await.map(drop);
+    let consume = client.consume(tokio_stream::iter([open_consume(QUEUE.to_owned())])).await.map(drop);
+    let mut has = |call: &str, answer| match answer {
+        Ok(()) => Result::Ok(true),
+        Err(refused) if Status::code(&refused) == Code::Unimplemented => {
+            report.missing(measurement, format!("{call}: this server answers UNIMPLEMENTED; build a newer one"));
+            Ok(false)
+        }
+        Err(refused) => Err(refused.into()),
+    };
+    Ok(Served { produce: has("Produce", produce)?, consume: has("Consume", consume)? })
 }
 
 fn open_produce(producer_id: String) -> v1::ProduceRequest {

@@ -63,10 +63,12 @@ pub(crate) enum Way {
     Fused,
     /// A hundred tasks a call.
     Batch,
-    /// Produce with a task a message, and Consume.
-    Stream,
-    /// Produce with a hundred tasks a message.
-    StreamOfBatches,
+    /// Consume, of what was inserted in batches.
+    Consume,
+    /// Produce with a task a message; taken in batches.
+    Produce,
+    /// Produce with a hundred tasks a message; taken in batches.
+    ProduceBatches,
 }
 
 /// DataQueue, on this store and used in this way.
@@ -105,8 +107,9 @@ impl Contender for Ours {
             Way::Unary => ("Insert, 64 callers", "Pop and Ack, 64 callers"),
             Way::Fused => ("", "Pop with the ack of the last, 64 callers"),
             Way::Batch => ("Insert of 100, 4 callers", "PopBatch of 100 and Ack, 4 callers"),
-            Way::Stream => ("Produce, a task a message, 1,000 in flight", "Consume, max_outstanding 1,000"),
-            Way::StreamOfBatches => ("Produce, 100 tasks a message, 64 in flight", ""),
+            Way::Consume => ("", "Consume, max_outstanding 1,000"),
+            Way::Produce => ("Produce, a task a message, 1,000 in flight", ""),
+            Way::ProduceBatches => ("Produce, 100 tasks a message, 64 in flight", ""),
         };
         Ways { insert, take }
     }
@@ -157,9 +160,9 @@ impl Running for Used {
     async fn fill(&self, numbers: Range<u64>, size: usize) -> Result<()> {
         match self.way {
             Way::Unary | Way::Fused => insert_all(&self.client, CALLERS, 1, numbers, size).await,
-            Way::Batch => insert_all(&self.client, BATCH_CALLERS, TASKS, numbers, size).await,
-            Way::Stream => flow::produce(&self.client, numbers, size, 1, 1_000).await,
-            Way::StreamOfBatches => flow::produce(&self.client, numbers, size, TASKS, 64).await,
+            Way::Batch | Way::Consume => insert_all(&self.client, BATCH_CALLERS, TASKS, numbers, size).await,
+            Way::Produce => flow::produce(&self.client, numbers, size, 1, 1_000).await,
+            Way::ProduceBatches => flow::produce(&self.client, numbers, size, TASKS, 64).await,
         }
     }
 
@@ -167,8 +170,8 @@ impl Running for Used {
         match self.way {
             Way::Unary => pop_all(&self.client, tasks, false, ledger).await,
             Way::Fused => pop_all(&self.client, tasks, true, ledger).await,
-            Way::Batch | Way::StreamOfBatches => pop_batches(&self.client, tasks, ledger).await,
-            Way::Stream => flow::consume(&self.client, tasks, ledger).await,
+            Way::Batch | Way::Produce | Way::ProduceBatches => pop_batches(&self.client, tasks, ledger).await,
+            Way::Consume => flow::consume(&self.client, tasks, ledger).await,
         }
     }
 

@@ -12,13 +12,13 @@
 use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
 
 use crate::{
-    contender::cpu_times,
+    contender::{Running, cpu_times},
     echo,
     fault::Result,
-    flow,
+    flow::{self, Served},
     ledger::Ledger,
     options::Options,
-    ours::{self, Store, Used},
+    ours::{self, Store, Used, Way},
     report::{Figure, Goal, Report},
     scratch::Scratch,
     unary::{Leg, echo_round, our_round, times_with},
@@ -38,10 +38,7 @@ type Ratios = BTreeMap<String, Vec<f64>>;
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
     let stores = ours::stores(report, NAME);
-    let served = flow::served(&Scratch::new(options)?.path().join("data")).await?;
-    if !served {
-        report.missing(NAME, flow::MISSING.to_owned());
-    }
+    let served = flow::served(options, report, NAME).await?;
     let (rounds, span) = if options.smoke { (1, options.span()) } else { (ROUNDS, SPAN) };
     let mut ratios = Ratios::new();
     for round in 1..=rounds {
@@ -52,8 +49,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
                 ratios.entry(format!("{call}, on {name} ÷ echo")).or_default().push(echo / leg.cost());
             }
         }
-        if served {
-            streams(options, &stores, &mut ratios).await?;
+        if served.produce || served.consume {
+            streams(options, served, &stores, &mut ratios).await?;
         }
         eprintln!("round {round} of {rounds}");
     }
@@ -79,7 +76,12 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
 }
 
 /// Produce and Consume beside an echo of Produce: a task a message, and a thousand in flight.
-async fn streams(options: &Options, stores: &[(&'static str, Store)], ratios: &mut Ratios) -> Result<()> {
+async fn streams(
+    options: &Options,
+    served: Served,
+    stores: &[(&'static str, Store)],
+    ratios: &mut Ratios,
+) -> Result<()> {
     let tasks = options.many(STREAMED);
     let scratch = Scratch::new(options)?;
     let server = echo::start(&scratch.path().join("echo"))?;
@@ -89,18 +91,24 @@ async fn streams(options: &Options, stores: &[(&'static str, Store)], ratios: &m
     let echo = Leg::of(|| times_with(&server), produce, |()| tasks).await?.cost();
     for (name, store) in stores {
         let scratch = Scratch::new(options)?;
-        let used = Used::start(*store, scratch.path()).await?;
+        let mut used = Used::start(*store, scratch.path()).await?;
         let mut ledger = Ledger::new(SIZE);
         let (warm, all) = (tasks / 4, tasks / 4 + tasks);
-        flow::produce(&used.client, 0..warm, SIZE, 1, 1_000).await?;
-        flow::consume(&used.client, warm, &mut ledger).await?;
-        let produce = flow::produce(&used.client, warm..all, SIZE, 1, 1_000);
-        let produced = Leg::of(|| cpu_times(&used), produce, |()| tasks).await?;
-        let consumed =
-            Leg::of(|| cpu_times(&used), flow::consume(&used.client, tasks, &mut ledger), |()| tasks).await?;
+        let mut legs = Vec::new();
+        for numbers in [0..warm, warm..all] {
+            let count = numbers.end - numbers.start;
+            legs.clear();
+            used.way = if served.produce { Way::Produce } else { Way::Batch };
+            legs.push(Leg::of(|| cpu_times(&used), used.fill(numbers, SIZE), |()| count).await?);
+            used.way = if served.consume { Way::Consume } else { Way::Batch };
+            legs.push(Leg::of(|| cpu_times(&used), used.drain(count, &mut ledger), |()| count).await?);
+        }
         ledger.verify(all)?;
         used.server.is_empty_after(all).await?;
-        for (call, leg) in [("Produce", produced), ("Consume", consumed)] {
+        for ((call, there), leg) in [("Produce", served.produce), ("Consume", served.consume)].into_iter().zip(legs) {
+            if !there {
+                continue;
+            }
             ratios.entry(format!("{call}, on {name} ÷ echo of a stream")).or_default().push(echo / leg.cost());
         }
     }

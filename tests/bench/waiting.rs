@@ -3,11 +3,7 @@
 use std::time::{Duration, Instant};
 
 use data_queue_proto::v1;
-use tokio::{
-    sync::mpsc,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
@@ -48,7 +44,7 @@ const IDLE: [Idle; 4] = [
 ];
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
-    let served = flow::served(&Scratch::new(options)?.path().join("data")).await?;
+    let served = flow::served(options, report, NAME).await?.consume;
     for (name, store) in ours::stores(report, NAME) {
         let goal = |goal| (store == Store::Redis).then_some(goal);
         let mut wakes = Vec::new();
@@ -67,7 +63,6 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         }
         for idle in &IDLE {
             if idle.streams && !served {
-                report.missing(NAME, flow::MISSING.to_owned());
                 continue;
             }
             watch(options, report, name, store, idle).await?;
@@ -148,14 +143,12 @@ async fn watch(options: &Options, report: &mut Report, name: &str, store: Store,
             waiting.spawn(async move { client.pop(waiting_pop(queue)).await.map(drop) });
         }
     }
-    // All have arrived when the server has not had anything to do for a while.
-    let (settle, watched) = if options.smoke { (100, WATCHED / 50) } else { (3_000, WATCHED) };
-    sleep(Duration::from_millis(settle)).await;
+    // Until then all have arrived, and the server has nothing more to do.
+    let (settle, watched) = if options.smoke { (WATCHED / 100, WATCHED / 50) } else { (WATCHED / 3, WATCHED) };
+    nothing_comes(&mut waiting, settle).await?;
     let memory = (used.server.process().resident()? - before) / workers as f64;
     let (start, cpu, commands) = (Instant::now(), used.server.process().cpu()?, commands_so_far(&used).await?);
-    if timeout(watched, waiting.join_next()).await.is_ok() {
-        return Err("a waiting call was answered, with nothing there".into());
-    }
+    nothing_comes(&mut waiting, watched).await?;
     let took = start.elapsed().as_secs_f64();
     let share = (used.server.process().cpu()? - cpu).as_secs_f64() / took * 100.0;
     let kind = if idle.streams { "Consume streams" } else { "waiting pops" };
@@ -175,6 +168,14 @@ async fn watch(options: &Options, report: &mut Report, name: &str, store: Store,
     }
     drop(held);
     used.left().await.map(drop)
+}
+
+/// Lets the time pass, in which no call may be answered.
+async fn nothing_comes<T: 'static>(waiting: &mut JoinSet<T>, time: Duration) -> Result<()> {
+    match timeout(time, waiting.join_next()).await {
+        Ok(_) => Err("a waiting call was answered, with nothing there".into()),
+        Err(_) => Ok(()),
+    }
 }
 
 /// How many commands Redis has had.
