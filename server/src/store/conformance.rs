@@ -36,8 +36,8 @@ use bytes::Bytes;
 use self::engines::{memory, redis, sqlite};
 use super::{
     Admin, Attempt, Consumer, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, NumberedInsert, Outcome,
-    Pop, PopRequest, Produce, Produced, QueueName, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT,
-    SessionId, Stem, Store, StoreError, TaskId, Token, Withdrawal,
+    Pop, PopRequest, Popped, Produce, Produced, QueueName, Release, Released, Remember, RequestKey, Rules,
+    SESSION_KEPT, SessionId, Stem, Store, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// Runs every case on every store that is named here.

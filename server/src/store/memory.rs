@@ -302,7 +302,7 @@ impl Queue {
                 reclaimed,
                 due_in: None,
                 taken_over: true,
-                known: is_known,
+                known: false,
             });
         }
         if withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {

@@ -220,7 +220,7 @@ pub struct Popped {
     pub due_in: Option<Millis>,
     /// True if another stream has the session: nothing was leased. The acks were applied.
     pub taken_over: bool,
-    /// True if the request is one that was answered with a delivery before.
+    /// True if the request is one that was answered with a delivery before, be it by an earlier run of this very call.
     pub known: bool,
 }
 

@@ -296,8 +296,7 @@ impl Queue {
         let taken_over = pop.consumer.is_some_and(|consumer| !self.has_session(consumer, turn.now));
         if taken_over && !more {
             let ready = self.ready.len() as u64;
-            let popped =
-                Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over, known: is_known };
+            let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over, known: false };
             return Ok(Ok(PopStep { popped, more }));
         }
         if more || turn.withdrawn.get(&pop.stem).is_some_and(|until| turn.now < *until) {
