@@ -6,6 +6,7 @@
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -141,8 +142,13 @@ impl Inbox {
     /// Lets a call wait, or refuses it if too many do. It is dropped if the thread has ended.
     pub(super) fn push(&self, lane: Lane, load: Load, job: Job) -> Result<(), StoreError> {
         let mut waiting = self.waiting();
+        // The thread looks for more by itself, and waits only when there is nothing.
+        let may_wait = waiting.lanes.is_empty();
         if waiting.is_served {
             waiting.lanes.push(lane, load, job)?;
+        }
+        drop(waiting);
+        if may_wait {
             self.changed.notify_one();
         }
         Ok(())
@@ -157,7 +163,13 @@ impl Inbox {
     /// Waits until there is something to do. Nothing if there never will be.
     fn take(&self) -> Option<Vec<Job>> {
         let idle = |waiting: &mut Waiting| waiting.lanes.is_empty() && waiting.is_open;
-        let mut waiting = self.changed.wait_while(self.waiting(), idle).unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting();
+        if idle(&mut waiting) {
+            drop(self.changed.wait_while(waiting, idle));
+            // On a core of its own this costs nothing. On a shared one, whoever has woken this thread has more to bring.
+            thread::yield_now();
+            waiting = self.waiting();
+        }
         Some(waiting.lanes.take(BATCH_WEIGHT)).filter(|batch| !batch.is_empty())
     }
 
