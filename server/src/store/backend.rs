@@ -40,7 +40,7 @@ impl Backend {
     pub fn for_this_thread(&self) -> Arc<dyn Admin> {
         match &self.0 {
             Kind::Memory(store) => Arc::clone(store) as Arc<dyn Admin>,
-            Kind::Sqlite(store) => Arc::clone(store) as Arc<dyn Admin>,
+            Kind::Sqlite(store) => Arc::new(store.for_this_thread()),
             Kind::Redis(shared) => Arc::new(RedisStore::new(Arc::clone(shared))),
         }
     }

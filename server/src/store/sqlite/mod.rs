@@ -29,7 +29,7 @@ use clap::ValueEnum;
 use self::{
     engine::{Engine, Setup},
     queue::{PopStep, Step, Unreadable},
-    writer::{Inbox, Job, Kind, Writer},
+    writer::{Desk, Inbox, Job, Kind, Writer},
 };
 use super::{
     Admin, Beaten, Clock, Consumer, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped,
@@ -95,8 +95,14 @@ pub struct SqliteConfig {
     pub timeout: Duration,
 }
 
-/// The store.
+/// The store, as one thread reaches it.
 pub struct SqliteStore {
+    open: Arc<OpenStore>,
+    desk: Desk,
+}
+
+/// What all threads share. Closed with the last of them.
+struct OpenStore {
     inbox: Arc<Inbox>,
     /// Closed when the writing thread has ended.
     ended: Mutex<std::sync::mpsc::Receiver<()>>,
@@ -136,13 +142,19 @@ impl SqliteStore {
                 writer.run();
             })
             .map_err(|error| format!("cannot start a thread: {error}"))?;
-        Ok(Self { inbox, ended: Mutex::new(ended), setup, timeout })
+        let open = Arc::new(OpenStore { inbox, ended: Mutex::new(ended), setup, timeout });
+        Ok(Self { open, desk: Desk::default() })
+    }
+
+    /// The same store for another thread.
+    pub fn for_this_thread(&self) -> Self {
+        Self { open: Arc::clone(&self.open), desk: Desk::default() }
     }
 
     /// Keeps so many bytes of the file system from inserts, from now on.
     #[cfg(test)]
     pub(super) fn reserve(&self, bytes: u64) {
-        self.setup.reserve.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        self.open.setup.reserve.store(bytes, std::sync::atomic::Ordering::Relaxed);
     }
 
     async fn call<T: Send + 'static>(
@@ -152,23 +164,24 @@ impl SqliteStore {
         load: Load,
         run: impl FnMut(&mut Engine) -> Step<T> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answer) = Job::new(kind, run);
+        let OpenStore { inbox, setup, timeout, .. } = &*self.open;
+        let (job, answer) = Job::new(kind, &self.desk, run);
         let ended = || StoreError::Unavailable {
             message: "the thread that writes the file has ended; the log has the cause".to_owned(),
             did_not_run: false,
         };
-        self.inbox.push(lane, load, job)?;
-        match tokio::time::timeout(self.timeout, answer).await {
+        inbox.push(lane, load, job)?;
+        match tokio::time::timeout(*timeout, answer).await {
             Ok(answer) => answer.map_err(|_| ended())?,
             Err(_) => {
-                let message = format!("{} did not answer within {:?}", self.setup.path.display(), self.timeout);
+                let message = format!("{} did not answer within {timeout:?}", setup.path.display());
                 Err(StoreError::Unavailable { message, did_not_run: false })
             }
         }
     }
 }
 
-impl Drop for SqliteStore {
+impl Drop for OpenStore {
     fn drop(&mut self) {
         // What was called is done; then the thread ends and closes the file. A disk that stands still must not keep the
         // process from ending: what was answered is safe without that.
@@ -424,7 +437,7 @@ impl Admin for SqliteStore {
     }
 
     fn describe(&self) -> Description {
-        let (survives, note) = self.setup.durability.survives();
+        let (survives, note) = self.open.setup.durability.survives();
         Description { engine: format!("SQLite {}", rusqlite::version()), survives, note: note.to_owned() }
     }
 }

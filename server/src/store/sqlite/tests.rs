@@ -454,7 +454,7 @@ async fn time_goes_on_after_a_restart() {
         timeout: Duration::from_secs(20),
     };
     let store = SqliteStore::open(config, None).unwrap();
-    assert!(store.setup.clock.now() >= 4_000_000_000_000);
+    assert!(store.open.setup.clock.now() >= 4_000_000_000_000);
 }
 
 /// However many calls wait for a disk that stands still, the server's own question is asked and what is urgent waits in a

@@ -5,12 +5,12 @@
 //! file opened and read again before the next one.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     engine::{Engine, Setup},
@@ -72,6 +72,7 @@ impl Failure {
 pub(super) struct Job {
     kind: Kind,
     work: Box<dyn Work>,
+    desk: Post,
 }
 
 trait Work: Send {
@@ -108,10 +109,43 @@ impl<T: Send, F: FnMut(&mut Engine) -> Step<T> + Send> Work for Call<F, T> {
 impl Job {
     pub(super) fn new<T: Send + 'static>(
         kind: Kind,
+        desk: &Desk,
         run: impl FnMut(&mut Engine) -> Step<T> + Send + 'static,
     ) -> (Self, oneshot::Receiver<Result<T, StoreError>>) {
         let (reply, answer) = oneshot::channel();
-        (Self { kind, work: Box::new(Call { run, done: None, reply }) }, answer)
+        (Self { kind, work: Box::new(Call { run, done: None, reply }), desk: desk.post() }, answer)
+    }
+}
+
+/// Where the callers of a thread get their answers: those of a transaction come in one piece and are handed out by a task in
+/// the thread. So the thread is woken once for all of them, and writes what they lead to together; it would be woken for
+/// each otherwise, and write each by itself.
+#[derive(Default)]
+pub(super) struct Desk(OnceLock<Post>);
+
+/// Its length is bounded by the calls that may wait.
+type Post = mpsc::UnboundedSender<Vec<Answered>>;
+type Answered = (Box<dyn Work>, Option<StoreError>);
+
+impl Desk {
+    /// Opened by the first call, in its runtime.
+    fn post(&self) -> Post {
+        let open = || {
+            let (post, mut answers) = mpsc::unbounded_channel();
+            tokio::spawn(async move {
+                while let Some(answered) = answers.recv().await {
+                    hand_out(answered);
+                }
+            });
+            post
+        };
+        self.0.get_or_init(open).clone()
+    }
+}
+
+fn hand_out(answered: Vec<Answered>) {
+    for (work, failed) in answered {
+        work.answer(failed);
     }
 }
 
@@ -300,8 +334,19 @@ impl Drop for Writer {
 }
 
 fn answer(batch: Vec<Job>, failure: Option<&Failure>) {
-    for Job { kind, work, .. } in batch {
-        work.answer(failure.cloned().map(|failure| failure.into_error(kind)));
+    let mut desks: Vec<(Post, Vec<Answered>)> = Vec::new();
+    for Job { kind, work, desk } in batch {
+        let answered = (work, failure.cloned().map(|failure| failure.into_error(kind)));
+        match desks.iter_mut().find(|(other, _)| other.same_channel(&desk)) {
+            Some((_, all)) => all.push(answered),
+            None => desks.push((desk, vec![answered])),
+        }
+    }
+    for (desk, answered) in desks {
+        // A runtime that has ended may have left callers in another one.
+        if let Err(mpsc::error::SendError(answered)) = desk.send(answered) {
+            hand_out(answered);
+        }
     }
 }
 
