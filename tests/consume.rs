@@ -150,6 +150,27 @@ on_every_store! {
         assert_eq!(stream.ack("", &second).await, [Outcome::Applied]);
     }
 
+    /// G6: `max_hold` counts from the delivery, also over streams that take the task over from each other.
+    async fn max_hold_is_not_begun_anew_by_another_stream(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("hangs");
+        fill(&mut client, &queue, 1).await;
+        let (lease, max_hold) = (Some(proto(Duration::from_millis(400))), Some(proto(Duration::from_secs(2))));
+        let mut streams = Vec::new();
+        loop {
+            let open = ConsumeOpen { lease, max_hold, ..with_session(&queue, 1, 3) };
+            streams.push(Consumer::open(&mut client.clone(), open).await);
+            let stream = streams.last_mut().unwrap();
+            stream.read().await.unwrap().expect("what it took over, or the task again");
+            if stream.tasks.iter().any(|task| task.expiries == 1) {
+                break;
+            }
+            assert!(streams.len() < 50, "it is held for ever");
+            pass(&mut client, Duration::from_millis(300)).await;
+        }
+    }
+
     /// G8, G15: when a stream breaks, what was sent goes back within the grace, counted as an expiry.
     async fn broken_stream_gives_back_within_the_grace(backend) {
         let server = backend.start(&[]).await;

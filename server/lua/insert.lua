@@ -32,7 +32,7 @@ local function answered(call)
   end
 end
 
-local ids, tasks, answer, others, requests = {}, {}, { 0 }, 0, {}
+local ids, tasks, answer, waiting, requests = {}, {}, { 0 }, 0, {}
 -- An envelope is a protobuf message; the time of the insert is its field 1, a fixed64, put behind the others.
 local inserted_at = '\9' .. struct.pack('<I8', now)
 for i, call in ipairs(calls) do
@@ -44,7 +44,8 @@ for i, call in ipairs(calls) do
       tasks[#tasks + 1] = ARGV[task]
       tasks[#tasks + 1] = ARGV[task + total] .. inserted_at
     end
-    others = others + math.max(0, call.count - call.waiting)
+    -- They are the same pops, whichever call tells of them.
+    waiting = math.max(waiting, call.waiting)
     if call.request then
       recalled[call.request] = call.fingerprint .. table.concat(ARGV, '', at, at + call.count - 1)
       requests[#requests + 1] = call.request
@@ -61,7 +62,7 @@ end
 for _, request in ipairs(requests) do
   remember_request(request, recalled[request])
 end
-if others > 0 then
-  wake_others(others)
+if #ids > waiting then
+  wake_others(#ids - waiting)
 end
 return answer

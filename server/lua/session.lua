@@ -3,7 +3,7 @@
 -- KEYS     as in common.lua
 -- ARGV     7 'resume': the stream gets the session, and deadlines move to now + ms at least; 'keep': the latter for the given
 --          tokens; 'abandon': their deadlines move to now + ms at the latest, 8 session, 9 stream, 10 ms; then runs of tokens
--- Returns  resume: {tokens in the order of delivery}; keep: {1, outcomes}; keep and abandon: {0} if another stream has it
+-- Returns  resume: {token, ms since its delivery or last heartbeat, … in the order of delivery}; keep: {1, outcomes}; keep and abandon: {0} if another stream has it
 local kind, session, stream, ms = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
 local exists = redis.call('EXISTS', META) == 1
 -- So many values a call of Redis takes from Lua without trouble.
@@ -46,6 +46,7 @@ if kind == 'resume' then
   local batches = batches_of_session()
   for _, lease in ipairs(all_of(batches)) do
     answer[#answer + 1] = token_at(lease[1], lease[2])
+    answer[#answer + 1] = math.max(0, now - lease[1].renewed)
   end
   move(batches, 'GT')
   if exists then

@@ -4,11 +4,15 @@ use std::{error::Error as _, pin::Pin};
 
 use data_queue_proto::v1::{self, consume_request::Request as Asked};
 use futures_util::{Stream, StreamExt};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
+    edge::Deadline,
     handover::Handover,
     service::{duration, outcomes, span, task},
     status,
@@ -21,11 +25,15 @@ pub(super) fn serve(queues: &Queues, request: Request<Streaming<v1::ConsumeReque
     let handover = Handover::of_stream();
     // The session sends when the message before has left: this is only the place where it is handed on.
     let (sender, receiver) = mpsc::channel(1);
-    let outlet = Body { sender: sender.clone(), handover: handover.clone() };
+    let deadline = Deadline::of(&request);
+    let outlet = Body { sender: sender.clone(), handover: handover.clone(), deadline };
     let calls = request.into_inner().map(|message| message.map(call).map_err(unread));
     let this = queues.clone();
     queues.spawn(async move {
         let status = match this.consume(calls, outlet).await {
+            Err(Ended::Broken) if deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                status::deadline_exceeded()
+            }
             Ok(()) | Err(Ended::Broken) => return,
             Err(Ended::Failed(error)) => error.into(),
             Err(Ended::Refused(status)) => status,
@@ -46,6 +54,8 @@ pub(super) fn serve(queues: &Queues, request: Request<Streaming<v1::ConsumeReque
 struct Body {
     sender: mpsc::Sender<Result<ConsumeMessage, Status>>,
     handover: Handover,
+    /// When the client stops listening.
+    deadline: Option<Instant>,
 }
 
 impl Outlet for Body {
@@ -59,7 +69,10 @@ impl Outlet for Body {
     }
 
     async fn gone(&self) {
-        self.sender.closed().await;
+        match self.deadline {
+            Some(deadline) => drop(timeout_at(deadline, self.sender.closed()).await),
+            None => self.sender.closed().await,
+        }
     }
 }
 

@@ -175,12 +175,15 @@ impl Queues {
                 return Err(open::misplaced(&late).into());
             }
             () = outlet.gone() => return Err(Ended::Broken),
+            () = self.stopping.cancelled() => return Err(Ended::Stopping),
         };
         let mut session = Session::begin(self, opened, outlet).await?;
         let stopping = self.stopping.clone();
         let ended = session.run(calls, pin!(stopping.cancelled())).await;
         let has_left = session.is_heard || matches!(ended, Err(Ended::Broken));
         if has_left && !self.stopping.is_cancelled() {
+            session.lanes.stand_up();
+            session.do_what_was_heard().await;
             // The client is not kept waiting for its end.
             let Session { queues, consumer, lease, lanes, held, .. } = session;
             self.spawn(abandon(queues, consumer, lease, lanes, held));
@@ -208,6 +211,8 @@ struct Session<O> {
     is_heard: bool,
     /// The client said what is not right, and is not listened to any more.
     refuses: bool,
+    /// The server stops.
+    stops: bool,
     keep_at: Instant,
     drain: Drain,
 }
@@ -221,6 +226,17 @@ enum Drain {
     Due(Instant),
     /// It was told, and ends then at the latest.
     Until(Instant),
+}
+
+impl Drain {
+    /// The same, ended by this time.
+    fn by(self, end: Instant) -> Self {
+        match self {
+            Self::From(_) => Self::Due(end),
+            Self::Due(at) => Self::Due(at.min(end)),
+            Self::Until(at) => Self::Until(at.min(end)),
+        }
+    }
 }
 
 /// What the client asked for, in its order.
@@ -297,6 +313,7 @@ impl<O: Outlet> Session<O> {
             is_clear: false,
             is_heard: false,
             refuses: false,
+            stops: false,
             keep_at: now,
             drain: Drain::From(now + queues.limits.stream_age()),
         };
@@ -310,10 +327,12 @@ impl<O: Outlet> Session<O> {
     async fn resume(&mut self) -> Result<(), Error> {
         for at in 0..self.lanes.len() {
             let queue = self.lanes.queue(at).clone();
-            let tokens = self.queues.store.resume(&queue, self.consumer, self.lease).await?;
-            self.held.add(at, tokens.iter().copied(), Instant::now(), &mut self.lanes);
-            if !tokens.is_empty() {
-                self.message.resumed.push((queue, tokens));
+            let held = self.queues.store.resume(&queue, self.consumer, self.lease).await?;
+            let now = Instant::now();
+            let since = |age| now.checked_sub(Duration::from_millis(age)).unwrap_or(now);
+            self.held.add(at, held.iter().map(|(token, age)| (*token, since(*age))), &mut self.lanes);
+            if !held.is_empty() {
+                self.message.resumed.push((queue, held.into_iter().map(|(token, _)| token).collect()));
             }
         }
         Ok(())
@@ -348,9 +367,13 @@ impl<O: Outlet> Session<O> {
                     // It was told why by those who cut it off.
                     false => return Ok(()),
                 },
-                () = self.woken.notified() => self.lanes.note_woken(self.is_clear),
-                () = stopping.as_mut(), if matches!(self.drain, Drain::From(_)) => {
-                    self.drain = Drain::Due(Instant::now() + self.queues.limits.grace / 2);
+                () = self.woken.notified() => {
+                    let can_take = self.delivers() && self.is_clear && self.held.len() < self.max_outstanding;
+                    self.lanes.note_woken(can_take);
+                }
+                () = stopping.as_mut(), if !self.stops => {
+                    self.stops = true;
+                    self.drain = self.drain.by(Instant::now() + self.queues.limits.grace / 2);
                 }
                 () = alarm.as_mut() => {
                     if self.attend().await? {
@@ -478,16 +501,12 @@ impl<O: Outlet> Session<O> {
 
     /// Which queue to pop, if the client may have more and the stream has room for it.
     fn lane_to_pop(&mut self) -> Option<usize> {
-        let delivers = !self.is_heard && !self.refuses && matches!(self.drain, Drain::From(_));
-        if !delivers || self.message.delivery.is_some() {
-            return None;
-        }
-        if self.held.len() >= self.max_outstanding {
-            // Others should be woken meanwhile.
-            self.lanes.stand_up();
-            return None;
-        }
-        if self.is_clear { self.lanes.next() } else { None }
+        let wants = self.delivers() && self.message.delivery.is_none() && self.held.len() < self.max_outstanding;
+        if wants && self.is_clear { self.lanes.next() } else { None }
+    }
+
+    fn delivers(&self) -> bool {
+        !self.is_heard && !self.refuses && matches!(self.drain, Drain::From(_))
     }
 
     /// Acks and pops. What was popped is sent, or waits in the message for the answers to the acks.
@@ -519,7 +538,7 @@ impl<O: Outlet> Session<O> {
         };
         if popped.taken_over {
             // Whatever it was woken for is for others.
-            self.queues.waits.wake(&queue, 1);
+            self.queues.waits.wake(&queue, usize::try_from(popped.reclaimed).unwrap_or(usize::MAX).max(1));
             return Err(Error::SessionTakenOver);
         }
         if popped.reclaimed > 0 && popped.ready > 0 {
@@ -530,23 +549,38 @@ impl<O: Outlet> Session<O> {
         if let Some(due) = due {
             self.queues.waits.look_at(&queue, due);
         }
-        match self.queues.deliver(&queue, popped.tasks, None, lease) {
-            Ok(Some(delivery)) => {
-                let now = Instant::now();
-                if self.held.is_empty() {
-                    self.keep_at = now + self.keep_every();
-                }
-                self.held.add(at, delivery.tasks.iter().map(|task| task.token), now, &mut self.lanes);
-                self.message.delivery = Some((queue, delivery));
+        if let Some(delivery) = self.queues.deliver(&queue, popped.tasks, None, lease)? {
+            let now = Instant::now();
+            if self.held.is_empty() {
+                self.keep_at = now + self.keep_every();
             }
-            Ok(None) => {}
-            // They stay where they are until their leases run out.
-            Err(error) => tracing::error!(%error, "tasks were left out of a delivery"),
+            self.held.add(at, delivery.tasks.iter().map(|task| (task.token, now)), &mut self.lanes);
+            self.message.delivery = Some((queue, delivery));
         }
         if sends_at_once {
             self.send_if(|message| message.delivery.is_some());
         }
         Ok(popped.acks)
+    }
+
+    /// The client is gone, and what it said last is done all the same; nobody hears the answers.
+    async fn do_what_was_heard(&mut self) {
+        while let Some(request) = self.asked.pop() {
+            let done = match request {
+                Request::Ack(lane, tokens) => {
+                    self.held.remove(lane, &tokens, &mut self.lanes);
+                    self.queues.store.ack(self.lanes.queue(lane), &tokens).await
+                }
+                Request::PutBack(lane, tokens) => {
+                    self.held.remove(lane, &tokens, &mut self.lanes);
+                    self.queues.release(self.lanes.queue(lane), Release::PutBack(tokens)).await
+                }
+                Request::Heartbeat(..) | Request::Refused(_) => continue,
+            };
+            if let Err(error) = done {
+                return tracing::debug!(%error, "what the client of a broken stream said last was not done");
+            }
+        }
     }
 
     fn send_if(&mut self, condition: impl Fn(&ConsumeMessage) -> bool) {

@@ -169,14 +169,19 @@ impl Seat {
         seat
     }
 
+    /// True if somebody has woken this one.
+    pub(super) fn was_woken(&self) -> bool {
+        let part = self.waits.part(&self.queue);
+        !part.get(&self.queue).is_some_and(|line| line.seats.contains_key(&self.number))
+    }
+
     /// Sits down in the old place again if somebody has woken this one. True if so.
     pub(super) fn sit_again_if_woken(&self) -> bool {
-        let is_sitting =
-            self.waits.part(&self.queue).get(&self.queue).is_some_and(|line| line.seats.contains_key(&self.number));
-        if !is_sitting {
+        let was_woken = self.was_woken();
+        if was_woken {
             self.waits.sit(&self.queue, self.number, &self.woken);
         }
-        !is_sitting
+        was_woken
     }
 
     /// Waits to be woken, and sits down in the old place again, so that no wake-up is missed while the store is asked.

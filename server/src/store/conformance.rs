@@ -153,6 +153,7 @@ macro_rules! conformance {
                     a_session_is_forgotten_some_time_after_its_last_step,
                     sessions_do_not_touch_each_other,
                     hundreds_of_pops_are_resumed_in_order,
+                    what_is_resumed_tells_its_age,
                 }
                 dead {
                     the_last_expiry_makes_a_dead_letter,

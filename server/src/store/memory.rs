@@ -396,12 +396,10 @@ impl Queue {
         session
     }
 
-    fn resume(&mut self, consumer: Consumer, lease: Millis, now: Millis) -> Vec<Token> {
+    fn resume(&mut self, consumer: Consumer, lease: Millis, now: Millis) -> Vec<(Token, Millis)> {
         let tokens: Vec<Token> = self.session(consumer, now).leases.iter().map(|(_, token)| *token).collect();
-        for token in &tokens {
-            self.extend(token, lease, now);
-        }
-        tokens
+        let extend = |token| self.extend(&token, lease, now).map(|held| (token, now.saturating_sub(held.renewed_at)));
+        tokens.into_iter().filter_map(extend).collect()
     }
 
     fn keep(&mut self, consumer: Consumer, tokens: &[Token], lease: Millis, now: Millis) -> Option<Vec<Outcome>> {
@@ -666,7 +664,12 @@ impl Store for MemoryStore {
         Ok(self.step(queue, |queue, _, now| queue.release(release, now)))
     }
 
-    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
+    async fn resume(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        lease: Millis,
+    ) -> Result<Vec<(Token, Millis)>, StoreError> {
         Ok(self.step(queue, |queue, _, now| queue.resume(consumer, lease, now)))
     }
 

@@ -332,8 +332,13 @@ pub trait Store: Send + Sync + 'static {
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError>;
 
     /// Gives a session to this stream, and moves the deadlines of its leases to now + `lease` at least. Answers their
-    /// tokens, in the order of their delivery.
-    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError>;
+    /// tokens, in the order of their delivery, each with the time since its delivery or its holder's last heartbeat.
+    async fn resume(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        lease: Millis,
+    ) -> Result<Vec<(Token, Millis)>, StoreError>;
 
     /// Moves deadlines as a heartbeat does, on behalf of a stream that lives; it is no heartbeat of the holder's. Nothing is
     /// moved, nor answered, if another stream has the session. At least one token.
@@ -462,4 +467,16 @@ pub enum StoreError {
     /// The store's data or answer cannot be read: a bug, or another program's data.
     #[error("{0}")]
     Broken(String),
+}
+
+impl StoreError {
+    /// Of a call of several steps, of which some were done before this one was not.
+    fn after_others(self) -> Self {
+        match self {
+            Self::Unavailable { message, .. } | Self::Overloaded(message) => {
+                Self::Unavailable { message, did_not_run: false }
+            }
+            other => other,
+        }
+    }
 }

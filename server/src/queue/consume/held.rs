@@ -19,10 +19,11 @@ impl Held {
         self.0.is_empty()
     }
 
-    pub(super) fn add(&mut self, lane: usize, tokens: impl Iterator<Item = Token>, now: Instant, lanes: &mut Lanes) {
-        for token in tokens {
+    /// Each since a time.
+    pub(super) fn add(&mut self, lane: usize, tokens: impl Iterator<Item = (Token, Instant)>, lanes: &mut Lanes) {
+        for (token, since) in tokens {
             lanes.note_delivered(lane, token.stem());
-            self.0.insert(token, (lane, now));
+            self.0.insert(token, (lane, since));
         }
     }
 
@@ -44,7 +45,8 @@ impl Held {
         }
     }
 
-    /// Of a queue those whose time of delivery is to the point: first those that meet the condition, then the others.
+    /// Of a queue those whose time of delivery is to the point: first those that meet the condition, then the others. What was
+    /// popped together stands together, so that stores can move it together.
     pub(super) fn of_lane(
         &self,
         lane: usize,
@@ -57,6 +59,8 @@ impl Held {
                 if condition(*since) { met.push(*token) } else { others.push(*token) }
             }
         }
+        met.sort_unstable();
+        others.sort_unstable();
         (met, others)
     }
 }

@@ -96,14 +96,16 @@ impl Lanes {
         }
     }
 
-    /// Somebody was woken. With no room on the stream, the wake-up is passed on.
-    pub(super) fn note_woken(&mut self, has_room: bool) {
-        if !has_room {
-            return self.stand_up();
-        }
+    /// Somebody was woken. If the stream cannot take anything now, the wake-up is passed on.
+    pub(super) fn note_woken(&mut self, can_take: bool) {
         for lane in &mut self.lanes {
-            if lane.seat.as_ref().is_some_and(Seat::sit_again_if_woken) {
+            let Some(seat) = &lane.seat else { continue };
+            let was_woken = if can_take { seat.sit_again_if_woken() } else { seat.was_woken() };
+            if was_woken {
                 lane.begin_again(self.reached);
+                if !can_take {
+                    lane.seat = None;
+                }
             }
         }
     }

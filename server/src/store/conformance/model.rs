@@ -292,7 +292,7 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
         }
         Answer::Outcomes(outcomes) | Answer::Beaten(outcomes, _) | Answer::Kept(Some(outcomes)) => of_all(outcomes),
         Answer::Kept(None) => vec![format!("{kind}: taken over")],
-        Answer::Resumed(tickets) if !tickets.is_empty() => vec![format!("{kind}: holds some")],
+        Answer::Resumed(tickets, _) if !tickets.is_empty() => vec![format!("{kind}: holds some")],
         Answer::Withdrawn(1..) => vec![format!("{kind}: gave back")],
         Answer::Released(Released { dead_lettered: 1.., .. }) => vec![format!("{kind}: dead")],
         Answer::Released(Released { put_back: 1.., .. }) => vec![format!("{kind}: put back")],

@@ -15,6 +15,10 @@ impl Rig {
         popped.taken_over
     }
 
+    async fn resumed(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Vec<Token> {
+        self.resume(queue, consumer, lease).await.unwrap().into_iter().map(|(token, _)| token).collect()
+    }
+
     async fn reclaimed(&self, queue: &QueueName) -> u64 {
         self.look(std::slice::from_ref(queue)).await.unwrap()[0].reclaimed
     }
@@ -23,7 +27,7 @@ impl Rig {
 /// What is held is answered in the order of its delivery, with its deadlines moved; what ended is left out.
 pub(super) async fn a_stream_resumes_what_its_session_holds(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));
-    assert_eq!(rig.resume(&q, consumer(1, 1), LEASE).await.unwrap(), []);
+    assert_eq!(rig.resumed(&q, consumer(1, 1), LEASE).await, []);
     rig.insert_numbers(&q, 0..6).await;
     let mut held = rig.consume(&q, consumer(1, 1), 2).await;
     let other = rig.take_one(&q).await;
@@ -32,13 +36,13 @@ pub(super) async fn a_stream_resumes_what_its_session_holds(open: Open) {
     assert_eq!(rig.ack_one(&q, held[1]).await, Outcome::Applied);
     assert_eq!(rig.put_back(&q, &held[3..4]).await, [Outcome::Applied]);
     rig.pass(LEASE / 2);
-    let resumed = rig.resume(&q, consumer(1, 2), LEASE).await.unwrap();
+    let resumed = rig.resumed(&q, consumer(1, 2), LEASE).await;
     assert_eq!(resumed, [held[0], held[2], held[4]]);
     rig.pass(LEASE / 2);
     assert_eq!(rig.reclaimed(&q).await, 1, "only what the session does not hold");
     assert_eq!(rig.ack_one(&q, other.token).await, Outcome::LeaseLost);
     assert_eq!(rig.ack(&q, &resumed).await.unwrap(), [Outcome::Applied; 3]);
-    assert_eq!(rig.resume(&q, consumer(1, 3), LEASE).await.unwrap(), []);
+    assert_eq!(rig.resumed(&q, consumer(1, 3), LEASE).await, []);
     rig.pass(LEASE);
     let counts = rig.counted(&q).await;
     assert_eq!(counts, Counts { ready: 2, inserted: 6, acked: 4, ..Counts::default() });
@@ -49,13 +53,13 @@ pub(super) async fn the_stream_that_came_last_has_the_session(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..4).await;
     let held = tokens(&rig.consume(&q, consumer(1, 1), 2).await);
-    rig.resume(&q, consumer(1, 2), LEASE).await.unwrap();
+    rig.resumed(&q, consumer(1, 2), LEASE).await;
     let acking = Pop { consumer: Some(consumer(1, 1)), acks: held[..1].to_vec(), ..pop(2) };
     let popped = rig.pop(&q, acking).await.unwrap();
     assert_eq!((popped.taken_over, popped.acks, popped.tasks.len()), (true, vec![Outcome::Applied], 0));
     assert_eq!(rig.keep(&q, consumer(1, 1), &held, LEASE).await.unwrap(), None);
     assert_eq!(rig.consume(&q, consumer(1, 2), 1).await.len(), 1);
-    assert_eq!(rig.resume(&q, consumer(1, 1), LEASE).await.unwrap().len(), 2, "it may come back");
+    assert_eq!(rig.resumed(&q, consumer(1, 1), LEASE).await.len(), 2, "it may come back");
     assert!(rig.is_taken_over(&q, consumer(1, 2)).await);
 }
 
@@ -121,7 +125,7 @@ pub(super) async fn what_was_taken_over_is_not_abandoned(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..2).await;
     let held = tokens(&rig.consume(&q, consumer(1, 1), 2).await);
-    assert_eq!(rig.resume(&q, consumer(1, 2), LEASE).await.unwrap(), held);
+    assert_eq!(rig.resumed(&q, consumer(1, 2), LEASE).await, held);
     rig.abandon(&q, consumer(1, 1), &held, 0).await.unwrap();
     rig.pass(LEASE - 1);
     assert_eq!(rig.reclaimed(&q).await, 0);
@@ -139,9 +143,9 @@ pub(super) async fn a_session_is_forgotten_some_time_after_its_last_step(open: O
     assert_eq!(rig.keep(&q, consumer(1, 1), &held, 0).await.unwrap(), Some(vec![Outcome::Applied]));
     rig.pass(SESSION_KEPT - 1);
     assert_eq!(rig.keep(&q, consumer(1, 2), &held, 0).await.unwrap(), None);
-    assert_eq!(rig.resume(&q, consumer(1, 2), 1).await.unwrap(), held);
+    assert_eq!(rig.resumed(&q, consumer(1, 2), 1).await, held);
     rig.pass(SESSION_KEPT);
-    assert_eq!(rig.resume(&q, consumer(1, 3), 1).await.unwrap(), []);
+    assert_eq!(rig.resumed(&q, consumer(1, 3), 1).await, []);
     assert_eq!(rig.ack(&q, &held).await.unwrap(), [Outcome::Applied]);
     assert_eq!(rig.consume(&q, consumer(1, 3), 1).await.len(), 1);
 }
@@ -154,11 +158,11 @@ pub(super) async fn sessions_do_not_touch_each_other(open: Open) {
     let first = tokens(&rig.consume(&q, consumer(1, 1), 1).await);
     let second = tokens(&rig.consume(&q, consumer(2, 2), 1).await);
     let elsewhere = tokens(&rig.consume(&r, consumer(1, 1), 1).await);
-    assert_eq!(rig.resume(&q, consumer(1, 3), LEASE).await.unwrap(), first);
+    assert_eq!(rig.resumed(&q, consumer(1, 3), LEASE).await, first);
     assert!(!rig.is_taken_over(&q, consumer(2, 2)).await);
     assert!(!rig.is_taken_over(&r, consumer(1, 1)).await);
-    assert_eq!(rig.resume(&q, consumer(2, 3), LEASE).await.unwrap()[..1], second);
-    assert_eq!(rig.resume(&r, consumer(1, 3), LEASE).await.unwrap()[..1], elsewhere);
+    assert_eq!(rig.resumed(&q, consumer(2, 3), LEASE).await[..1], second);
+    assert_eq!(rig.resumed(&r, consumer(1, 3), LEASE).await[..1], elsewhere);
 }
 
 /// Whatever the number of pops; those of which nothing is left may be named as spent.
@@ -179,5 +183,24 @@ pub(super) async fn hundreds_of_pops_are_resumed_in_order(open: Open) {
             held.extend([leased[0], leased[2], leased[3]]);
         }
     }
-    assert_eq!(rig.resume(&q, consumer(1, 2), LEASE).await.unwrap(), held);
+    assert_eq!(rig.resumed(&q, consumer(1, 2), LEASE).await, held);
+}
+
+/// For how long a task has been held is not forgotten when another stream takes it over; the holder's heartbeat begins anew.
+pub(super) async fn what_is_resumed_tells_its_age(open: Open) {
+    let (rig, q) = (open(RULES), queue("q"));
+    rig.insert_numbers(&q, 0..3).await;
+    let held = tokens(&rig.consume(&q, consumer(1, 1), 2).await);
+    rig.pass(1_000);
+    let later = tokens(&rig.consume(&q, consumer(1, 1), 1).await);
+    rig.keep(&q, consumer(1, 1), &held, LEASE).await.unwrap();
+    rig.pass(500);
+    rig.beat_one(&q, held[1], LEASE).await;
+    rig.pass(10);
+    for stream in [2, 3] {
+        let ages = rig.resume(&q, consumer(1, stream), LEASE).await.unwrap();
+        let mut wanted = [(held[0], 1_510), (held[1], 10), (later[0], 510)];
+        wanted.sort_by_key(|(token, _)| ages.iter().position(|(other, _)| other == token));
+        assert_eq!(ages, wanted);
+    }
 }

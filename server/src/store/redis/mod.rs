@@ -429,13 +429,13 @@ impl Store for RedisStore {
         // Of many leases that ran out, those held longest belong at the head, and are taken back last.
         let mut reclaimed = first.popped.reclaimed;
         for _ in 0..RECLAIM_ROUNDS {
-            let look = self.look_once(queue, 0).await?;
+            let look = self.look_once(queue, 0).await.map_err(StoreError::after_others)?;
             reclaimed += look.sight.reclaimed;
             if !look.more {
                 break;
             }
         }
-        let last = self.pop_once(queue, again, true).await?;
+        let last = self.pop_once(queue, again, true).await.map_err(StoreError::after_others)?;
         Ok(Popped { acks: first.popped.acks, reclaimed: reclaimed + last.popped.reclaimed, ..last.popped })
     }
 
@@ -443,7 +443,8 @@ impl Store for RedisStore {
         self.within_timeout(async {
             let mut all = Vec::with_capacity(tokens.len());
             for step in tokens.chunks(BATCH_WEIGHT) {
-                all.extend(self.gatherer.run(Lane::Urgent, queue, step.to_vec(), Job::Ack).await?);
+                let acked = self.gatherer.run(Lane::Urgent, queue, step.to_vec(), Job::Ack).await;
+                all.extend(acked.map_err(|error| if all.is_empty() { error } else { error.after_others() })?);
             }
             Ok(all)
         })
@@ -455,7 +456,9 @@ impl Store for RedisStore {
             let mut all = Beaten { outcomes: Vec::with_capacity(tokens.len()), earliest: None };
             for step in tokens.chunks(BATCH_WEIGHT) {
                 let job = |asks| Job::Heartbeat(asks, lease);
-                let Beaten { outcomes, earliest } = self.gatherer.run(Lane::Urgent, queue, step.to_vec(), job).await?;
+                let beaten = self.gatherer.run(Lane::Urgent, queue, step.to_vec(), job).await;
+                let Beaten { outcomes, earliest } =
+                    beaten.map_err(|error| if all.outcomes.is_empty() { error } else { error.after_others() })?;
                 all.outcomes.extend(outcomes);
                 if let Some((_, deadline)) = earliest
                     && all.earliest.is_none_or(|(_, other)| deadline < other)
@@ -478,10 +481,15 @@ impl Store for RedisStore {
         outcomes(&self.run_urgent(queue, call).await?)
     }
 
-    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
-        let tokens = self.run_urgent(queue, self.session(queue, "resume", consumer, lease)).await?;
-        let tokens: Vec<Value> = from_value(&tokens)?;
-        tokens.iter().map(|token| sixteen(token).map(Token)).collect()
+    async fn resume(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        lease: Millis,
+    ) -> Result<Vec<(Token, Millis)>, StoreError> {
+        let held = self.run_urgent(queue, self.session(queue, "resume", consumer, lease)).await?;
+        let held: Vec<Value> = from_value(&held)?;
+        held.as_chunks::<2>().0.iter().map(|[token, age]| Ok((Token(sixteen(token)?), from_value(age)?))).collect()
     }
 
     async fn keep(

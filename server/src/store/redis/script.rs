@@ -41,6 +41,9 @@ scripts! {
     COUNTS = "leases.lua" "heads.lua" "counts.lua";
 }
 
+/// How many spent stems a pop may name.
+const SPENT_MAX: usize = 1_000;
+
 /// Of the 16 bytes of a token.
 pub(super) const STEM_BYTES: usize = 14;
 
@@ -70,7 +73,7 @@ pub(super) fn pop<'a>(mut call: Call, pops: impl Iterator<Item = &'a PopCall> + 
         };
         call = match &pop.consumer {
             Some(consumer) => {
-                let spent = &pop.spent[..pop.spent.len().min(RECLAIM_STEP)];
+                let spent = &pop.spent[..pop.spent.len().min(SPENT_MAX)];
                 let call = call.arg(&consumer.session.0).arg(&consumer.stream.0).arg(spent.len());
                 spent.iter().fold(call, |call, stem| call.arg(&stem.0))
             }

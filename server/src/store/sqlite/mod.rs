@@ -248,13 +248,17 @@ impl Store for SqliteStore {
         // Of many leases that ran out, those held longest belong at the head, and are taken back last.
         let mut reclaimed = first.popped.reclaimed;
         for _ in 0..RECLAIM_ROUNDS {
-            let look = self.look(std::slice::from_ref(queue)).await?;
+            let look = self.look(std::slice::from_ref(queue)).await.map_err(StoreError::after_others)?;
             reclaimed += look.iter().map(|sight| sight.reclaimed).sum::<u64>();
             if look.iter().all(|sight| sight.due_in != Some(0)) {
                 break;
             }
         }
-        let last = self.pop_unless_more_ran_out(queue, Pop { acks: Vec::new(), ..pop }, true).await?.popped;
+        let last = self
+            .pop_unless_more_ran_out(queue, Pop { acks: Vec::new(), ..pop }, true)
+            .await
+            .map_err(StoreError::after_others)?
+            .popped;
         Ok(Popped { acks: first.popped.acks, reclaimed: reclaimed + last.reclaimed, ..last })
     }
 
@@ -285,7 +289,12 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn resume(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Result<Vec<Token>, StoreError> {
+    async fn resume(
+        &self,
+        queue: &QueueName,
+        consumer: Consumer,
+        lease: Millis,
+    ) -> Result<Vec<(Token, Millis)>, StoreError> {
         let queue = queue.clone();
         self.call(Kind::Lease, Lane::Urgent, items(RECLAIM_STEP), move |engine| {
             engine.step(&queue, |queue, turn| queue.resume(consumer, lease, turn)).map(Ok)
@@ -347,7 +356,7 @@ impl Store for SqliteStore {
             let step = self.call(Kind::Change, Lane::Urgent, items(tokens.len()), move |engine| {
                 engine.step(&name, |queue, turn| queue.release_held(&tokens, since, turn)).map(Ok)
             });
-            let step = step.await?;
+            let step = step.await.map_err(StoreError::after_others)?;
             released.put_back += step.put_back;
             released.dead_lettered += step.dead_lettered;
         }

@@ -454,11 +454,17 @@ impl Queue {
         session
     }
 
-    pub(super) fn resume(&mut self, consumer: Consumer, lease: Millis, turn: &mut Turn<'_>) -> Sql<Vec<Token>> {
+    pub(super) fn resume(
+        &mut self,
+        consumer: Consumer,
+        lease: Millis,
+        turn: &mut Turn<'_>,
+    ) -> Sql<Vec<(Token, Millis)>> {
         let session = self.session(consumer, turn.now);
         let tokens: Vec<Token> = session.leases.iter().map(|(_, token)| *token).collect();
         self.extend(&tokens, lease, turn)?;
-        Ok(tokens)
+        let age = |token| self.leases.get(&token).map(|held| (token, turn.now.saturating_sub(held.renewed_at)));
+        Ok(tokens.into_iter().filter_map(age).collect())
     }
 
     /// Nothing if another stream has the session.

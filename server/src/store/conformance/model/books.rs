@@ -60,7 +60,7 @@ impl Books {
             (Step::Keep(_, _, tickets, lease), Answer::Kept(Some(outcomes))) => {
                 self.extend(tickets, outcomes, now + lease)?;
             }
-            (Step::Resume(_, _, lease), Answer::Resumed(tickets)) => {
+            (Step::Resume(_, _, lease), Answer::Resumed(tickets, _)) => {
                 self.extend(tickets, &vec![Outcome::Applied; tickets.len()], now + lease)?;
             }
             // Of a stream that has its session: whether it does is compared, not booked.

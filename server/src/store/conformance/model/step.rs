@@ -377,7 +377,7 @@ pub(super) enum Answer {
     Beaten(Vec<Outcome>, Option<(Millis, Millis)>),
     Withdrawn(u64),
     Released(Released),
-    Resumed(Vec<Ticket>),
+    Resumed(Vec<Ticket>, Vec<Millis>),
     /// Nothing if another stream has the session.
     Kept(Option<Vec<Outcome>>),
     Seen(Vec<Sight>),
@@ -445,8 +445,9 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         Step::Withdraw(q, pop) => rig.withdraw(&q.name(), pop.withdrawal()).await.map(Answer::Withdrawn),
         Step::ReleaseHeld(q, held_for) => rig.release_held(&q.name(), *held_for).await.map(Answer::Released),
         Step::Resume(q, stream, lease) => {
-            let tokens = rig.resume(&q.name(), stream.consumer(), *lease).await?;
-            Ok(Answer::Resumed(tokens.into_iter().map(Ticket::of).collect()))
+            let held = rig.resume(&q.name(), stream.consumer(), *lease).await?;
+            let (tokens, ages): (Vec<_>, Vec<_>) = held.into_iter().unzip();
+            Ok(Answer::Resumed(tokens.into_iter().map(Ticket::of).collect(), ages))
         }
         Step::Keep(q, stream, tickets, lease) => {
             rig.keep(&q.name(), stream.consumer(), &tokens_of(tickets), *lease).await.map(Answer::Kept)
