@@ -2,7 +2,8 @@
 --
 -- KEYS     as in common.lua
 -- ARGV     7 'resume': the stream gets the session, and deadlines move to now + ms at least; 'keep': the latter for the given
---          tokens; 'abandon': their deadlines move to now + ms at the latest, 8 session, 9 stream, 10 ms; then runs of tokens
+--          tokens; 'abandon': their deadlines move to now + ms at the latest, 8 session, 9 stream, 10 ms; then runs of
+--          tokens, or for 'resume' after how many ms a lease is not extended any more
 -- Returns  resume: {token, ms since its delivery or last heartbeat, … in the order of delivery}; keep: {1, outcomes}; keep and abandon: {0} if another stream has it
 local kind, session, stream, ms = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
 local exists = redis.call('EXISTS', META) == 1
@@ -48,7 +49,11 @@ if kind == 'resume' then
     answer[#answer + 1] = token_at(lease[1], lease[2])
     answer[#answer + 1] = math.max(0, now - lease[1].renewed)
   end
-  move(batches, 'GT')
+  local young = {}
+  for _, batch in ipairs(batches) do
+    young[#young + 1] = now - batch.renewed < tonumber(ARGV[11]) and batch or nil
+  end
+  move(young, 'GT')
   if exists then
     use_session(session, stream)
   end

@@ -325,9 +325,10 @@ impl<O: Outlet> Session<O> {
 
     /// Takes over what an earlier stream of the client held.
     async fn resume(&mut self) -> Result<(), Error> {
+        let max_hold = self.max_hold.as_millis() as Millis;
         for at in 0..self.lanes.len() {
             let queue = self.lanes.queue(at).clone();
-            let held = self.queues.store.resume(&queue, self.consumer, self.lease).await?;
+            let held = self.queues.store.resume(&queue, self.consumer, self.lease, max_hold).await?;
             let now = Instant::now();
             let since = |age| now.checked_sub(Duration::from_millis(age)).unwrap_or(now);
             self.held.add(at, held.iter().map(|(token, age)| (*token, since(*age))), &mut self.lanes);

@@ -396,10 +396,16 @@ impl Queue {
         session
     }
 
-    fn resume(&mut self, consumer: Consumer, lease: Millis, now: Millis) -> Vec<(Token, Millis)> {
+    fn resume(&mut self, consumer: Consumer, lease: Millis, max_hold: Millis, now: Millis) -> Vec<(Token, Millis)> {
         let tokens: Vec<Token> = self.session(consumer, now).leases.iter().map(|(_, token)| *token).collect();
-        let extend = |token| self.extend(&token, lease, now).map(|held| (token, now.saturating_sub(held.renewed_at)));
-        tokens.into_iter().filter_map(extend).collect()
+        let resume = |token| {
+            let age = now.saturating_sub(self.leases.get(&token)?.renewed_at);
+            if age < max_hold {
+                self.extend(&token, lease, now);
+            }
+            Some((token, age))
+        };
+        tokens.into_iter().filter_map(resume).collect()
     }
 
     fn keep(&mut self, consumer: Consumer, tokens: &[Token], lease: Millis, now: Millis) -> Option<Vec<Outcome>> {
@@ -669,8 +675,9 @@ impl Store for MemoryStore {
         queue: &QueueName,
         consumer: Consumer,
         lease: Millis,
+        max_hold: Millis,
     ) -> Result<Vec<(Token, Millis)>, StoreError> {
-        Ok(self.step(queue, |queue, _, now| queue.resume(consumer, lease, now)))
+        Ok(self.step(queue, |queue, _, now| queue.resume(consumer, lease, max_hold, now)))
     }
 
     async fn keep(

@@ -331,13 +331,15 @@ pub trait Store: Send + Sync + 'static {
     /// Gives leased tasks back to the head.
     async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError>;
 
-    /// Gives a session to this stream, and moves the deadlines of its leases to now + `lease` at least. Answers their
-    /// tokens, in the order of their delivery, each with the time since its delivery or its holder's last heartbeat.
+    /// Gives a session to this stream, and moves the deadlines of its leases to now + `lease` at least, but for those that have
+    /// been held for `max_hold`. Answers the tokens of all of them, in the order of their delivery, each with the time since
+    /// its delivery or its holder's last heartbeat, which is how long it has been held.
     async fn resume(
         &self,
         queue: &QueueName,
         consumer: Consumer,
         lease: Millis,
+        max_hold: Millis,
     ) -> Result<Vec<(Token, Millis)>, StoreError>;
 
     /// Moves deadlines as a heartbeat does, on behalf of a stream that lives; it is no heartbeat of the holder's. Nothing is

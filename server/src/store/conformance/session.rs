@@ -16,7 +16,7 @@ impl Rig {
     }
 
     async fn resumed(&self, queue: &QueueName, consumer: Consumer, lease: Millis) -> Vec<Token> {
-        self.resume(queue, consumer, lease).await.unwrap().into_iter().map(|(token, _)| token).collect()
+        self.resume(queue, consumer, lease, Millis::MAX).await.unwrap().into_iter().map(|(token, _)| token).collect()
     }
 
     async fn reclaimed(&self, queue: &QueueName) -> u64 {
@@ -198,9 +198,15 @@ pub(super) async fn what_is_resumed_tells_its_age(open: Open) {
     rig.beat_one(&q, held[1], LEASE).await;
     rig.pass(10);
     for stream in [2, 3] {
-        let ages = rig.resume(&q, consumer(1, stream), LEASE).await.unwrap();
+        let ages = rig.resume(&q, consumer(1, stream), LEASE, Millis::MAX).await.unwrap();
         let mut wanted = [(held[0], 1_510), (held[1], 10), (later[0], 510)];
         wanted.sort_by_key(|(token, _)| ages.iter().position(|(other, _)| other == token));
         assert_eq!(ages, wanted);
     }
+    // What has been held for so long is not extended.
+    rig.pass(100);
+    assert_eq!(rig.resume(&q, consumer(1, 4), 2 * LEASE, 1_610).await.unwrap().len(), 3);
+    rig.pass(LEASE);
+    assert_eq!(rig.reclaimed(&q).await, 1);
+    assert_eq!(rig.ack(&q, &[held[0], held[1], later[0]]).await.unwrap()[0], Outcome::LeaseLost);
 }

@@ -486,8 +486,9 @@ impl Store for RedisStore {
         queue: &QueueName,
         consumer: Consumer,
         lease: Millis,
+        max_hold: Millis,
     ) -> Result<Vec<(Token, Millis)>, StoreError> {
-        let held = self.run_urgent(queue, self.session(queue, "resume", consumer, lease)).await?;
+        let held = self.run_urgent(queue, self.session(queue, "resume", consumer, lease).arg(max_hold)).await?;
         let held: Vec<Value> = from_value(&held)?;
         held.as_chunks::<2>().0.iter().map(|[token, age]| Ok((Token(sixteen(token)?), from_value(age)?))).collect()
     }

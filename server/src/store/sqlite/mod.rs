@@ -294,10 +294,11 @@ impl Store for SqliteStore {
         queue: &QueueName,
         consumer: Consumer,
         lease: Millis,
+        max_hold: Millis,
     ) -> Result<Vec<(Token, Millis)>, StoreError> {
         let queue = queue.clone();
         self.call(Kind::Lease, Lane::Urgent, items(RECLAIM_STEP), move |engine| {
-            engine.step(&queue, |queue, turn| queue.resume(consumer, lease, turn)).map(Ok)
+            engine.step(&queue, |queue, turn| queue.resume(consumer, lease, max_hold, turn)).map(Ok)
         })
         .await
     }

@@ -458,13 +458,17 @@ impl Queue {
         &mut self,
         consumer: Consumer,
         lease: Millis,
+        max_hold: Millis,
         turn: &mut Turn<'_>,
     ) -> Sql<Vec<(Token, Millis)>> {
         let session = self.session(consumer, turn.now);
         let tokens: Vec<Token> = session.leases.iter().map(|(_, token)| *token).collect();
-        self.extend(&tokens, lease, turn)?;
         let age = |token| self.leases.get(&token).map(|held| (token, turn.now.saturating_sub(held.renewed_at)));
-        Ok(tokens.into_iter().filter_map(age).collect())
+        let held: Vec<(Token, Millis)> = tokens.into_iter().filter_map(age).collect();
+        let young = held.iter().filter(|(_, age)| *age < max_hold);
+        let young: Vec<Token> = young.map(|(token, _)| *token).collect();
+        self.extend(&young, lease, turn)?;
+        Ok(held)
     }
 
     /// Nothing if another stream has the session.

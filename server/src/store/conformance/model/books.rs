@@ -6,7 +6,7 @@ use super::{
     super::*,
     Trial,
     author::Plot,
-    step::{self, Answer, Delivery, PopStep, Queue, Step, TaskNumber, Ticket},
+    step::{self, Answer, Delivery, MAX_HOLD, PopStep, Queue, Step, TaskNumber, Ticket},
 };
 
 /// The one queue that is booked.
@@ -60,8 +60,10 @@ impl Books {
             (Step::Keep(_, _, tickets, lease), Answer::Kept(Some(outcomes))) => {
                 self.extend(tickets, outcomes, now + lease)?;
             }
-            (Step::Resume(_, _, lease), Answer::Resumed(tickets, _)) => {
-                self.extend(tickets, &vec![Outcome::Applied; tickets.len()], now + lease)?;
+            (Step::Resume(_, _, lease), Answer::Resumed(tickets, ages)) => {
+                let young = tickets.iter().zip(ages).filter(|(_, age)| **age < MAX_HOLD);
+                let young: Vec<Ticket> = young.map(|(ticket, _)| *ticket).collect();
+                self.extend(&young, &vec![Outcome::Applied; young.len()], now + lease)?;
             }
             // Of a stream that has its session: whether it does is compared, not booked.
             (Step::Abandon(_, _, tickets, grace), Answer::Done) => {

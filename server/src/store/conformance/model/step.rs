@@ -278,6 +278,9 @@ impl ProduceStep {
     }
 }
 
+/// For how long leases are held in histories, about as long as several leases.
+pub(super) const MAX_HOLD: Millis = 2_000;
+
 /// One step of a history. It is complete in itself: whatever other steps are left out, it can be taken.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Step {
@@ -445,7 +448,7 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         Step::Withdraw(q, pop) => rig.withdraw(&q.name(), pop.withdrawal()).await.map(Answer::Withdrawn),
         Step::ReleaseHeld(q, held_for) => rig.release_held(&q.name(), *held_for).await.map(Answer::Released),
         Step::Resume(q, stream, lease) => {
-            let held = rig.resume(&q.name(), stream.consumer(), *lease).await?;
+            let held = rig.resume(&q.name(), stream.consumer(), *lease, MAX_HOLD).await?;
             let (tokens, ages): (Vec<_>, Vec<_>) = held.into_iter().unzip();
             Ok(Answer::Resumed(tokens.into_iter().map(Ticket::of).collect(), ages))
         }
