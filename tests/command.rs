@@ -101,7 +101,7 @@ on_every_store! {
     /// What bench counted is what the queue counts, and nothing is left.
     async fn bench_counts_what_the_queue_counts(backend) {
         let server = backend.start(&[]).await;
-        for (mode, inserts, pops) in [("unary", 300, Some(300)), ("batch", 3, None)] {
+        for (mode, inserts, pops) in [("unary", 300, Some(300)), ("batch", 3, None), ("stream", 300, None)] {
             for what in ["each", "both"] {
                 let queue = unique_queue("bench");
                 let flags = ["--mode", mode, "--what", what, "--count", "300", "--callers", "8", "--connections", "2"];
@@ -156,7 +156,7 @@ wire_tests! {
 
     /// A server that dies under it makes a run void, in one line.
     async fn bench_is_void_when_the_server_is_killed() {
-        for mode in ["unary", "batch"] {
+        for mode in ["unary", "batch", "stream"] {
             let server = Backend::Memory.start(&[]).await;
             let queue = unique_queue("bench");
             let run = Running::bench(&server, &queue, &["--mode", mode, "--what", "both", "--duration", "1h"]);

@@ -68,8 +68,9 @@ impl ConsumerBuilder {
         self
     }
 
-    /// How long a task is held after the connection was lost, 100 ms to 12 h. As long as it lives the server extends the
-    /// lease by itself. Default: the server's.
+    /// For how long a lease is given and extended, 100 ms to 12 h. The server extends it by itself as long as the connection
+    /// lives. When it sees the connection break, what no other stream of the consumer takes over goes back after 2 s, or at the
+    /// end of the lease if that is earlier; only when the server itself is away does the whole lease count. Default: the server's.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.open.lease = Some(duration(lease));
         self
@@ -153,6 +154,9 @@ impl fmt::Debug for ConsumerBuilder {
 ///
 /// An error of [`Consumer::next`] that is not [`ErrorKind::Corrupt`] is the end: trying again would not help.
 ///
+/// A task that is dropped, or whose handler panics, comes back at once, and that does not count as an expiry: a handler that
+/// always fails gets it again and again. Look at [`Task::deliveries`] to give it up, or to pause before it is dropped.
+///
 /// Dropping the consumer gives back what waits in it. The tasks that were handed out may be finished nevertheless;
 /// [`Consumer::close`] waits for them.
 pub struct Consumer {
@@ -164,8 +168,8 @@ impl Consumer {
     /// The next task. `None` after an error that was the end.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] for a task that arrived damaged: it was put back, and the next call goes on. Others are the end:
-    /// [`ErrorKind::InvalidArgument`] if the server does not take what the consumer was set up with, and what else it refuses.
+    /// [`ErrorKind::Corrupt`] for a task that arrived damaged: the next call goes on, and the task is put back after about a lease,
+    /// a minute at most, as it may be damaged for good and come again. Others are the end: [`ErrorKind::InvalidArgument`] if the server does not take what the consumer was set up with, and what else it refuses.
     pub async fn next(&mut self) -> Result<Option<Delivered>> {
         poll_fn(|context| self.poll_task(context)).await.transpose()
     }
@@ -219,7 +223,7 @@ impl Consumer {
         self.shared.poll_received(context).map(|received| {
             received.map(|received| {
                 let Received { task, token, lane } = received?;
-                let task = Task::receive(task).inspect_err(|_| self.shared.tell(lane, token, Wish::PutBack))?;
+                let task = Task::receive(task).inspect_err(|_| self.shared.rest(lane, token))?;
                 Ok(Delivered { task, token, lane, shared: Arc::clone(&self.shared), is_settled: false })
             })
         })
@@ -247,7 +251,8 @@ impl fmt::Debug for Consumer {
 }
 
 /// A task that a consumer delivered: a [`Task`], to be acked or put back. Dropped without either it is put back, so that what
-/// panics or forgets holds no task for ever.
+/// panics or forgets holds no task for ever. It is delivered again at once then, however often: [`Task::deliveries`] counts,
+/// [`Task::expiries`] does not.
 pub struct Delivered {
     task: Task,
     token: Token,

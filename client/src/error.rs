@@ -171,6 +171,12 @@ impl Error {
         }
     }
 
+    /// Of an insert that was refused, but that an earlier try may have done.
+    pub(crate) fn in_doubt(mut self) -> Self {
+        self.detail.message.push_str("; it may have been done nevertheless");
+        self
+    }
+
     pub(crate) fn no_room() -> Self {
         let message = "the deadline passed before there was room for the insert; it was not sent";
         Self::new(ErrorKind::DeadlineExceeded, message)

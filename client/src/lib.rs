@@ -1,7 +1,7 @@
 //! Client for DataQueue, a work queue with leases that speaks gRPC.
 //!
-//! A producer inserts tasks. A worker pops a task and holds it under a lease, heartbeats while it works and acks when it
-//! is done. What is not acked before its lease runs out goes back to its queue.
+//! A producer inserts tasks. A worker pops a task and holds it under a lease, heartbeats while it works and acks when
+//! it is done. What is not acked before its lease runs out goes back to its queue.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -27,11 +27,12 @@
 //! # }
 //! ```
 //!
-//! Every call has a deadline, which covers all its tries. A call that failed on the way is repeated by itself where that
-//! is safe, and only there; [`Client`] says for each call what is repeated.
+//! Every call has a deadline, which covers all its tries. A call that failed on the way is repeated by itself where
+//! that is safe, and only there; [`Client`] says for each call what is repeated.
 //!
-//! Where things are: `client` is the calls, `consumer` a stream of tasks, `task` what goes in and comes out, `pop` how tasks are asked for, `retry` when
-//! a call is repeated, `address` where to, and `error` what can go wrong.
+//! Where things are: `client` is the calls, `producer` a stream of inserts, `consumer` a stream of tasks, `task` what
+//! goes in and comes out, `pop` how tasks are asked for, `retry` when a call is repeated, `address` where to, and
+//! `error` what can go wrong.
 
 mod address;
 mod client;

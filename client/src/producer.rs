@@ -8,7 +8,7 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -80,6 +80,7 @@ impl ProducerBuilder {
         // Bounded by the permits.
         let (commands, inbox) = mpsc::channel(MAX_INSERTS as usize);
         let bytes = (self.bytes as usize).div_ceil(BYTES_PER_PERMIT) as u32;
+        let unclaimed = Arc::default();
         let worker = Worker {
             grpc: self.grpc,
             open: v1::ProduceOpen { queue: self.queue, producer_id: self.id? },
@@ -89,12 +90,12 @@ impl ProducerBuilder {
             next: 1,
             backoff: Backoff::new(),
             last_failure: None,
-            unclaimed: None,
+            unclaimed: Arc::clone(&unclaimed),
         };
         runtime.spawn(worker.run());
         let room = Arc::new(Semaphore::new(self.inserts as usize));
         let byte_room = Arc::new(Semaphore::new(bytes as usize));
-        Ok(Producer { commands, room, byte_room, bytes, deadline: self.deadline.min(LONGEST) })
+        Ok(Producer { commands, room, byte_room, bytes, deadline: self.deadline.min(LONGEST), unclaimed })
     }
 }
 
@@ -130,6 +131,21 @@ pub struct Producer {
     /// All of `byte_room`.
     bytes: u32,
     deadline: Duration,
+    unclaimed: Arc<Unclaimed>,
+}
+
+/// The first error that nobody was told.
+#[derive(Debug, Default)]
+struct Unclaimed(Mutex<Option<Error>>);
+
+impl Unclaimed {
+    fn note(&self, error: Error) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn claim(&self) -> Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+    }
 }
 
 impl Producer {
@@ -160,19 +176,17 @@ impl Producer {
         };
         let room = tokio::time::timeout_at(deadline, acquire).await.map_err(|_| Error::no_room())?;
         let (answer, receipt) = oneshot::channel();
-        let insert = Pending { number: 0, tasks, answer, deadline, _room: room };
+        let insert = Pending { number: 0, tasks, answer, deadline, is_in_doubt: false, _room: room };
         self.commands.send(Command::Insert(insert)).await.map_err(|_| Error::closed())?;
-        Ok(Receipt(receipt))
+        Ok(Receipt { answer: receipt, unclaimed: Arc::clone(&self.unclaimed) })
     }
 
     /// Waits until all that was sent before is done, or has failed.
     ///
     /// # Errors
-    /// The first error since the last flush of those inserts whose receipts were dropped.
+    /// The first error since the last flush of those inserts whose receipts were dropped unread, before or after they failed.
     pub async fn flush(&self) -> Result<()> {
-        let (answer, flushed) = oneshot::channel();
-        self.commands.send(Command::Flush(answer)).await.map_err(|_| Error::closed())?;
-        flushed.await.unwrap_or_else(|_| Err(Error::closed()))
+        self.settled(Command::Flush).await
     }
 
     /// Flushes, and ends the stream. Clones can send no more then.
@@ -180,9 +194,15 @@ impl Producer {
     /// # Errors
     /// As [`Producer::flush`].
     pub async fn close(self) -> Result<()> {
-        let (answer, flushed) = oneshot::channel();
-        self.commands.send(Command::Close(answer)).await.map_err(|_| Error::closed())?;
-        flushed.await.unwrap_or_else(|_| Err(Error::closed()))
+        self.settled(Command::Close).await
+    }
+
+    /// The error is taken only here, so that it is not lost with somebody who waits no more.
+    async fn settled(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) -> Result<()> {
+        let (answer, settled) = oneshot::channel();
+        self.commands.send(command(answer)).await.map_err(|_| Error::closed())?;
+        settled.await.map_err(|_| Error::closed())?;
+        self.unclaimed.claim()
     }
 }
 
@@ -190,25 +210,39 @@ impl Producer {
 /// whether it failed.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidArgument`] and others if the insert was refused: nothing of it was done. The inserts behind it go on.
-/// [`ErrorKind::DeadlineExceeded`] if it was not answered in time: it may have been done.
+/// [`ErrorKind::InvalidArgument`] and others if the insert was refused: nothing of it was done, unless the text says that it may
+/// have been, on an earlier stream whose answer was lost. The inserts behind it go on. [`ErrorKind::Internal`] if the server
+/// failed at it, and [`ErrorKind::DeadlineExceeded`] if it was not answered in time: it may have been done.
 #[derive(Debug)]
-pub struct Receipt(oneshot::Receiver<Result<Vec<String>>>);
+pub struct Receipt {
+    answer: oneshot::Receiver<Result<Vec<String>>>,
+    unclaimed: Arc<Unclaimed>,
+}
 
 impl Future for Receipt {
     type Output = Result<Vec<String>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         // The runtime was shut down under it.
-        Poll::Ready(ready!(self.0.poll_unpin(context)).unwrap_or_else(|_| Err(Error::unanswered(None))))
+        Poll::Ready(ready!(self.answer.poll_unpin(context)).unwrap_or_else(|_| Err(Error::unanswered(None))))
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        // Closed first: what comes from now on is noted by the worker, what has come before is seen here.
+        self.answer.close();
+        if let Ok(Err(error)) = self.answer.try_recv() {
+            self.unclaimed.note(error);
+        }
     }
 }
 
 #[derive(Debug)]
 enum Command {
     Insert(Pending),
-    Flush(oneshot::Sender<Result<()>>),
-    Close(oneshot::Sender<Result<()>>),
+    Flush(oneshot::Sender<()>),
+    Close(oneshot::Sender<()>),
 }
 
 /// An insert that was not answered.
@@ -218,6 +252,8 @@ struct Pending {
     tasks: Vec<v1::NewTask>,
     answer: oneshot::Sender<Result<Vec<String>>>,
     deadline: Instant,
+    /// It was sent on an earlier stream, which may have done it.
+    is_in_doubt: bool,
     _room: (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>),
 }
 
@@ -253,12 +289,11 @@ struct Worker {
     /// In the order of their numbers, and nearly in that of their deadlines.
     pending: VecDeque<Pending>,
     /// Who waits until all before this number are settled.
-    flushes: VecDeque<(u64, oneshot::Sender<Result<()>>)>,
+    flushes: VecDeque<(u64, oneshot::Sender<()>)>,
     next: u64,
     backoff: Backoff,
     last_failure: Option<Status>,
-    /// The first error that nobody was told.
-    unclaimed: Option<Error>,
+    unclaimed: Arc<Unclaimed>,
 }
 
 impl Worker {
@@ -289,6 +324,7 @@ impl Worker {
                     pause_until = pause_until.filter(|until| Instant::now() < *until);
                     if self.expire() && connection.take().is_some() {
                         // It may stand still, and would go on to hold what has expired.
+                        self.doubt();
                         pause_until = Some(Instant::now() + self.backoff.pause());
                     }
                 }
@@ -377,8 +413,21 @@ impl Worker {
     fn settle_first(&mut self, result: Result<Vec<String>>) {
         let Some(first) = self.pending.pop_front() else { return };
         if let Err(Err(error)) = first.answer.send(result) {
-            self.unclaimed.get_or_insert(error);
+            self.unclaimed.note(error);
         }
+    }
+
+    /// Settles the first insert with what a stream ended with.
+    fn refuse_first(&mut self, status: &Status) {
+        let error = Error::from(status.clone());
+        let is_in_doubt = self.pending.front().is_some_and(|first| first.is_in_doubt);
+        let may_be_done = is_in_doubt || error.kind() == ErrorKind::Internal;
+        self.settle_first(Err(if may_be_done { error.in_doubt() } else { error }));
+    }
+
+    /// The stream is lost, and nobody knows what it has done.
+    fn doubt(&mut self) {
+        self.pending.iter_mut().for_each(|pending| pending.is_in_doubt = true);
     }
 
     /// What a stream that ended means. Answers until when to pause before the next one.
@@ -386,14 +435,17 @@ impl Worker {
         let error = Error::from(status.clone());
         let pause = self.backoff.pause() + error.retry_after().unwrap_or_default();
         if self.is_about_first(&status, &error) {
-            self.settle_first(Err(error));
+            self.refuse_first(&status);
             return None;
         }
-        if !error.is_retriable() && status.code() != Code::ResourceExhausted {
+        if !passes(&status, &error) {
             // It is about the stream, not about an insert: none can be done.
             while !self.pending.is_empty() {
-                self.settle_first(Err(Error::from(status.clone())));
+                self.refuse_first(&status);
             }
+        }
+        if !error.is_unsent() {
+            self.doubt();
         }
         self.last_failure = Some(status);
         Some(Instant::now() + pause)
@@ -405,9 +457,8 @@ impl Worker {
         if error.kind() == ErrorKind::MessageTooLarge {
             return true;
         }
-        let goes_away = error.is_retriable() || status.code() == Code::ResourceExhausted;
         let first = self.pending.front().map(|first| first.number);
-        !goes_away && first.is_some() && number_of(status) == first
+        !passes(status, error) && first.is_some() && number_of(status) == first
     }
 
     /// Whether there were some whose deadline has passed.
@@ -424,12 +475,18 @@ impl Worker {
         let settled = self.pending.front().map_or(self.next, |first| first.number);
         while self.flushes.front().is_some_and(|(before, _)| *before <= settled) {
             let Some((_, answer)) = self.flushes.pop_front() else { return };
-            let error = self.unclaimed.take();
-            if let Err(Err(error)) = answer.send(error.map_or(Ok(()), Err)) {
-                self.unclaimed = Some(error);
-            }
+            // Whoever asked may not wait any more.
+            let _ = answer.send(());
         }
     }
+}
+
+/// Whether another stream may fare better.
+fn passes(status: &Status, error: &Error) -> bool {
+    let code = status.code();
+    error.is_retriable()
+        || error.kind() == ErrorKind::DeadlineExceeded
+        || matches!(code, Code::ResourceExhausted | Code::Aborted)
 }
 
 /// About what a task takes.
@@ -445,4 +502,106 @@ fn bytes_of(task: &v1::NewTask) -> usize {
 /// Which insert of the stream a status is about.
 fn number_of(status: &Status) -> Option<u64> {
     status.get_details_error_info()?.metadata.get("number")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::collections::HashMap;
+
+    use data_queue_proto::{ERROR_DOMAIN, reason};
+    use tonic::transport::Endpoint;
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn worker() -> Worker {
+        let (_, inbox) = mpsc::channel(1);
+        Worker {
+            grpc: DataQueueClient::new(Endpoint::from_static("http://127.0.0.1:1").connect_lazy()),
+            open: v1::ProduceOpen::default(),
+            inbox: Some(inbox),
+            pending: VecDeque::new(),
+            flushes: VecDeque::new(),
+            next: 1,
+            backoff: Backoff::new(),
+            last_failure: None,
+            unclaimed: Arc::default(),
+        }
+    }
+
+    /// Gives the worker one more insert.
+    fn send(worker: &mut Worker) -> Receipt {
+        let (sender, answer) = oneshot::channel();
+        let deadline = Instant::now() + LONGEST;
+        let pending =
+            Pending { number: 0, tasks: Vec::new(), answer: sender, deadline, is_in_doubt: false, _room: (None, None) };
+        worker.take(Some(Command::Insert(pending)), None);
+        Receipt { answer, unclaimed: Arc::clone(&worker.unclaimed) }
+    }
+
+    fn refusal(code: Code, reason: &str, number: u64) -> Status {
+        let metadata = HashMap::from([("number".to_owned(), number.to_string())]);
+        Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata))
+    }
+
+    #[tokio::test]
+    async fn a_refusal_says_what_an_earlier_stream_may_have_done() {
+        let mut worker = worker();
+        let refused = |number| refusal(Code::InvalidArgument, reason::JSON_INVALID, number);
+        let first = send(&mut worker);
+        assert!(worker.fail(refused(1)).is_none());
+        let (second, third) = (send(&mut worker), send(&mut worker));
+        assert!(worker.fail(Status::unavailable("gone")).is_some());
+        let (fourth, fifth) = (send(&mut worker), send(&mut worker));
+        for number in 2..=4 {
+            assert!(worker.fail(refused(number)).is_none());
+        }
+        assert!(worker.fail(refusal(Code::Internal, reason::INTERNAL, 5)).is_none());
+        for (receipt, kind, may_be_done) in [
+            (first, ErrorKind::InvalidArgument, false),
+            (second, ErrorKind::InvalidArgument, true),
+            (third, ErrorKind::InvalidArgument, true),
+            (fourth, ErrorKind::InvalidArgument, false),
+            (fifth, ErrorKind::Internal, true),
+        ] {
+            let error = receipt.await.unwrap_err();
+            assert_eq!(
+                (error.kind(), error.to_string().contains("may have been done")),
+                (kind, may_be_done),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_passes_settles_nothing() {
+        let mut worker = worker();
+        let mut receipt = send(&mut worker);
+        for status in [
+            Status::deadline_exceeded("you did not read"),
+            Status::aborted("another stream"),
+            Status::resource_exhausted("calm down"),
+            refusal(Code::ResourceExhausted, reason::STORE_FULL, 1),
+            Status::unavailable("gone"),
+        ] {
+            assert!(worker.fail(status).is_some());
+            assert!((&mut receipt).now_or_never().is_none());
+        }
+        assert!(worker.fail(Status::permission_denied("not you")).is_some());
+        assert_eq!(receipt.await.unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    #[tokio::test]
+    async fn an_error_that_nobody_read_is_told_once_and_the_first_one() {
+        let mut worker = worker();
+        let (dropped_late, dropped_early, read) = (send(&mut worker), send(&mut worker), send(&mut worker));
+        assert!(worker.fail(refusal(Code::InvalidArgument, reason::JSON_INVALID, 1)).is_none());
+        assert!(worker.unclaimed.claim().is_ok(), "its receipt may still be read");
+        drop((dropped_late, dropped_early));
+        worker.fail(Status::permission_denied("not you"));
+        read.await.unwrap_err();
+        assert_eq!(worker.unclaimed.claim().unwrap_err().kind(), ErrorKind::InvalidArgument);
+        worker.unclaimed.claim().unwrap();
+    }
 }

@@ -212,6 +212,28 @@ async fn a_deadline_says_that_it_may_have_been_done() {
     assert_eq!(last.1, "2");
 }
 
+/// What failed while its receipt was there, unread, is told by the flush after it was dropped, and by the one that waits.
+#[tokio::test]
+async fn an_error_that_nobody_read_is_not_lost() {
+    let server = Server::start(&["--store", "memory"]);
+    let producer = server.client().producer("q").build().unwrap();
+    let receipt = producer.send(NewTask::json_text("{")).await.unwrap();
+    timeout(PATIENCE, producer.flush()).await.unwrap().expect("whoever has the receipt may still read it");
+    drop(receipt);
+    let error = timeout(PATIENCE, producer.flush()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    producer.flush().await.unwrap();
+
+    drop(producer.send(NewTask::json_text("{")).await.unwrap());
+    let mut abandoned = Box::pin(producer.flush());
+    assert!(abandoned.as_mut().now_or_never().is_none(), "the worker has not run meanwhile");
+    // Answered behind the flush, so the flush was answered too, and not looked at.
+    only_id(producer.send(text(1)).await.unwrap()).await;
+    drop(abandoned);
+    let error = timeout(PATIENCE, producer.close()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+}
+
 /// There is never more under way than is allowed.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_no_room_is_not_sent() {

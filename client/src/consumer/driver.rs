@@ -23,7 +23,7 @@ use crate::{Backoff, Error, ErrorKind, Result, client::dial};
 
 /// How long a stream that is left may take for the answers that it owes.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// A stream that is drained after less than this is not replaced at once: its server might go on like that.
+/// A stream that lived for less has proved nothing: drained, it is not replaced at once, as its server might go on like that.
 const YOUNG: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
@@ -35,7 +35,7 @@ pub(super) struct Driver {
     patience: Duration,
     backoff: Backoff,
     streams: u64,
-    /// The session was lost to another stream, and no stream has worked since.
+    /// The session was lost to another stream, and no stream has worked or lived for long since.
     was_taken_over: bool,
     closing_since: Option<Instant>,
 }
@@ -94,6 +94,7 @@ impl Driver {
         let ended = tokio::select! {
             ended = self.work() => ended,
             () = shared.finished() => Ok(()),
+            never = shared.put_back_rested() => match never {},
         };
         ending.0.end(ended);
     }
@@ -142,6 +143,9 @@ impl Driver {
             };
             if self.shared.is_finished() {
                 return Ok(Followed::Finished);
+            }
+            if line.since.elapsed() >= YOUNG {
+                self.was_taken_over = false;
             }
             return Ok(Followed::Broken(self.pause_after(error)?));
         }
@@ -220,7 +224,7 @@ impl Driver {
         // The session is this consumer's alone: it was a stream of its own that was thought dead and came late. Once.
         let helps = error.is_retriable()
             || error.retry_after().is_some()
-            || error.kind() == ErrorKind::DeadlineExceeded
+            || matches!(error.kind(), ErrorKind::DeadlineExceeded | ErrorKind::Overloaded)
             || (is_taken_over && !self.was_taken_over);
         self.was_taken_over |= is_taken_over;
         if !helps {

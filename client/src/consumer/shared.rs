@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    convert::Infallible,
     mem,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -14,7 +15,7 @@ use std::{
 use data_queue_proto::v1::{self, consume_request::Request};
 use tokio::{
     sync::{Notify, oneshot},
-    time::Instant,
+    time::{Instant, sleep_until},
 };
 
 use crate::{
@@ -29,6 +30,8 @@ const MAX_BATCH: usize = 1_000;
 const FENCE: Token = Token(0);
 /// What the server does not extend is extended three times a lease, and at least so often.
 const KEEP_EVERY: Duration = Duration::from_secs(20);
+/// The longest that a damaged task is kept from coming again.
+const LONGEST_REST: Duration = Duration::from_secs(60);
 
 /// A lease token. Its text is 32 hex characters; so it is small, and a list of them is one piece of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -185,7 +188,7 @@ pub(super) struct Received {
 
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// A lease was lost, or an end has come.
+    /// A lease was lost, a damaged task has come, or an end.
     changed: Notify,
 }
 
@@ -193,6 +196,8 @@ struct State {
     lanes: Vec<Lane>,
     held: HashMap<Token, Hold>,
     received: VecDeque<Received>,
+    /// What arrived damaged, and when it is put back.
+    damaged: VecDeque<(Instant, usize, Token)>,
     /// More than this is not received without some of it being lost.
     room: usize,
     max_outstanding: u32,
@@ -213,6 +218,7 @@ impl Shared {
             lanes: queues.map(lane).collect(),
             held: HashMap::new(),
             received: VecDeque::new(),
+            damaged: VecDeque::new(),
             room: max_outstanding as usize,
             max_outstanding,
             max_hold,
@@ -262,6 +268,7 @@ impl Shared {
         let mut state = self.state();
         state.is_closing = true;
         state.shorten_received(0);
+        state.put_back_damaged(None);
         state.wake_speaker();
         drop(state);
         self.changed.notify_waiters();
@@ -286,6 +293,15 @@ impl Shared {
     /// Notes what is wanted, without waiting for an answer.
     pub(super) fn tell(&self, lane: usize, token: Token, wish: Wish) {
         self.state().ask(lane, wish, Ask { token, waiter: None });
+    }
+
+    /// Puts a damaged task back after about a lease. At once, it would only come again at once.
+    pub(super) fn rest(&self, lane: usize, token: Token) {
+        let mut state = self.state();
+        let until = Instant::now() + state.lease.min(LONGEST_REST);
+        state.damaged.push_back((until, lane, token));
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// Notes what is wanted; the answer comes later.
@@ -464,6 +480,14 @@ impl Shared {
         is_any.then(|| now + keep_every(state.lease))
     }
 
+    /// Puts back what arrived damaged when it has rested. Never ends.
+    pub(super) async fn put_back_rested(&self) -> Infallible {
+        loop {
+            sleep_until(self.until(|state| state.damaged.front().map(|(until, ..)| *until)).await).await;
+            self.state().put_back_damaged(Some(Instant::now()));
+        }
+    }
+
     /// Waits until all is done that was to be done before the end, and there is no stream to say farewell on.
     pub(super) async fn finished(&self) {
         self.until(|state| {
@@ -627,6 +651,16 @@ impl State {
         self.held.insert(token, hold);
         self.received.push_back(Received { task, token, lane });
         Ok(())
+    }
+
+    /// Gives back what arrived damaged: what has rested by now, or all.
+    fn put_back_damaged(&mut self, now: Option<Instant>) {
+        while let Some(&(until, lane, token)) = self.damaged.front()
+            && now.is_none_or(|now| until <= now)
+        {
+            self.damaged.pop_front();
+            self.ask(lane, Wish::PutBack, Ask { token, waiter: None });
+        }
     }
 
     /// Gives back the oldest tasks that nobody has taken. There are too many only if the server takes some for lost.
