@@ -15,7 +15,7 @@ use data_queue_proto::{
 use tokio::{
     net::TcpListener,
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 use tokio_stream::{
     Stream,
@@ -342,7 +342,8 @@ async fn what_passes_is_tried_again_and_a_stolen_session_once() {
     let (mut line, _) = lines.next().await;
     consumer.pause();
     assert_eq!(line.hear().await, Said::MaxOutstanding(0), "it is open on the other side too");
-    sleep(Duration::from_millis(1_100)).await;
+    let more = timeout(Duration::from_millis(1_100), line.heard()).await;
+    assert!(more.is_err(), "it stays, and has nothing to say: {more:?}");
     line.fail(refusal(Code::Aborted, reason::SESSION_TAKEN_OVER)).await;
     let (line, _) = lines.next().await;
     line.fail(refusal(Code::Aborted, reason::SESSION_TAKEN_OVER)).await;
