@@ -1,10 +1,18 @@
 //! SIGTERM.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use data_queue_proto::reason;
 use data_queue_proto::v1::{Outcome, PopBatchRequest, PopRequest};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
 use tonic::{Code, Status, Streaming};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus};
 
@@ -30,6 +38,14 @@ const LONG_LEASE: Duration = Duration::from_secs(3_600);
 const POP: &str = "/dataqueue.v1.DataQueue/Pop";
 /// Far less than the wait, far more than the work.
 const AT_ONCE: Duration = Duration::from_secs(8);
+
+/// A call that is sent before whatever is sent on its connection later.
+async fn begun<T: Send + 'static>(call: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    let mut call = Box::pin(call);
+    let answered = poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_ready())).await;
+    assert!(!answered, "answered before it could be sent");
+    tokio::spawn(call)
+}
 
 /// Waits that the server has read, on this client's connection.
 async fn sync(client: &mut Client) {
@@ -73,17 +89,17 @@ on_every_store! {
         let fused = PopRequest { wait, ack_lease_tokens: vec![token], ..pop_request(&queue) };
         let waiting = {
             let mut client = client.clone();
-            tokio::spawn(async move { client.pop(fused).await })
+            begun(async move { client.pop(fused).await }).await
         };
-        let many = (0..20).map(|number| {
+        let mut many = Vec::new();
+        for number in 0..20 {
             let mut client = client.clone();
             let request = PopRequest { wait, ..pop_request(&format!("{queue}.{number}")) };
-            tokio::spawn(async move { client.pop(request).await })
-        });
-        let many = many.collect::<Vec<_>>();
+            many.push(begun(async move { client.pop(request).await }).await);
+        }
         let batch = PopBatchRequest { wait, ..pop_batch_request(&format!("{queue}.batch")) };
         let mut batch_client = client.clone();
-        let batch = tokio::spawn(async move { pop_batch(&mut batch_client, batch).await });
+        let batch = begun(async move { pop_batch(&mut batch_client, batch).await }).await;
         sync(&mut client).await;
 
         let start = Instant::now();
