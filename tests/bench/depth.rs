@@ -34,6 +34,8 @@ struct Kept {
     used: Used,
     ledger: Ledger,
     next: u64,
+    /// Tasks that stay ready.
+    depth: u64,
     held: Vec<Vec<String>>,
     /// Tasks a second in and out, a round.
     rates: [Vec<f64>; 2],
@@ -111,18 +113,20 @@ impl Kept {
         if leased > 0 {
             what += &format!(" and {} leased", count(leased));
         }
-        Ok(Self { what, used, ledger, next, held, rates: Default::default(), _scratch: scratch })
+        Ok(Self { what, used, ledger, next, depth: waiting, held, rates: Default::default(), _scratch: scratch })
     }
 
-    /// Inserts so many and takes and acks as many. Tasks a second of both.
+    /// Inserts so many, and takes and acks what is ready beyond the depth. Tasks a second of both.
     async fn work(&mut self, tasks: u64) -> Result<[f64; 2]> {
         let start = Instant::now();
         self.used.fill(self.next..self.next + tasks, SIZE).await?;
         let filled = Instant::now();
-        self.used.drain(tasks, &mut self.ledger).await?;
-        let took = [filled - start, filled.elapsed()];
         self.next += tasks;
-        Ok(took.map(|took| tasks as f64 / took.as_secs_f64()))
+        let before = self.ledger.delivered();
+        // A stream may have taken more than it was asked for the last time.
+        self.used.drain(self.next - self.depth - before, &mut self.ledger).await?;
+        let took = [filled - start, filled.elapsed()].map(|took| took.as_secs_f64());
+        Ok([tasks as f64 / took[0], (self.ledger.delivered() - before) as f64 / took[1]])
     }
 
     async fn end(mut self, name: &str) -> Result<[Figure; 2]> {

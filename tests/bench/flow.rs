@@ -94,13 +94,17 @@ pub(crate) async fn produce(
     if inserted == numbers.end - numbers.start { Ok(()) } else { Err(format!("{inserted} tasks were inserted").into()) }
 }
 
-/// Takes and acks so many over one stream: an ack message for each message of tasks.
+/// Takes and acks so many over one stream: an ack message for each message of tasks. When they have come it wants no more;
+/// what was on its way by then is acked too, so nothing is held when it ends.
 pub(crate) async fn consume(client: &Client, tasks: u64, ledger: &mut Ledger) -> Result<()> {
+    if tasks == 0 {
+        return Ok(());
+    }
     let (sender, receiver) = mpsc::channel(OUTSTANDING as usize);
     sender.send(open_consume(QUEUE.to_owned())).await?;
     let mut stream = client.clone().consume(ReceiverStream::new(receiver)).await?.into_inner();
-    let mut acked = 0;
-    while acked < tasks {
+    let (mut delivered, mut acked, mut is_paused) = (0, 0, false);
+    while acked < tasks.max(delivered) {
         let message = stream.message().await?.ok_or("the server ended the stream")?;
         for outcome in message.answers.iter().flat_map(|answer| &answer.outcomes) {
             if *outcome != v1::Outcome::Applied as i32 {
@@ -112,6 +116,12 @@ pub(crate) async fn consume(client: &Client, tasks: u64, ledger: &mut Ledger) ->
         for task in message.tasks {
             ledger.deliver(dataqueue::data(&task))?;
             lease_tokens.push(task.lease_token);
+        }
+        delivered += lease_tokens.len() as u64;
+        // Before the ack: when that is answered, no more tasks come.
+        if delivered >= tasks && !is_paused {
+            is_paused = true;
+            sender.send(v1::ConsumeRequest { request: Some(consume_request::Request::MaxOutstanding(0)) }).await?;
         }
         if !lease_tokens.is_empty() {
             let ack = v1::ConsumeAck { queue: String::new(), lease_tokens };
