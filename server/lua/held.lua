@@ -6,21 +6,23 @@
 --          order of a token is that and its position
 local since = ARGV[9] and tonumber(ARGV[9]) or now - tonumber(ARGV[8])
 local part = redis.call('HSCAN', LEASES, ARGV[7], 'COUNT', 200)
-local keys, found = {}, {}
+-- Only batches are listed, and each is read with the leases that were split off it: those have records that come and go
+-- between the parts.
+local stems, found = {}, {}
 for at = 1, #part[2], 2 do
-  local length = #part[2][at]
-  if length == STEM_BYTES or length == STEM_BYTES + 2 then
-    keys[#keys + 1] = part[2][at]
+  if #part[2][at] == STEM_BYTES then
+    stems[#stems + 1] = part[2][at]
   end
 end
-for _, batch in ipairs(read_batches(keys)) do
-  if batch and not batch.split and batch.renewed <= since then
-    local run = { string.sub(batch.key, 1, STEM_BYTES) }
-    for _, place in ipairs(held_places(batch)) do
-      run[#run + 1] = string.sub(token_at(batch, place), -2)
+for _, batch in ipairs(read_batches(stems)) do
+  local run = { batch.key }
+  for _, leases in ipairs(batch.split and held_under(batch.key) or { batch }) do
+    for _, place in ipairs(leases.renewed <= since and held_places(leases) or {}) do
+      run[#run + 1] = string.sub(token_at(leases, place), -2)
     end
-    local first = batch.order - (#batch.key > STEM_BYTES and string.byte(batch.key, 16) or 0)
-    found[#found + 1] = int(first)
+  end
+  if #run > 1 then
+    found[#found + 1] = int(batch.order)
     found[#found + 1] = table.concat(run)
   end
 end

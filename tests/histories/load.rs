@@ -274,7 +274,11 @@ impl Load {
             self.unanswered(),
             self.began.elapsed()
         );
-        println!("{:?}", self.met.lock().unwrap());
+        let met = self.met.lock().unwrap();
+        println!("{met:?}");
+        // A run in which they did nothing proves nothing of them.
+        assert!(met.streams == 0 || met.streamed > 0, "nothing came over {} streams", met.streams);
+        drop(met);
         if found.is_empty() {
             return;
         }

@@ -85,6 +85,31 @@ fn full_is_not_stuck_on_redis_6_2() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 
+/// G7: leases are listed in parts, and heartbeats for some of what was popped together may split them off in between.
+#[tokio::test]
+async fn what_is_split_while_it_is_listed_is_listed() {
+    const BATCHES: usize = 1_000;
+    let redis = Arc::new(Redis::start());
+    let (rig, q) = (connected(&redis), queue("q"));
+    let mut held = Vec::new();
+    for batch in 0..BATCHES {
+        rig.insert_numbers(&q, 2 * batch..2 * batch + 2).await;
+        held.push(tokens(&rig.take(&q, 2).await));
+    }
+    rig.pass(10_000);
+    let first: Vec<Token> = held.iter().map(|batch| batch[0]).collect();
+    let beat = async {
+        for step in first.chunks(50) {
+            rig.heartbeat(&q, step, LEASE).await.unwrap();
+        }
+    };
+    tokio::join!(rig.held_released(&q, 10_000), beat);
+    let others: Vec<Token> = held.iter().map(|batch| batch[1]).collect();
+    for step in others.chunks(100) {
+        assert_eq!(rig.ack(&q, step).await.unwrap(), vec![Outcome::LeaseLost; step.len()]);
+    }
+}
+
 /// Appends to every field of a hash.
 fn append(redis: &Redis, key: &str, suffix: &str) {
     let append = "local all = redis.call('HGETALL', KEYS[1]) \
