@@ -70,6 +70,7 @@ pub(crate) async fn run(common: &Common, options: &Bench) -> Result<ExitCode, St
         queue: &run.load.queue,
         info,
         interrupted: *run.interrupted.borrow(),
+        overloaded: run.load.overloaded(),
         phases,
         verdict,
     };

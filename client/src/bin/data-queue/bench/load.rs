@@ -1,7 +1,8 @@
 //! The calls of a run: callers that insert, and callers that pop and ack. What they see goes to the ledger, how long it
 //! took to the meters.
 //!
-//! No call is repeated: one that fails ends the run, since nobody knows then what is in the queue.
+//! One call alone is repeated: that which an overloaded server refuses, since nothing of it was done. Its time goes on
+//! meanwhile. Any other that fails ends the run, since nobody knows then what is in the queue.
 
 use std::{
     future::Future,
@@ -13,10 +14,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use data_queue_proto::v1::{self, new_task};
+use data_queue_client::Error;
+use data_queue_proto::{
+    reason,
+    v1::{self, new_task},
+};
 use indicatif::ProgressBar;
-use tokio::{sync::watch, task::JoinSet, time::timeout};
-use tonic::{Code, Request, Status};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
     ledger::{Counts, Delivery, Ledger, value},
@@ -41,6 +50,7 @@ pub(crate) struct Load {
     /// The tasks below this number were inserted, or are about to be.
     allotted: AtomicU64,
     ledger: Mutex<Ledger>,
+    overloaded: AtomicU64,
     progress: watch::Sender<Progress>,
     pub(crate) bar: ProgressBar,
 }
@@ -84,6 +94,7 @@ impl Load {
             epoch: Instant::now(),
             allotted: AtomicU64::new(0),
             ledger: Mutex::new(Ledger::new(size)),
+            overloaded: AtomicU64::new(0),
             progress: watch::Sender::new(Progress::Inserting),
             bar,
         }
@@ -95,6 +106,32 @@ impl Load {
 
     pub(crate) fn counts(&self) -> Counts {
         self.ledger().counts
+    }
+
+    /// How many calls the server refused since it was overloaded; they were made again.
+    pub(crate) fn overloaded(&self) -> u64 {
+        self.overloaded.load(Ordering::Relaxed)
+    }
+
+    /// Makes a call until the server takes it.
+    pub(crate) async fn taken<T, F>(&self, name: &str, mut call: impl FnMut() -> F) -> Result<T, Stop>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let give_up = Instant::now() + CALL_DEADLINE;
+        loop {
+            let status = match call().await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => status,
+            };
+            match overloaded_for(&status) {
+                Some(pause) if Instant::now() + pause < give_up => {
+                    self.overloaded.fetch_add(1, Ordering::Relaxed);
+                    sleep(pause).await;
+                }
+                _ => return Err(self.failed(name, status)),
+            }
+        }
     }
 
     pub(crate) fn is_settled(&self) -> bool {
@@ -251,42 +288,43 @@ impl Part {
     }
 }
 
-async fn insert(part: &Part, mut client: Queues) -> Result<(), Stop> {
+async fn insert(part: &Part, client: Queues) -> Result<(), Stop> {
     while let Some(start) = part.inserts.next().await {
         let Some(numbers) = part.allot() else {
             part.inserts.stop();
             break;
         };
         let count = numbers.end - numbers.start;
-        let tasks = part.tasks(numbers, start);
-        let request = v1::InsertRequest { queue: part.load.queue.clone(), tasks, request_id: String::new() };
-        let answer = client.insert(timed(request)).await.map_err(|status| part.load.failed("Insert", status))?;
-        part.inserted(start, count, answer.into_inner().results.len())?;
+        let insert = || {
+            let (queue, tasks) = (part.load.queue.clone(), part.tasks(numbers.clone(), start));
+            let (mut client, request) = (client.clone(), v1::InsertRequest { queue, tasks, request_id: String::new() });
+            async move { client.insert(timed(request)).await }
+        };
+        let answer = part.load.taken("Insert", insert).await?;
+        part.inserted(start, count, answer.results.len())?;
     }
     Ok(())
 }
 
-async fn pop(part: &Part, mut client: Queues) -> Result<(), Stop> {
+async fn pop(part: &Part, client: Queues) -> Result<(), Stop> {
     let load = &part.load;
     while let Some(start) = part.takes.next().await {
         let last = load.is_inserted();
-        let request = v1::PopRequest {
-            queue: load.queue.clone(),
-            lease: load.lease(),
-            wait: part.wait(),
-            ..v1::PopRequest::default()
+        let pop = || {
+            let (mut client, queue, lease, wait) = (client.clone(), load.queue.clone(), load.lease(), part.wait());
+            async move { client.pop(timed(v1::PopRequest { queue, lease, wait, ..Default::default() })).await }
         };
         let answer = tokio::select! {
-            answer = client.pop(timed(request)) => answer.map_err(|status| load.failed("Pop", status))?,
+            answer = load.taken("Pop", pop) => answer?,
             () = load.settled() => break,
         };
-        match answer.into_inner().task {
+        match answer.task {
             Some(task) => {
                 if !part.flow {
                     part.meters.record(Op::Pop, start);
                 }
                 let held = part.delivered(task).into_iter().collect();
-                ack(part, &mut client, held).await?;
+                ack(part, &client, held).await?;
             }
             None if last => break,
             None => {}
@@ -295,20 +333,18 @@ async fn pop(part: &Part, mut client: Queues) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn pop_batch(part: &Part, mut client: Queues) -> Result<(), Stop> {
+async fn pop_batch(part: &Part, client: Queues) -> Result<(), Stop> {
     let load = &part.load;
     while let Some(start) = part.takes.next().await {
         let last = load.is_inserted();
-        let request = v1::PopBatchRequest {
-            queue: load.queue.clone(),
-            max_tasks: part.batch,
-            lease: load.lease(),
-            wait: part.wait(),
-            ..v1::PopBatchRequest::default()
-        };
-        let failed = |status| load.failed("PopBatch", status);
         // Without a grpc-timeout, which would hold for the whole stream.
-        let mut answer = client.pop_batch(Request::new(request)).await.map_err(failed)?.into_inner();
+        let pop_batch = || {
+            let (mut client, queue, lease, wait) = (client.clone(), load.queue.clone(), load.lease(), part.wait());
+            let request = v1::PopBatchRequest { queue, max_tasks: part.batch, lease, wait, ..Default::default() };
+            async move { client.pop_batch(Request::new(request)).await }
+        };
+        let mut answer = load.taken("PopBatch", pop_batch).await?;
+        let failed = |status| load.failed("PopBatch", status);
         let (mut held, mut came) = (Vec::new(), false);
         loop {
             let message = tokio::select! {
@@ -320,13 +356,13 @@ async fn pop_batch(part: &Part, mut client: Queues) -> Result<(), Stop> {
             came |= !message.tasks.is_empty();
             held.extend(message.tasks.into_iter().filter_map(|task| part.delivered(task)));
             if part.flow {
-                ack(part, &mut client, std::mem::take(&mut held)).await?;
+                ack(part, &client, std::mem::take(&mut held)).await?;
             }
         }
         if came && !part.flow {
             part.meters.record(Op::Pop, start);
         }
-        ack(part, &mut client, held).await?;
+        ack(part, &client, held).await?;
         if last && !came {
             break;
         }
@@ -334,13 +370,67 @@ async fn pop_batch(part: &Part, mut client: Queues) -> Result<(), Stop> {
     Ok(())
 }
 
-async fn ack(part: &Part, client: &mut Queues, held: Vec<(u64, String)>) -> Result<(), Stop> {
+async fn ack(part: &Part, client: &Queues, held: Vec<(u64, String)>) -> Result<(), Stop> {
     if held.is_empty() {
         return Ok(());
     }
     let start = Instant::now();
-    let (numbers, lease_tokens): (Vec<_>, _) = held.into_iter().unzip();
-    let request = v1::AckRequest { queue: part.load.queue.clone(), lease_tokens };
-    let answer = client.ack(timed(request)).await.map_err(|status| part.load.failed("Ack", status))?;
-    part.acked(start, &numbers, &answer.into_inner().outcomes)
+    let (numbers, lease_tokens): (Vec<_>, Vec<_>) = held.into_iter().unzip();
+    let ack = || {
+        let (mut client, queue, lease_tokens) = (client.clone(), part.load.queue.clone(), lease_tokens.clone());
+        async move { client.ack(timed(v1::AckRequest { queue, lease_tokens })).await }
+    };
+    let answer = part.load.taken("Ack", ack).await?;
+    part.acked(start, &numbers, &answer.outcomes)
+}
+
+/// After how long a call may be made again that was refused since the server was overloaded.
+fn overloaded_for(status: &Status) -> Option<Duration> {
+    let error = Error::from(status.clone());
+    error.retry_after().filter(|_| error.reason() == Some(reason::OVERLOADED))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use std::{collections::HashMap, future::ready};
+
+    use data_queue_proto::ERROR_DOMAIN;
+    use tonic_types::{ErrorDetails, StatusExt};
+
+    use super::*;
+
+    fn load() -> Load {
+        Load::new(Vec::new(), "q".to_owned(), 12, Duration::from_secs(30), ProgressBar::hidden())
+    }
+
+    fn refusal(reason: &str) -> Status {
+        let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
+        details.set_retry_info(Some(Duration::from_millis(100)));
+        Status::with_error_details(Code::ResourceExhausted, "no", details)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_overloaded_server_refuses_is_asked_again() {
+        let (load, mut tries) = (load(), 0);
+        let answer = load.taken("Insert", || {
+            tries += 1;
+            ready(if tries < 3 { Err(refusal(reason::OVERLOADED)) } else { Ok(Response::new(tries)) })
+        });
+        assert_eq!(answer.await.ok(), Some(3));
+        assert_eq!(load.overloaded(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_refusals_are_not_repeated() {
+        for status in [refusal(reason::STORE_FULL), Status::resource_exhausted("no"), Status::unavailable("gone")] {
+            let (load, mut tries) = (load(), 0);
+            let answer = load.taken("Insert", || {
+                tries += 1;
+                ready(Err::<Response<()>, _>(status.clone()))
+            });
+            assert!(answer.await.is_err());
+            assert_eq!((tries, load.overloaded()), (1, 0));
+        }
+    }
 }

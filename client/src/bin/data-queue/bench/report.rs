@@ -73,6 +73,8 @@ pub(crate) struct Report<'a> {
     pub(crate) queue: &'a str,
     pub(crate) info: Option<v1::GetServerInfoResponse>,
     pub(crate) interrupted: bool,
+    /// Calls that an overloaded server refused, and that were made again.
+    pub(crate) overloaded: u64,
     pub(crate) phases: Vec<Phase>,
     pub(crate) verdict: Verdict,
 }
@@ -115,6 +117,9 @@ impl Report<'_> {
         )?;
         if self.interrupted {
             writeln!(text, "ended early by Ctrl-C")?;
+        }
+        if self.overloaded > 0 {
+            writeln!(text, "          {} calls made again, since the server was overloaded", self.overloaded)?;
         }
         if faults.is_empty() {
             let shade = Shade::of_stdout();
@@ -160,6 +165,7 @@ impl Report<'_> {
             "lease_seconds": options.lease.as_secs_f64(),
             "valid": faults.is_empty(),
             "interrupted": self.interrupted,
+            "overloaded": self.overloaded,
             "phases": phases,
             "verified": {
                 "inserted": inserted,
