@@ -134,6 +134,7 @@ Result:
     lease_seconds
     valid        false: the run is void, and phases is empty
     interrupted  true: Ctrl-C ended it early
+    overloaded   calls that were made again, since an overloaded server had refused them
     phases[]     what was measured, in order
       name       insert, drain or both
       seconds, tasks, tasks_per_second
