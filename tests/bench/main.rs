@@ -8,6 +8,7 @@
 //! delivered once and as it was inserted, as many acks as tasks, and an empty store. Anything else voids the run.
 
 mod beanstalkd;
+mod callers;
 mod churn;
 mod compare;
 mod contender;
@@ -18,15 +19,18 @@ mod echo;
 mod fault;
 mod flow;
 mod footprint;
+mod handles;
 mod head;
 mod insert;
 mod latency;
 mod ledger;
+mod load;
 mod machine;
 mod memory;
 mod nats;
 mod options;
 mod ours;
+mod picture;
 mod process;
 mod program;
 mod rabbitmq;
@@ -120,6 +124,8 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
             Measurement::Syncs => syncs::run(options, report).await,
             Measurement::Start => start::run(options, report).await,
             Measurement::Memory => memory::run(options, report).await,
+            Measurement::Callers => callers::run(options, report).await,
+            Measurement::Load => load::run(options, report).await,
             Measurement::Churn => churn::run(options, report).await,
         };
         if let Err(fault) = ended {
