@@ -7,6 +7,7 @@
 //! A rate counts only if the queue did its work: every run ends with a [`ledger::Ledger`] in which each task was
 //! delivered once and as it was inserted, as many acks as tasks, and an empty store. Anything else voids the run.
 
+mod baseline;
 mod beanstalkd;
 mod callers;
 mod churn;
@@ -133,5 +134,9 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
         }
     }
     let voids = report.voids().iter().map(|(measurement, _)| *measurement).collect::<BTreeSet<_>>();
-    if voids.is_empty() { Ok(()) } else { Err(format!("void: {voids:?}").into()) }
+    match (report.failures(), voids.is_empty()) {
+        ([], true) => Ok(()),
+        ([], false) => Err(format!("void: {voids:?}").into()),
+        (failures, _) => Err(failures.join("\n").into()),
+    }
 }

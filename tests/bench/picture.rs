@@ -62,13 +62,16 @@ impl Axis {
     /// A logarithmic axis around these values: its ticks are 1, 2 and 5 times powers of ten.
     pub(crate) fn around(label: String, values: impl Iterator<Item = f64>) -> Self {
         let values = values.filter(|value| value.is_finite() && *value > 0.0).collect::<Vec<_>>();
+        if values.is_empty() {
+            return Self { label, ticks: vec![1.0, 10.0], unit: "" };
+        }
         let least = values.iter().copied().fold(f64::INFINITY, f64::min);
         let most = values.iter().copied().fold(0.0, f64::max);
         let all =
             (-3..=9).flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powi(power))).collect::<Vec<_>>();
         let first = all.iter().rposition(|tick| *tick <= least).unwrap_or_default();
         let last = all.iter().position(|tick| *tick >= most).unwrap_or_default();
-        // A single value, or none, gets an axis all the same.
+        // A single value gets an axis all the same.
         Self { label, ticks: all[first..=last.max(first + 1).min(all.len() - 1)].to_vec(), unit: "" }
     }
 

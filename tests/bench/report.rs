@@ -27,11 +27,6 @@ impl Figure {
     pub(crate) fn median(&self) -> f64 {
         median(&self.values)
     }
-
-    /// Whether it has a goal, and does not reach it.
-    pub(crate) fn missed(&self) -> bool {
-        self.goal.is_some_and(|goal| !goal.met(self.median()))
-    }
 }
 
 /// What the median is to reach.
@@ -68,6 +63,7 @@ pub(crate) struct Report {
     missing: Vec<(&'static str, String)>,
     voids: Vec<(&'static str, String)>,
     notes: Vec<String>,
+    failures: Vec<String>,
 }
 
 impl Report {
@@ -97,6 +93,15 @@ impl Report {
     /// What went wrong at all.
     pub(crate) fn voids(&self) -> &[(&'static str, String)] {
         &self.voids
+    }
+
+    /// What was measured well, and is not as it must be.
+    pub(crate) fn fail(&mut self, why: String) {
+        self.failures.push(why);
+    }
+
+    pub(crate) fn failures(&self) -> &[String] {
+        &self.failures
     }
 
     /// What a figure alone does not say.
@@ -176,6 +181,7 @@ impl Report {
             "missing": reasons(&self.missing),
             "void": reasons(&self.voids),
             "notes": self.notes,
+            "failures": self.failures,
         })
     }
 }
@@ -214,7 +220,7 @@ impl fmt::Display for Report {
         for (name, value) in &self.versions {
             writeln!(f, "- {name}: {value}")?;
         }
-        for note in &self.notes {
+        for note in self.notes.iter().chain(&self.failures) {
             writeln!(f, "- {note}")?;
         }
         Ok(())
@@ -288,7 +294,7 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.get((last as f64 * share).round() as usize).copied().unwrap_or_default()
 }
 
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
