@@ -9,24 +9,37 @@ use crate::{
     contender::{Call, Contender, Load, Missing, Running, Ways},
     fault::Result,
     ledger::{Ledger, payload},
+    ours::{Shared, Shares, all},
     process::{self, Process},
     wire::Wire,
 };
 
 /// How many commands are sent before their answers are read.
 const PIPELINE: u64 = 100;
-/// beanstalkd, with how many milliseconds may pass until a put is synced.
-pub(crate) struct Beanstalkd(pub(crate) &'static str);
+
+/// beanstalkd, and its callers, with a connection each.
+#[derive(Clone, Copy)]
+pub(crate) struct Beanstalkd {
+    /// How many milliseconds may pass until a put is synced.
+    sync: &'static str,
+    callers: usize,
+    pipeline: u64,
+}
 
 /// An fsync before each answer.
-pub(crate) const SYNCED: Beanstalkd = Beanstalkd("0");
+pub(crate) const SYNCED: Beanstalkd = Beanstalkd { sync: "0", callers: 1, pipeline: PIPELINE };
 /// An fsync a second.
-pub(crate) const EVERY_SECOND: Beanstalkd = Beanstalkd("1000");
+pub(crate) const EVERY_SECOND: Beanstalkd = Beanstalkd { sync: "1000", ..SYNCED };
+
+/// An fsync a second, and so many callers with a command at a time.
+pub(crate) const fn one_by_one(callers: usize) -> Beanstalkd {
+    Beanstalkd { callers, pipeline: 1, ..EVERY_SECOND }
+}
 
 #[async_trait(?Send)]
 impl Contender for Beanstalkd {
     fn name(&self) -> String {
-        format!("beanstalkd -b DIR -f {}", self.0)
+        format!("beanstalkd -b DIR -f {}", self.sync)
     }
 
     fn version(&self) -> std::result::Result<(&'static str, String), Missing> {
@@ -38,21 +51,26 @@ impl Contender for Beanstalkd {
         Ways { insert: "put, pipelined by 100", take: "reserve and delete, pipelined by 100" }
     }
 
+    fn durability(&self) -> &'static str {
+        if self.sync == SYNCED.sync { "fsync before OK" } else { "fsync every second" }
+    }
+
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {
         let address = process::free_address().await?;
         let directory = directory.join("data");
         fs::create_dir(&directory)?;
         let mut command = Command::new("beanstalkd");
-        command.arg("-b").arg(&directory).args(["-f", self.0, "-l", "127.0.0.1", "-p", &address.port().to_string()]);
+        command.arg("-b").arg(&directory).args(["-f", self.sync, "-l", "127.0.0.1", "-p", &address.port().to_string()]);
         let mut process = Process::start("server", &mut command, &directory.with_extension("log"))?;
         process.listens(address).await?;
-        Ok(Box::new(Server { process, address }))
+        Ok(Box::new(Server { process, address, of: *self }))
     }
 }
 
 struct Server {
     process: Process,
     address: SocketAddr,
+    of: Beanstalkd,
 }
 
 #[async_trait(?Send)]
@@ -86,25 +104,36 @@ impl Running for Server {
     }
 
     async fn fill(&self, numbers: Range<u64>, size: usize) -> Result<()> {
-        let mut connection = Connection::open(self.address).await?;
-        let mut next = numbers.start;
-        while next < numbers.end {
-            let batch = next..numbers.end.min(next + PIPELINE);
-            next = batch.end;
-            connection.put(batch, size).await?;
+        let shares = Shares::new(numbers, self.of.pipeline);
+        let mut callers = JoinSet::new();
+        for _ in 0..self.of.callers {
+            let (mut connection, shares) = (Connection::open(self.address).await?, shares.clone());
+            callers.spawn(async move {
+                while let Some(part) = shares.take() {
+                    connection.put(part, size).await?;
+                }
+                Ok(())
+            });
         }
-        Ok(())
+        all(callers).await.map(drop)
     }
 
     async fn drain(&self, tasks: u64, ledger: &mut Ledger) -> Result<()> {
-        let mut connection = Connection::open(self.address).await?;
-        let mut left = tasks;
-        while left > 0 {
-            let held = connection.reserve(left.min(PIPELINE), ledger).await?;
-            left -= held.len() as u64;
-            ledger.acked(connection.delete(&held).await?);
+        let (shares, shared) = (Shares::new(0..tasks, self.of.pipeline), Shared::new(ledger));
+        let mut callers = JoinSet::new();
+        for _ in 0..self.of.callers {
+            let mut connection = Connection::open(self.address).await?;
+            let (shares, shared) = (shares.clone(), shared.clone());
+            callers.spawn(async move {
+                while let Some(part) = shares.take() {
+                    let held = connection.reserve(part.end - part.start, &shared).await?;
+                    shared.acked(connection.delete(&held).await?)?;
+                }
+                Ok(())
+            });
         }
-        Ok(())
+        all(callers).await?;
+        shared.give_back(ledger)
     }
 
     async fn left(&self) -> Result<u64> {
@@ -150,7 +179,7 @@ impl Connection {
     }
 
     /// Reserves so many, which are there; answers their ids.
-    async fn reserve(&mut self, count: u64, ledger: &mut Ledger) -> Result<Vec<String>> {
+    async fn reserve(&mut self, count: u64, ledger: &Shared) -> Result<Vec<String>> {
         self.wire.write("reserve-with-timeout 0\r\n".repeat(usize::try_from(count)?).as_bytes()).await?;
         let mut held = Vec::new();
         for _ in 0..count {

@@ -15,7 +15,7 @@ use crate::{
     ledger::Ledger,
     nats,
     options::Options,
-    ours::{Ours, Store, Way},
+    ours::{CALLERS, Ours, Store, Way},
     program,
     rabbitmq::RabbitMq,
     report::{Figure, Goal, Report, count, number},
@@ -61,7 +61,17 @@ const SINGLE_AIM: Aim = aim("DataQueue", "Insert, ", 12, 5.0);
 const SYNCED_AIM: Aim = aim("RabbitMQ", "", 12, 8.0);
 
 /// The ways, the strongest first: that one's row is what the others are compared with.
-const WAYS: [Way; 6] = [Way::Consume, Way::ProduceBatches, Way::Produce, Way::Batch, Way::Fused, Way::Unary];
+const WAYS: [Way; 9] = [
+    Way::Consume,
+    Way::ProduceBatches,
+    Way::Produce,
+    Way::Consumer,
+    Way::ProducerBatches,
+    Way::Producer,
+    Way::Batch,
+    Way::Fused,
+    Way::Unary(CALLERS),
+];
 
 /// Goals P3 and P4: what a crash may take the last second of, or so.
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
@@ -80,16 +90,14 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         TAKES,
         "Faktory: there is no client here yet; go install github.com/contribsys/faktory/cmd/faktory".to_owned(),
     );
-    Compared { measurements: [INSERTS, TAKES], class: "synced every second or so" }
-        .run(options, report, &contenders)
-        .await
+    Compared { measurements: [INSERTS, TAKES] }.run(options, report, &contenders).await
 }
 
 /// The rest of goal P9: what a crash takes nothing of.
 pub(crate) async fn synced(options: &Options, report: &mut Report) -> Result<()> {
     let mut contenders = ours(options, report, SYNCED, &[Store::File("full")]).await?;
     contenders.extend([Box::new(RabbitMq) as Box<dyn Contender>, Box::new(beanstalkd::SYNCED)]);
-    Compared { measurements: [SYNCED; 2], class: "fsync before OK" }.run(options, report, &contenders).await
+    Compared { measurements: [SYNCED; 2] }.run(options, report, &contenders).await
 }
 
 /// DataQueue on these stores, in all ways that the server has.
@@ -101,19 +109,18 @@ async fn ours(
 ) -> Result<Vec<Box<dyn Contender>>> {
     let served = flow::served(options, report, measurement).await?;
     let ways = WAYS.into_iter().filter(|way| match way {
-        Way::Consume => served.consume,
-        Way::Produce | Way::ProduceBatches => served.produce,
-        Way::Batch | Way::Fused | Way::Unary => true,
+        Way::Consume | Way::Consumer => served.consume,
+        Way::Produce | Way::ProduceBatches | Way::Producer | Way::ProducerBatches => served.produce,
+        Way::Batch | Way::Fused | Way::Unary(_) => true,
     });
     let pairs = stores.iter().flat_map(|store| ways.clone().map(|way| Ours { store: *store, way }));
     Ok(pairs.map(|ours| Box::new(ours) as Box<dyn Contender>).collect())
 }
 
-/// How those of one durability are compared.
+/// What is compared.
 struct Compared {
     /// Of inserts, and of pops with acks.
     measurements: [&'static str; 2],
-    class: &'static str,
 }
 
 impl Compared {
@@ -143,12 +150,11 @@ impl Compared {
             }
         }
         report.note(format!(
-            "{}, {}: each round: a fresh start, warm-up passes, then as many tasks as are inserted and taken in about {:.1} s; \
+            "{}: each round: a fresh start, warm-up passes, then as many tasks as are inserted and taken in about {:.1} s; \
              the inserts are timed as a whole, then the pops with their acks. Void unless each task was delivered once and \
              unchanged, as many acks as tasks were confirmed, and nothing is left. Ratios are of the first row that there is of \
              DataQueue's, round by round",
             if self.measurements[0] == INSERTS { "p3, p4" } else { SYNCED },
-            self.class,
             2.0 * options.span().as_secs_f64()
         ));
         Ok(())
@@ -160,7 +166,7 @@ impl Compared {
             let mut voids = Vec::new();
             for (index, (contender, passes)) in rounds.iter_mut().enumerate() {
                 let what = format!("{size} B, {}, {}", contender.name(), contender.ways().name());
-                match compare_round(options, *contender, size).await {
+                match compare_round(options, *contender, size, 2 * options.span()).await {
                     Ok(pass) => {
                         let [insert, take] = pass.rates().map(number);
                         eprintln!("round {round}: {what}: {insert} in, {take} out a second");
@@ -200,10 +206,11 @@ impl Compared {
     ) -> Figure {
         Figure {
             measurement,
-            what: format!("{size} B, {}: {}, {way}", self.class, contender.name()),
+            what: format!("{size} B: {}, {way}", contender.name()),
             unit: "tasks/s",
             values: passes.iter().map(|pass| pass.rates()[leg]).collect(),
-            cpu: passes.iter().map(|pass| pass.cpu[leg].clone()).collect(),
+            cpu: passes.iter().map(|pass| pass.cpu(leg)).collect(),
+            durability: contender.durability(),
             ..Figure::default()
         }
     }
@@ -272,15 +279,20 @@ pub(crate) async fn waiting_task(options: &Options, contender: &dyn Contender, w
 }
 
 /// What a pass took: the inserts, and the pops with their acks.
-struct Pass {
+pub(crate) struct Pass {
     tasks: u64,
     took: [Duration; 2],
     cpu: [Vec<(&'static str, f64)>; 2],
 }
 
 impl Pass {
-    fn rates(&self) -> [f64; 2] {
+    pub(crate) fn rates(&self) -> [f64; 2] {
         self.took.map(|took| self.tasks as f64 / took.as_secs_f64())
+    }
+
+    /// Of the inserts, or of the others.
+    pub(crate) fn cpu(&self, leg: usize) -> Vec<(&'static str, f64)> {
+        self.cpu[leg].clone()
     }
 
     /// How many tasks both ways take about this long for.
@@ -314,13 +326,17 @@ impl Passes<'_> {
     }
 }
 
-/// A fresh start, passes to warm up, the one that counts, and the proof that nothing was lost.
-async fn compare_round(options: &Options, contender: &dyn Contender, size: usize) -> Result<Pass> {
+/// A fresh start, passes to warm up, the one that counts, which takes about this long, and the proof that nothing was lost.
+pub(crate) async fn compare_round(
+    options: &Options,
+    contender: &dyn Contender,
+    size: usize,
+    span: Duration,
+) -> Result<Pass> {
     limited(options, async {
         let scratch = Scratch::new(options)?;
         let running = contender.start(scratch.path()).await?;
         let mut passes = Passes { running: &*running, ledger: Ledger::new(size), next: 0, size };
-        let span = 2 * options.span();
         let first = passes.pass(FIRST).await?;
         let warm = passes.pass(first.tasks_in(span / 8)).await?;
         let pass = passes.pass(warm.tasks_in(span)).await?;

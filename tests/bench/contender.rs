@@ -33,6 +33,9 @@ pub(crate) trait Contender {
     /// Its version; if it is not on this machine, how it gets there.
     fn version(&self) -> std::result::Result<(&'static str, String), Missing>;
 
+    /// What an answer of it survives, as it is set up here: in the table beside its figures.
+    fn durability(&self) -> &'static str;
+
     /// How it inserts, and how it takes and acks, in the table of those that are compared; nothing if another contender
     /// shows the same.
     fn ways(&self) -> Ways {
@@ -127,7 +130,7 @@ impl Caller {
 
     /// Notes that it was answered.
     pub(crate) fn answered(&mut self) {
-        self.calls.push(Call { nanoseconds: u32::try_from(self.since.elapsed().as_nanos()).unwrap_or(u32::MAX) });
+        self.calls.push(Call { took: self.since.elapsed() });
     }
 
     pub(crate) fn into_calls(self) -> Vec<Call> {
@@ -138,7 +141,7 @@ impl Caller {
 /// A call that was answered.
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
-    nanoseconds: u32,
+    took: Duration,
 }
 
 /// What a round found.
@@ -175,7 +178,7 @@ pub(crate) async fn insert_round(
     running.drain(inserted, &mut ledger).await?;
     verify_empty(contender, &*running, &ledger, inserted).await?;
     let tasks = calls.len() as f64;
-    let times = calls.iter().map(|call| f64::from(call.nanoseconds) / 1e3).collect::<Vec<_>>();
+    let times = calls.iter().map(|call| micros(call.took)).collect::<Vec<_>>();
     Ok(Round {
         rate: tasks / took.as_secs_f64(),
         latency: [quantile(&times, 0.5), quantile(&times, 0.99)],

@@ -1,7 +1,7 @@
 //! What a second core brings: goal P10.
 
 use crate::{
-    contender::insert_round,
+    contender::{Contender, insert_round},
     fault::Result,
     machine,
     options::Options,
@@ -15,7 +15,7 @@ const GOAL: Goal = Goal::AtLeast(1.4);
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
     for (name, store) in ours::stores(report, NAME) {
-        let ours = Ours { store, way: Way::Unary };
+        let ours = Ours { store, way: Way::Unary(CALLERS) };
         let mut found = [("one core", Vec::new()), ("all cores", Vec::new())];
         for _ in 0..options.rounds() {
             found[0].1.push(insert_round(options, &ours, CALLERS, SIZE).await?);
@@ -34,6 +34,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
             values: rounds.iter().map(|round| round.rate).collect(),
             latencies: rounds.iter().map(|round| round.latency).collect(),
             cpu: rounds.into_iter().map(|round| round.cpu).collect(),
+            durability: ours.durability(),
             goal: None,
         });
         let goal = (store == Store::Redis).then_some(GOAL);

@@ -35,7 +35,7 @@ pub(crate) const BATCH: u64 = 1_000;
 /// The most tasks of a PopBatch.
 const POP_BATCH: u32 = 10_000;
 /// Longer than any run: no lease runs out.
-const LEASE_SECONDS: i64 = 6 * 60 * 60;
+pub(crate) const LEASE_SECONDS: u64 = 6 * 60 * 60;
 pub(crate) const QUEUE: &str = "bench";
 
 /// The server's binary. Cargo puts it two directories above this program.
@@ -51,8 +51,17 @@ pub(crate) fn version() -> Result<String> {
     Ok(version.unwrap_or_default().replace("data-queue-server ", ""))
 }
 
+/// What an answer survives with this --durability.
+pub(crate) fn durability(setting: &str) -> &'static str {
+    match setting {
+        "full" => "fsync before OK",
+        "normal" => "fsync now and then",
+        _ => "no fsync",
+    }
+}
+
 pub(crate) fn lease() -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds: LEASE_SECONDS, nanos: 0 })
+    Some(prost_types::Duration { seconds: LEASE_SECONDS.cast_signed(), nanos: 0 })
 }
 
 pub(crate) fn new_task(number: u64, size: usize) -> v1::NewTask {
@@ -88,6 +97,10 @@ impl Server {
         let mut process = Process::start("server", command, &directory.with_extension("log"))?;
         let address = process.line("listening on ")?.parse()?;
         Ok(Self { process, address, started_in: start.elapsed() })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn process(&self) -> &Process {
@@ -224,7 +237,7 @@ pub(crate) async fn take(client: &mut Client, max_tasks: u32, ledger: &mut Ledge
 /// DataQueue with these settings, as a contender.
 pub(crate) struct DataQueue {
     pub(crate) name: &'static str,
-    pub(crate) flags: &'static [&'static str],
+    pub(crate) durability: &'static str,
     /// How many connections the callers share; 0: each has one of its own.
     pub(crate) connections: usize,
 }
@@ -241,8 +254,12 @@ impl Contender for DataQueue {
             .map_err(|_| Missing { install: "cargo build --release -p data-queue-server" })
     }
 
+    fn durability(&self) -> &'static str {
+        durability(self.durability)
+    }
+
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {
-        let server = Server::start(&directory.join("data"), self.flags)?;
+        let server = Server::start(&directory.join("data"), &["--durability", self.durability])?;
         Ok(Box::new(Loaded { server, connections: self.connections }))
     }
 }

@@ -124,7 +124,7 @@ impl Kept {
         self.next += tasks;
         let before = self.ledger.delivered();
         // A stream may have taken more than it was asked for the last time.
-        self.used.drain(self.next - self.depth - before, &mut self.ledger).await?;
+        self.used.drain((self.next - self.depth).saturating_sub(before), &mut self.ledger).await?;
         let took = [filled - start, filled.elapsed()].map(|took| took.as_secs_f64());
         Ok([tasks as f64 / took[0], (self.ledger.delivered() - before) as f64 / took[1]])
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Tasks that the server may have with the client.
-const OUTSTANDING: u32 = 1_000;
+pub(crate) const OUTSTANDING: u32 = 1_000;
 
 /// Which of the streams a server has already. One that has not answers UNIMPLEMENTED, and what needs it is left out.
 #[derive(Clone, Copy)]

@@ -22,9 +22,9 @@ const OF_NO_SYNC: Goal = Goal::AtLeast(0.8);
 const OF_BEANSTALKD: Goal = Goal::AtLeast(5.0);
 
 /// DataQueue's durabilities, and the same server with a connection a caller.
-const FULL: DataQueue = DataQueue { name: "full", flags: &["--durability", "full"], connections: 1 };
-const NORMAL: DataQueue = DataQueue { name: "normal", flags: &["--durability", "normal"], connections: 1 };
-const MEMORY: DataQueue = DataQueue { name: "memory", flags: &["--durability", "memory"], connections: 1 };
+const FULL: DataQueue = DataQueue { name: "full", durability: "full", connections: 1 };
+const NORMAL: DataQueue = DataQueue { name: "normal", durability: "normal", connections: 1 };
+const MEMORY: DataQueue = DataQueue { name: "memory", durability: "memory", connections: 1 };
 const APART: DataQueue = DataQueue { name: "full, a connection a caller", connections: 0, ..FULL };
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
@@ -104,6 +104,7 @@ fn figure(contender: &dyn Contender, size: usize, place: &str, rounds: Vec<Round
         values: rounds.iter().map(|round| round.rate).collect(),
         latencies: rounds.iter().map(|round| round.latency).collect(),
         cpu: rounds.into_iter().map(|round| round.cpu).collect(),
+        durability: contender.durability(),
         goal: None,
     }
 }

@@ -10,7 +10,7 @@ use crate::{
     ledger::Ledger,
     machine::micros,
     options::Options,
-    ours::{Ours, Store, Used, Way},
+    ours::{self, Ours, Store, Used, Way},
     redis::{self, Redis},
     report::{Figure, Goal, Report, quantile},
     scratch::Scratch,
@@ -44,7 +44,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         let [medians, late] = [0, 1].map(|index| times.map(|times| times[index].round()));
         eprintln!("round {round}: {LEGS:?}: p50 {medians:?} µs, p99 {late:?} µs");
         rounds.push(times);
-        let ours = Ours { store: Store::Redis, way: Way::Unary };
+        let ours = Ours { store: Store::Redis, way: Way::Unary(ours::CALLERS) };
         crowds.push(insert_round(options, &ours, CALLERS, SIZE).await?.latency);
     }
     let mut ratio = |what: &str, of: fn(&Times) -> f64, goal| {

@@ -22,6 +22,8 @@ const SYNCS: usize = 200;
 
 /// Pins this process, and with it all that it starts, and notes what the figures depend on.
 pub(crate) async fn describe(options: &Options, report: &mut Report) -> Result<()> {
+    let date = Command::new("date").args(["-u", "+%F"]).output()?;
+    report.setting("date", String::from_utf8_lossy(&date.stdout).trim().to_owned());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let model = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".to_owned());
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

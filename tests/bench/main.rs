@@ -7,7 +7,9 @@
 //! A rate counts only if the queue did its work: every run ends with a [`ledger::Ledger`] in which each task was
 //! delivered once and as it was inserted, as many acks as tasks, and an empty store. Anything else voids the run.
 
+mod baseline;
 mod beanstalkd;
+mod callers;
 mod churn;
 mod compare;
 mod contender;
@@ -18,15 +20,18 @@ mod echo;
 mod fault;
 mod flow;
 mod footprint;
+mod handles;
 mod head;
 mod insert;
 mod latency;
 mod ledger;
+mod load;
 mod machine;
 mod memory;
 mod nats;
 mod options;
 mod ours;
+mod picture;
 mod process;
 mod program;
 mod rabbitmq;
@@ -120,6 +125,8 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
             Measurement::Syncs => syncs::run(options, report).await,
             Measurement::Start => start::run(options, report).await,
             Measurement::Memory => memory::run(options, report).await,
+            Measurement::Callers => callers::run(options, report).await,
+            Measurement::Load => load::run(options, report).await,
             Measurement::Churn => churn::run(options, report).await,
         };
         if let Err(fault) = ended {
@@ -127,5 +134,9 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
         }
     }
     let voids = report.voids().iter().map(|(measurement, _)| *measurement).collect::<BTreeSet<_>>();
-    if voids.is_empty() { Ok(()) } else { Err(format!("void: {voids:?}").into()) }
+    match (report.failures(), voids.is_empty()) {
+        ([], true) => Ok(()),
+        ([], false) => Err(format!("void: {voids:?}").into()),
+        (failures, _) => Err(failures.join("\n").into()),
+    }
 }

@@ -18,20 +18,27 @@ use crate::{
 
 const STREAM: &str = "BENCH";
 const SUBJECT: &str = "bench";
-/// Publishes that are not confirmed yet.
+/// Publishes of a stream of messages that are not confirmed yet.
 const IN_FLIGHT: u64 = 1_000;
 /// What a stream of messages asks for at once; again when half of it came.
 const BATCH: u64 = 500;
-/// Fetches of one message that are under way.
-const CALLERS: u64 = 64;
 
 /// JetStream: as a stream of messages, or with a fetch a message.
+#[derive(Clone, Copy)]
 pub(crate) struct JetStream {
+    /// Whether each message is fetched.
     single: bool,
+    /// Publishes that are not confirmed yet, and fetches under way.
+    in_flight: u64,
 }
 
-pub(crate) const MESSAGES: JetStream = JetStream { single: false };
-pub(crate) const FETCH: JetStream = JetStream { single: true };
+pub(crate) const MESSAGES: JetStream = JetStream { single: false, in_flight: IN_FLIGHT };
+pub(crate) const FETCH: JetStream = one_by_one(64);
+
+/// With so many publishes, or fetches of one message, under way.
+pub(crate) const fn one_by_one(callers: usize) -> JetStream {
+    JetStream { single: true, in_flight: callers as u64 }
+}
 
 #[async_trait(?Send)]
 impl Contender for JetStream {
@@ -43,7 +50,7 @@ impl Contender for JetStream {
         let version =
             process::version(&binary(), "--version").ok_or(Missing { install: "tests/bench/run, with go" })?;
         let version = version.replace("nats-server: ", "");
-        Ok(("nats-server", format!("{version}, default sync_interval of 2 minutes, acks not confirmed")))
+        Ok(("nats-server", version))
     }
 
     fn ways(&self) -> Ways {
@@ -52,6 +59,10 @@ impl Contender for JetStream {
         } else {
             Ways { insert: "publish, 1,000 in flight", take: "messages() by 500, acks" }
         }
+    }
+
+    fn durability(&self) -> &'static str {
+        "fsync every 2 minutes, acks not confirmed"
     }
 
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {
@@ -70,7 +81,7 @@ impl Contender for JetStream {
             r#"{{"stream_name":"{STREAM}","config":{{"durable_name":"c","ack_policy":"explicit","ack_wait":21600000000000,"deliver_policy":"all","max_ack_pending":20000,"replay_policy":"instant"}}}}"#
         );
         client.ask(&format!("$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.c"), &consumer).await?;
-        Ok(Box::new(Server { process, address, single: self.single }))
+        Ok(Box::new(Server { process, address, of: *self }))
     }
 }
 
@@ -82,7 +93,7 @@ fn binary() -> String {
 struct Server {
     process: Process,
     address: SocketAddr,
-    single: bool,
+    of: JetStream,
 }
 
 #[async_trait(?Send)]
@@ -96,7 +107,7 @@ impl Running for Server {
         let count = numbers.end - numbers.start;
         let (mut sent, mut confirmed) = (0, 0);
         while confirmed < count {
-            while sent < count && sent - confirmed < IN_FLIGHT {
+            while sent < count && sent - confirmed < self.of.in_flight {
                 client.publish(SUBJECT, "_INBOX.p", &payload(numbers.start + sent, size));
                 sent += 1;
             }
@@ -120,8 +131,8 @@ impl Running for Server {
         let mut client = Client::open(self.address).await?;
         let (mut asked, mut came) = (0, 0);
         while came < tasks {
-            if self.single {
-                while asked < tasks && asked - came < CALLERS {
+            if self.of.single {
+                while asked < tasks && asked - came < self.of.in_flight {
                     client.pull(1);
                     asked += 1;
                 }

@@ -48,6 +48,11 @@ pub(crate) struct Options {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
+    /// Where callers and load put their pictures; those that are kept are in tests/bench/pictures. Default: bench-pictures
+    /// beside the programs.
+    #[arg(long, value_name = "DIR")]
+    pictures: Option<PathBuf>,
+
     /// With regression: writes the ratios to baseline.json, instead of comparing them.
     #[arg(long)]
     pub(crate) record: bool,
@@ -103,6 +108,10 @@ pub(crate) enum Measurement {
     /// Unary inserts with two cores free, and with one.
     #[value(name = "p10")]
     P10,
+    /// What more callers bring, DataQueue beside its peers; draws throughput-against-callers.svg.
+    Callers,
+    /// How long inserts take at a share of the capacity; draws latency-against-load.svg.
+    Load,
     /// Syncs of the disk an answered call.
     Syncs,
     /// From the server's start to its first answer with a million tasks in the file.
@@ -129,6 +138,8 @@ impl Measurement {
             Self::P9Insert => "p9-insert",
             Self::P9Head => "p9-head",
             Self::P10 => "p10",
+            Self::Callers => "callers",
+            Self::Load => "load",
             Self::Syncs => "syncs",
             Self::Start => "start",
             Self::Memory => "memory",
@@ -187,9 +198,16 @@ impl Options {
 
     /// Where the data directories are made.
     pub(crate) fn directory(&self) -> PathBuf {
-        self.dir.clone().unwrap_or_else(|| {
-            let program = env::current_exe().unwrap_or_default();
-            program.ancestors().nth(2).map_or_else(|| PathBuf::from("target"), PathBuf::from).join("bench-data")
-        })
+        self.dir.clone().unwrap_or_else(|| beside_programs("bench-data"))
     }
+
+    /// Where the pictures are put.
+    pub(crate) fn pictures(&self) -> PathBuf {
+        self.pictures.clone().unwrap_or_else(|| beside_programs("bench-pictures"))
+    }
+}
+
+fn beside_programs(name: &str) -> PathBuf {
+    let program = env::current_exe().unwrap_or_default();
+    program.ancestors().nth(2).map_or_else(|| PathBuf::from("target"), PathBuf::from).join(name)
 }

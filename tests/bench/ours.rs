@@ -18,7 +18,7 @@ use crate::{
     contender::{Call, Contender, Load, Missing, Running, Ways},
     dataqueue::{self, BATCH, Client, QUEUE, Server},
     fault::Result,
-    flow,
+    flow, handles,
     ledger::Ledger,
     process::Process,
     redis::{self, Redis},
@@ -57,8 +57,8 @@ pub(crate) fn stores(report: &mut Report, measurement: &'static str) -> Vec<(&'s
 /// How its client works.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Insert, Pop, Ack: a call a task.
-    Unary,
+    /// Insert, Pop, Ack: a call a task, with so many callers.
+    Unary(usize),
     /// Pops that carry the ack of the task before.
     Fused,
     /// A hundred tasks a call.
@@ -69,6 +69,12 @@ pub(crate) enum Way {
     Produce,
     /// Produce with a hundred tasks a message; taken in batches.
     ProduceBatches,
+    /// The consumer of our own client, of what was inserted in batches.
+    Consumer,
+    /// The producer of our own client with a task an insert; taken in batches.
+    Producer,
+    /// The producer of our own client with a hundred tasks an insert; taken in batches.
+    ProducerBatches,
 }
 
 /// DataQueue, on this store and used in this way.
@@ -104,14 +110,25 @@ impl Contender for Ours {
 
     fn ways(&self) -> Ways {
         let (insert, take) = match self.way {
-            Way::Unary => ("Insert, 64 callers", "Pop and Ack, 64 callers"),
+            Way::Unary(CALLERS) => ("Insert, 64 callers", "Pop and Ack, 64 callers"),
+            Way::Unary(_) => ("Insert", "Pop and Ack"),
             Way::Fused => ("", "Pop with the ack of the last, 64 callers"),
             Way::Batch => ("Insert of 100, 4 callers", "PopBatch of 100 and Ack, 4 callers"),
             Way::Consume => ("", "Consume, max_outstanding 1,000"),
             Way::Produce => ("Produce, a task a message, 1,000 in flight", ""),
             Way::ProduceBatches => ("Produce, 100 tasks a message, 64 in flight", ""),
+            Way::Consumer => ("", "our client's consumer, max_outstanding 1,000"),
+            Way::Producer => ("our client's producer, a task an insert, 1,000 in flight", ""),
+            Way::ProducerBatches => ("our client's producer, 100 tasks an insert, 64 in flight", ""),
         };
         Ways { insert, take }
+    }
+
+    fn durability(&self) -> &'static str {
+        match self.store {
+            Store::Redis => redis::DURABILITY,
+            Store::File(durability) => dataqueue::durability(durability),
+        }
     }
 
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {
@@ -159,19 +176,27 @@ impl Running for Used {
 
     async fn fill(&self, numbers: Range<u64>, size: usize) -> Result<()> {
         match self.way {
-            Way::Unary | Way::Fused => insert_all(&self.client, CALLERS, 1, numbers, size).await,
-            Way::Batch | Way::Consume => insert_all(&self.client, BATCH_CALLERS, TASKS, numbers, size).await,
+            Way::Unary(callers) => insert_all(&self.client, callers, 1, numbers, size).await,
+            Way::Fused => insert_all(&self.client, CALLERS, 1, numbers, size).await,
+            Way::Batch | Way::Consume | Way::Consumer => {
+                insert_all(&self.client, BATCH_CALLERS, TASKS, numbers, size).await
+            }
             Way::Produce => flow::produce(&self.client, numbers, size, 1, 1_000).await,
             Way::ProduceBatches => flow::produce(&self.client, numbers, size, TASKS, 64).await,
+            Way::Producer => handles::produce(&self.server, numbers, size, 1, 1_000).await,
+            Way::ProducerBatches => handles::produce(&self.server, numbers, size, TASKS, 64).await,
         }
     }
 
     async fn drain(&self, tasks: u64, ledger: &mut Ledger) -> Result<()> {
         match self.way {
-            Way::Unary => pop_all(&self.client, tasks, false, ledger).await,
-            Way::Fused => pop_all(&self.client, tasks, true, ledger).await,
-            Way::Batch | Way::Produce | Way::ProduceBatches => pop_batches(&self.client, tasks, ledger).await,
+            Way::Unary(callers) => pop_all(&self.client, callers, tasks, false, ledger).await,
+            Way::Fused => pop_all(&self.client, CALLERS, tasks, true, ledger).await,
+            Way::Batch | Way::Produce | Way::ProduceBatches | Way::Producer | Way::ProducerBatches => {
+                pop_batches(&self.client, tasks, ledger).await
+            }
             Way::Consume => flow::consume(&self.client, tasks, ledger).await,
+            Way::Consumer => handles::consume(&self.server, tasks, ledger).await,
         }
     }
 
@@ -261,10 +286,16 @@ async fn insert_all(client: &Client, callers: usize, part: u64, numbers: Range<u
 }
 
 /// Pops and acks so many, one a call. `fused`: the next pop carries the ack.
-pub(crate) async fn pop_all(client: &Client, tasks: u64, fused: bool, ledger: &mut Ledger) -> Result<()> {
+pub(crate) async fn pop_all(
+    client: &Client,
+    callers: usize,
+    tasks: u64,
+    fused: bool,
+    ledger: &mut Ledger,
+) -> Result<()> {
     let (shares, shared) = (Shares::new(0..tasks, 1), Shared::new(ledger));
     let mut set = JoinSet::new();
-    for _ in 0..CALLERS {
+    for _ in 0..callers {
         let (mut client, shares, shared) = (client.clone(), shares.clone(), shared.clone());
         set.spawn(async move {
             let mut held = Vec::new();

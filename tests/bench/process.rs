@@ -21,7 +21,7 @@ use crate::fault::{Fault, Result};
 
 /// How often it is asked whether a server listens yet, and for how long.
 const ASK: Duration = Duration::from_millis(5);
-const ASK_TIMES: u32 = 6_000;
+const ASK_TIMES: u32 = 24_000;
 
 /// A running process; killed when dropped.
 pub(crate) struct Process {
@@ -122,7 +122,16 @@ impl Process {
 
     /// The time on a core that all its threads had so far.
     pub(crate) fn cpu(&self) -> Result<Duration> {
-        self.pids()?.iter().map(|pid| cpu(pid)).sum()
+        let mut time = Duration::ZERO;
+        for pid in self.pids()? {
+            match cpu(&pid) {
+                Ok(cpu) => time += cpu,
+                // One of a group may have ended since.
+                Err(_) if self.group => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(time)
     }
 
     /// This process, and those of its group.
@@ -148,8 +157,13 @@ impl Process {
     pub(crate) fn resident(&self) -> Result<f64> {
         let mut bytes = 0.0;
         for pid in self.pids()? {
-            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-            bytes += kibibytes(&status, "VmRSS:")? * f64::from(1 << 20);
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            match kibibytes(&status, "VmRSS:") {
+                Ok(resident) => bytes += resident * f64::from(1 << 20),
+                // One of a group may have ended since.
+                Err(_) if self.group => {}
+                Err(fault) => return Err(fault),
+            }
         }
         Ok(bytes)
     }

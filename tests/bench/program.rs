@@ -98,6 +98,10 @@ impl Contender for Program {
         self.ways
     }
 
+    fn durability(&self) -> &'static str {
+        redis::DURABILITY
+    }
+
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {
         let redis = Redis::start(directory).await?;
         let mut command = self.command();

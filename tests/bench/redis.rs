@@ -10,8 +10,10 @@ use crate::{
     process::{self, Process},
 };
 
-/// What the others of its durability are compared under.
-pub(crate) const DURABILITY: &str = "appendonly yes, appendfsync everysec, no rewrite of the file meanwhile";
+/// What an answer of it survives, and so of all that is on it.
+pub(crate) const DURABILITY: &str = "AOF, fsync every second";
+/// How it is set up.
+const SETTINGS: &str = "appendonly yes, appendfsync everysec, no rewrite of the file meanwhile";
 
 pub(crate) type Connection = MultiplexedConnection;
 
@@ -25,7 +27,7 @@ pub(crate) fn version() -> std::result::Result<(&'static str, String), Missing> 
     let text =
         process::version("redis-server", "--version").ok_or(Missing { install: "apt-get install redis-server" })?;
     let version = text.split_whitespace().find_map(|word| word.strip_prefix("v=")).unwrap_or_default();
-    Ok(("redis-server", format!("{version}, {DURABILITY}")))
+    Ok(("redis-server", format!("{version}, {SETTINGS}")))
 }
 
 impl Redis {

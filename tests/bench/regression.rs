@@ -1,17 +1,20 @@
 //! Whether a change made calls dearer: their time on the core beside an echo server's of the same run, beside the recorded ratios.
 //!
-//! `tests/bench/run regression` takes less than three minutes and ends with exit code 1 when the median of a ratio is more than
-//! 25 % below the recorded one. A ratio is the time on the core that a call costs client and echo server, divided by what it costs
+//! `tests/bench/run regression` takes less than three minutes. When the median of a ratio is more than 25 % below the recorded one,
+//! everything is measured once more, and what is below in both tries is the end with exit code 1. A ratio is the time on the core that a call costs client and echo server, divided by what it costs
 //! client, server and store: on one core that is the ratio of their rates, but for what others do to the machine meanwhile, which
 //! CI cannot help. What is waited for, for a disk or a timer, does not show here: p1, p5 and p9-insert show it.
+//!
+//! It has a build of its own, the profile bench-ci in Cargo.toml, and ratios of another build are no baseline for it.
 //!
 //! To record a new baseline, after a change that is meant to cost what it costs, or on a machine of another kind: on a quiet
 //! machine, `tests/bench/run regression --record`, and commit `tests/bench/baseline.json` with the reason. A ratio that is not in
 //! that file is shown and not judged.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use crate::{
+    baseline::{BOUND, Baseline, Ratios, medians},
     contender::{Running, cpu_times},
     echo,
     fault::Result,
@@ -27,16 +30,42 @@ use crate::{
 const NAME: &str = "regression";
 const ROUNDS: u32 = 7;
 const SPAN: Duration = Duration::from_millis(700);
-/// Of a recorded ratio, at the least.
-const BOUND: f64 = 0.75;
 /// Tasks of a stream a round; and before it, to warm up.
 const STREAMED: u64 = 60_000;
 const SIZE: usize = 12;
 
-/// The ratios that were found, each a round.
-type Ratios = BTreeMap<String, Vec<f64>>;
-
 pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
+    let baseline = Baseline::read()?;
+    let mut tries = vec![measure(options, report).await?];
+    // The smoke test's build is not the one that was recorded.
+    let judged = !options.smoke && !options.record;
+    if judged && let Err(verdict) = baseline.judge(&[medians(&tries[0])]) {
+        eprintln!("{NAME}: {verdict}");
+        eprintln!("{NAME}: once more, in case somebody else used the machine");
+        tries.push(measure(options, report).await?);
+    }
+    let found = tries.iter().map(medians).collect::<Vec<_>>();
+    for (number, ratios) in tries.into_iter().enumerate() {
+        for (ratio, values) in ratios {
+            let goal = baseline.bound(&ratio).filter(|_| judged).map(Goal::AtLeast);
+            let what = if number == 0 { ratio } else { format!("once more: {ratio}") };
+            report.figure(Figure { measurement: NAME, what, unit: "×", values, goal, ..Figure::default() });
+        }
+    }
+    report.note(format!("{NAME}: by the time on the core, of all processes together; 64 callers, {SIZE} B; goals are {BOUND} × the ratios in tests/bench/baseline.json"));
+    if options.record {
+        Baseline::new(found.into_iter().next().unwrap_or_default()).write()?;
+    } else if judged {
+        match baseline.judge(&found) {
+            Ok(verdict) => report.note(format!("{NAME}: {verdict}")),
+            Err(verdict) => report.fail(format!("{NAME}: {verdict}")),
+        }
+    }
+    Ok(())
+}
+
+/// All ratios, as often as there are rounds.
+async fn measure(options: &Options, report: &mut Report) -> Result<Ratios> {
     let stores = ours::stores(report, NAME);
     let served = flow::served(options, report, NAME).await?;
     let (rounds, span) = if options.smoke { (1, options.span()) } else { (ROUNDS, SPAN) };
@@ -54,25 +83,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         }
         eprintln!("round {round} of {rounds}");
     }
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/bench/baseline.json");
-    let baseline = serde_json::from_str::<BTreeMap<String, f64>>(&fs::read_to_string(&file)?)?;
-    let mut found = BTreeMap::new();
-    for (what, values) in ratios {
-        // The smoke test's build is not the one that was recorded.
-        let recorded = baseline.get(&what).filter(|_| !options.smoke && !options.record);
-        let goal = recorded.map(|recorded| Goal::AtLeast(round(recorded * BOUND)));
-        let figure = Figure { measurement: NAME, what: what.clone(), unit: "×", values, goal, ..Figure::default() };
-        if figure.missed() {
-            report.void(NAME, format!("{what}: more than 25 % below the recorded ratio"));
-        }
-        found.insert(what, round(figure.median()));
-        report.figure(figure);
-    }
-    if options.record {
-        fs::write(file, format!("{}\n", serde_json::to_string_pretty(&found)?))?;
-    }
-    report.note(format!("{NAME}: by the time on the core, of all processes together; 64 callers, {SIZE} B; goals are {BOUND} × the ratios in tests/bench/baseline.json"));
-    Ok(())
+    Ok(ratios)
 }
 
 /// Produce and Consume beside an echo of Produce: a task a message, and a thousand in flight.
@@ -113,9 +124,4 @@ async fn streams(
         }
     }
     Ok(())
-}
-
-/// As many digits as the measurement bears.
-fn round(ratio: f64) -> f64 {
-    (ratio * 1e3).round() / 1e3
 }

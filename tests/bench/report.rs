@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+/// Of the table.
+const COLUMNS: usize = 7;
+
 /// One value a round, of one thing.
 #[derive(Default)]
 pub(crate) struct Figure {
@@ -15,17 +18,14 @@ pub(crate) struct Figure {
     pub(crate) latencies: Vec<[f64; 2]>,
     /// Microseconds on a core that a task costs, by process, for each round.
     pub(crate) cpu: Vec<Vec<(&'static str, f64)>>,
+    /// What an answer survives, of a queue that is compared with others.
+    pub(crate) durability: &'static str,
     pub(crate) goal: Option<Goal>,
 }
 
 impl Figure {
     pub(crate) fn median(&self) -> f64 {
         median(&self.values)
-    }
-
-    /// Whether it has a goal, and does not reach it.
-    pub(crate) fn missed(&self) -> bool {
-        self.goal.is_some_and(|goal| !goal.met(self.median()))
     }
 }
 
@@ -63,6 +63,7 @@ pub(crate) struct Report {
     missing: Vec<(&'static str, String)>,
     voids: Vec<(&'static str, String)>,
     notes: Vec<String>,
+    failures: Vec<String>,
 }
 
 impl Report {
@@ -94,11 +95,30 @@ impl Report {
         &self.voids
     }
 
+    /// What was measured well, and is not as it must be.
+    pub(crate) fn fail(&mut self, why: String) {
+        self.failures.push(why);
+    }
+
+    pub(crate) fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
     /// What a figure alone does not say.
     pub(crate) fn note(&mut self, note: String) {
         if !self.notes.contains(&note) {
             self.notes.push(note);
         }
+    }
+
+    /// What stands below a picture: where and when it was measured, and with which versions.
+    pub(crate) fn foot(&self, programs: &[&str]) -> Vec<String> {
+        let settings = self.settings.iter().filter(|(name, _)| ["date", "machine", "cores", "build"].contains(name));
+        let settings = settings.map(|(_, value)| value.as_str()).collect::<Vec<_>>();
+        let versions = self.versions.iter().filter(|(name, _)| programs.contains(name));
+        // The rest of a version is how it is set up.
+        let versions = versions.map(|(name, value)| format!("{name} {}", value.split(',').next().unwrap_or_default()));
+        vec![format!("{}.", settings.join("; ")), format!("{}.", versions.collect::<Vec<_>>().join(", "))]
     }
 
     pub(crate) fn figure(&mut self, figure: Figure) {
@@ -145,6 +165,7 @@ impl Report {
                     .into_iter()
                     .map(|(name, value)| (name.to_owned(), json!(value)))
                     .collect::<serde_json::Map<_, _>>(),
+                "durability": Some(figure.durability).filter(|durability| !durability.is_empty()),
                 "goal": figure.goal.map(|goal| goal.to_string()),
                 "met": figure.goal.map(|goal| goal.met(median)),
             })
@@ -160,14 +181,15 @@ impl Report {
             "missing": reasons(&self.missing),
             "void": reasons(&self.voids),
             "notes": self.notes,
+            "failures": self.failures,
         })
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const HEAD: [&str; 6] =
-            ["measurement", "what", "median (min to max)", "a call, p50 and p99", "CPU a task", "goal"];
+        const HEAD: [&str; COLUMNS] =
+            ["measurement", "what", "median (min to max)", "durability", "a call, p50 and p99", "CPU a task", "goal"];
         let mut rows = vec![HEAD.map(str::to_owned)];
         rows.extend(self.figures.iter().map(row));
         for (measurement, why) in &self.missing {
@@ -177,7 +199,8 @@ impl fmt::Display for Report {
             let line = why.lines().next().unwrap_or_default().to_owned();
             rows.push([(*measurement).to_owned(), line, "VOID".to_owned()].pad());
         }
-        let widths = [0, 1, 2, 3, 4, 5].map(|column| rows.iter().map(|row| row[column].chars().count()).max());
+        let widths: [_; COLUMNS] =
+            std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max());
         for (number, row) in rows.iter().enumerate() {
             for (cell, width) in row.iter().zip(widths) {
                 write!(f, "| {cell:<0$} ", width.unwrap_or(0))?;
@@ -197,7 +220,7 @@ impl fmt::Display for Report {
         for (name, value) in &self.versions {
             writeln!(f, "- {name}: {value}")?;
         }
-        for note in &self.notes {
+        for note in self.notes.iter().chain(&self.failures) {
             writeln!(f, "- {note}")?;
         }
         Ok(())
@@ -206,17 +229,17 @@ impl fmt::Display for Report {
 
 /// Fills a row up with empty cells.
 trait Pad {
-    fn pad(self) -> [String; 6];
+    fn pad(self) -> [String; COLUMNS];
 }
 
 impl<const N: usize> Pad for [String; N] {
-    fn pad(self) -> [String; 6] {
+    fn pad(self) -> [String; COLUMNS] {
         let mut cells = self.into_iter();
         std::array::from_fn(|_| cells.next().unwrap_or_default())
     }
 }
 
-fn row(figure: &Figure) -> [String; 6] {
+fn row(figure: &Figure) -> [String; COLUMNS] {
     let median = median(&figure.values);
     let (least, most) = spread(&figure.values);
     let value = if figure.values.len() > 1 {
@@ -236,7 +259,7 @@ fn row(figure: &Figure) -> [String; 6] {
         let met = if goal.met(median) { "met" } else { "NOT MET" };
         format!("{goal}: {met}")
     });
-    [figure.measurement.to_owned(), figure.what.clone(), value, latency, cpu, goal]
+    [figure.measurement.to_owned(), figure.what.clone(), value, figure.durability.to_owned(), latency, cpu, goal]
 }
 
 /// With as many digits as the measurement bears.
@@ -271,7 +294,7 @@ pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.get((last as f64 * share).round() as usize).copied().unwrap_or_default()
 }
 
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {

@@ -25,7 +25,12 @@ pub(crate) struct Streams {
 }
 
 pub(crate) const BY_HUNDREDS: Streams = Streams { batch: 100, callers: 4 };
-pub(crate) const ONE_BY_ONE: Streams = Streams { batch: 1, callers: 64 };
+pub(crate) const ONE_BY_ONE: Streams = one_by_one(64);
+
+/// So many callers with a command at a time.
+pub(crate) const fn one_by_one(callers: usize) -> Streams {
+    Streams { batch: 1, callers }
+}
 
 #[async_trait(?Send)]
 impl Contender for Streams {
@@ -46,6 +51,10 @@ impl Contender for Streams {
                 take: "XACK, XDEL and XREADGROUP COUNT 100 together, 4 callers",
             }
         }
+    }
+
+    fn durability(&self) -> &'static str {
+        redis::DURABILITY
     }
 
     async fn start(&self, directory: &Path) -> Result<Box<dyn Running>> {

@@ -70,14 +70,19 @@ pub(crate) async fn our_round(options: &Options, store: Store, span: Duration) -
     let mut ledger = Ledger::new(SIZE);
     used.produce(&Load { span: span / 4, ..load.clone() }).await?;
     let warm = load.numbers.load(Ordering::Relaxed);
-    pop_all(&used.client, warm, false, &mut ledger).await?;
+    pop_all(&used.client, CALLERS, warm, false, &mut ledger).await?;
 
     let insert = Leg::of(|| cpu_times(&used), used.produce(&load), |calls| calls.len() as u64).await?;
     let tasks = load.numbers.load(Ordering::Relaxed) - warm;
     let half = tasks / 2;
-    let two_calls = Leg::of(|| cpu_times(&used), pop_all(&used.client, half, false, &mut ledger), |()| half).await?;
-    let fused =
-        Leg::of(|| cpu_times(&used), pop_all(&used.client, tasks - half, true, &mut ledger), |()| tasks - half).await?;
+    let two_calls =
+        Leg::of(|| cpu_times(&used), pop_all(&used.client, CALLERS, half, false, &mut ledger), |()| half).await?;
+    let fused = Leg::of(
+        || cpu_times(&used),
+        pop_all(&used.client, CALLERS, tasks - half, true, &mut ledger),
+        |()| tasks - half,
+    )
+    .await?;
     ledger.verify(warm + tasks)?;
     used.server.is_empty_after(warm + tasks).await?;
     Ok([insert, two_calls, fused])
