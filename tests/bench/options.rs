@@ -12,7 +12,7 @@ pub(crate) struct Options {
     #[arg(value_enum)]
     names: Vec<Measurement>,
 
-    /// Everything tiny, in less than a minute: proves that the benchmarks work. Its figures mean nothing.
+    /// Everything tiny, in two minutes or so: proves that the benchmarks work. Its figures mean nothing.
     #[arg(long)]
     pub(crate) smoke: bool,
 
