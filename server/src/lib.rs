@@ -48,7 +48,7 @@ use tonic_health::{
 
 use crate::{
     config::Config,
-    grpc::{Calls, DataQueueService, EdgeLayer, QueueAdminService, Socket},
+    grpc::{Calls, DataQueueService, EdgeLayer, QueueAdminService, ShortcutLayer, Socket},
     queue::{Queues, Waits},
     reaper::Reaper,
     store::{Backend, Store},
@@ -194,7 +194,8 @@ impl Process {
             .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .layer(EdgeLayer::new(self.calls.clone(), config.max_message, config.stall_timeout));
+            .layer(EdgeLayer::new(self.calls.clone(), config.max_message, config.stall_timeout))
+            .layer(ShortcutLayer::new(service.clone()));
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
