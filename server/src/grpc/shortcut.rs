@@ -67,3 +67,55 @@ where
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use futures_util::FutureExt;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[derive(Clone)]
+    struct Answers(&'static str);
+
+    impl NamedService for Answers {
+        const NAME: &'static str = "package.Service";
+    }
+
+    impl Service<Request<Body>> for Answers {
+        type Response = Response<Body>;
+        type Error = Infallible;
+        type Future = Answer;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Request<Body>) -> Answer {
+            let response = Response::builder().header("by", self.0).body(Body::empty()).unwrap();
+            async { Ok(response) }.boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn only_paths_of_the_service_go_past_the_router() {
+        let service = ShortcutLayer::new(Answers("the service")).layer(Answers("the router"));
+        let by = async |path: &str| {
+            let request = Request::post(path).body(Body::empty()).unwrap();
+            service.clone().oneshot(request).await.unwrap().headers()["by"].to_str().unwrap().to_owned()
+        };
+        for path in ["/package.Service/Method", "/package.Service/", "/package.Service/Method/more"] {
+            assert_eq!(by(path).await, "the service");
+        }
+        for path in [
+            "/package.Service",
+            "/package.ServiceAdmin/Method",
+            "/other.Service/Method",
+            "/",
+            "//package.Service/Method",
+        ] {
+            assert_eq!(by(path).await, "the router");
+        }
+    }
+}

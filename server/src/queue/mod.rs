@@ -285,7 +285,8 @@ impl Queues {
         attempt: Option<Attempt>,
         lease: Duration,
     ) -> Result<Option<Delivery>, Error> {
-        let (mut tasks, mut tokens, mut failed) = (Vec::new(), Vec::new(), None);
+        let (mut tasks, mut tokens, mut failed) =
+            (Vec::with_capacity(leased.len()), Vec::with_capacity(leased.len()), None);
         for one in leased {
             let token = one.token;
             match task::unpack(one) {
