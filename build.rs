@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptor_set.bin"), compiler.encode_file_descriptor_set())?;
 
     // Maps are ordered, so that encoding a message twice gives the same bytes: the server compares retried requests so.
-    tonic_prost_build::configure().btree_map(".").bytes(".").compile_fds(compiler.file_descriptor_set())?;
+    let builder = tonic_prost_build::configure().btree_map(".").bytes(".").codec_path("crate::Codec");
+    builder.compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -3,6 +3,10 @@
 //!
 //! The reference is `proto/dataqueue/v1/data_queue.proto` and `queue_admin.proto` beside it; their comments are repeated on the generated types.
 
+mod codec;
+
+pub use codec::{Codec, Encoder};
+
 /// Package `dataqueue.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod v1 {

@@ -113,7 +113,7 @@ fn message(sent: ConsumeMessage, handover: &Handover) -> v1::ConsumeResponse {
     let mut message = v1::ConsumeResponse { drain: sent.drain, ..v1::ConsumeResponse::default() };
     if let Some((queue, delivery)) = sent.delivery {
         handover.put(delivery.unsent);
-        message.tasks = delivery.tasks.into_iter().map(|leased| task(queue.as_str(), leased)).collect();
+        message.tasks = delivery.tasks.into_iter().map(|leased| task(queue.as_str().to_owned(), leased)).collect();
     }
     let answer = |answer: ConsumeAnswer| v1::ConsumeAnswer {
         outcomes: outcomes(&answer.outcomes),

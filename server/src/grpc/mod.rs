@@ -6,6 +6,7 @@ mod edge;
 mod handover;
 mod produce;
 mod service;
+mod shortcut;
 mod socket;
 mod status;
 
@@ -13,5 +14,6 @@ pub use self::{
     admin::QueueAdminService,
     edge::{Calls, EdgeLayer},
     service::DataQueueService,
+    shortcut::ShortcutLayer,
     socket::Socket,
 };

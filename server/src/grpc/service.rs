@@ -64,7 +64,7 @@ impl DataQueue for DataQueueService {
         let mut message = v1::PopResponse { task: None, ack_outcomes: outcomes(&acks) };
         let handover = Handover::default();
         if let Some(delivery) = delivery {
-            message.task = delivery.tasks.into_iter().next().map(|leased| task(&queue, leased));
+            message.task = delivery.tasks.into_iter().next().map(|leased| task(queue, leased));
             handover.put(delivery.unsent);
         }
         let mut response = Response::new(message);
@@ -100,7 +100,7 @@ impl DataQueue for DataQueueService {
             }
             let Some(delivery) = deliveries.next().await.transpose()? else { return Ok(None) };
             handover.put(delivery.unsent);
-            let tasks = delivery.tasks.into_iter().map(|leased| task(&queue, leased)).collect();
+            let tasks = delivery.tasks.into_iter().map(|leased| task(queue.clone(), leased)).collect();
             Ok(Some((v1::PopBatchResponse { tasks }, (deliveries, handover, queue))))
         });
         let mut response = Response::new(messages.boxed() as Self::PopBatchStream);
@@ -182,11 +182,11 @@ pub(super) fn new_task(task: v1::NewTask) -> NewTask {
     NewTask { value, headers: task.headers }
 }
 
-pub(super) fn task(queue: &str, task: Task) -> v1::Task {
+pub(super) fn task(queue: String, task: Task) -> v1::Task {
     use v1::task::Value as Sent;
     v1::Task {
         id: task.id.text(),
-        queue: queue.to_owned(),
+        queue,
         lease_token: task.token.text(),
         value: Some(match task.value {
             Value::Json(text) => Sent::Json(text),

@@ -420,15 +420,15 @@ impl<O: Outlet> Session<O> {
     fn understand(&mut self, call: ConsumeCall) -> Result<Option<Request>, Error> {
         Ok(Some(match call {
             ConsumeCall::Ack(tokens) => {
-                let (lane, tokens) = self.tokens("ack", &tokens)?;
+                let (lane, tokens) = self.tokens("ack.lease_tokens", &tokens)?;
                 Request::Ack(lane, tokens)
             }
             ConsumeCall::PutBack(tokens) => {
-                let (lane, tokens) = self.tokens("putback", &tokens)?;
+                let (lane, tokens) = self.tokens("putback.lease_tokens", &tokens)?;
                 Request::PutBack(lane, tokens)
             }
             ConsumeCall::Heartbeat(tokens, lease) => {
-                let (lane, tokens) = self.tokens("heartbeat", &tokens)?;
+                let (lane, tokens) = self.tokens("heartbeat.lease_tokens", &tokens)?;
                 let lease = lease.map_or(Ok(self.lease), |lease| self.queues.limits.lease(Some(lease)))?;
                 Request::Heartbeat(lane, tokens, lease)
             }
@@ -443,11 +443,13 @@ impl<O: Outlet> Session<O> {
         }))
     }
 
-    fn tokens(&self, call: &str, tokens: &Tokens) -> Result<(usize, Vec<Token>), Error> {
-        let lane = self.lanes.find(&tokens.queue).ok_or_else(|| open::no_queue_of_the_stream(call, &tokens.queue))?;
-        let field = format!("{call}.lease_tokens");
-        limits::batch(&field, tokens.lease_tokens.len(), MAX_BATCH, "tokens")?;
-        Ok((lane, limits::tokens(&field, &tokens.lease_tokens)?))
+    fn tokens(&self, field: &str, tokens: &Tokens) -> Result<(usize, Vec<Token>), Error> {
+        let lane = self.lanes.find(&tokens.queue).ok_or_else(|| {
+            let call = field.trim_end_matches(".lease_tokens");
+            open::no_queue_of_the_stream(call, &tokens.queue)
+        })?;
+        limits::batch(field, tokens.lease_tokens.len(), MAX_BATCH, "tokens")?;
+        Ok((lane, limits::tokens(field, &tokens.lease_tokens)?))
     }
 
     /// Does one thing, if there is one to do: what the client asked for first, together with a pop if that is of the same

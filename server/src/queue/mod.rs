@@ -10,9 +10,10 @@ mod limits;
 mod pop_batch;
 mod produce;
 mod task;
+mod uncancelled;
 mod waits;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -23,6 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use data_queue_proto::reason;
 
+use self::uncancelled::uncancelled;
 pub use self::{
     admin::QueuePage,
     consume::{
@@ -79,14 +81,25 @@ pub struct PopCall {
     pub deadline: Option<Instant>,
 }
 
-/// All queues, as one thread reaches them.
+/// All queues, as one thread reaches them. Every delivery has a copy.
 #[derive(Clone)]
-pub struct Queues {
+pub struct Queues(Arc<Reach>);
+
+/// What calls need.
+pub struct Reach {
     store: Arc<dyn Admin>,
     waits: Arc<Waits>,
     limits: Limits,
     stopping: CancellationToken,
     background: TaskTracker,
+}
+
+impl Deref for Queues {
+    type Target = Reach;
+
+    fn deref(&self) -> &Reach {
+        &self.0
+    }
 }
 
 impl Queues {
@@ -98,7 +111,7 @@ impl Queues {
         stopping: CancellationToken,
         background: TaskTracker,
     ) -> Self {
-        Self { store, waits, limits, stopping, background }
+        Self(Arc::new(Reach { store, waits, limits, stopping, background }))
     }
 
     /// Inserts all tasks or none, and wakes those who wait for them.
@@ -111,9 +124,9 @@ impl Queues {
         let request = request_key(call.request_id, call.fingerprint);
         let insert = Insert { tasks, request, waiting_here: self.waits.waiting(&queue) };
 
-        // In a task of its own, so that a caller who leaves does not keep the waiters from being woken.
+        // A caller who leaves must not keep the waiters from being woken.
         let this = self.clone();
-        self.uncancelled(async move {
+        uncancelled(&self.background, async move {
             let inserted = this.store.insert(&queue, insert).await?;
             if !inserted.replayed {
                 this.waits.wake(&queue, inserted.ids.len());
@@ -172,7 +185,7 @@ impl Queues {
         limits::batch("tokens.lease_tokens", tokens.len(), MAX_BATCH, "tokens")?;
         let tokens = limits::tokens("tokens.lease_tokens", tokens)?;
         let this = self.clone();
-        self.uncancelled(async move { Ok(this.release(&queue, Release::PutBack(tokens)).await?) }).await
+        uncancelled(&self.background, async move { Ok(this.release(&queue, Release::PutBack(tokens)).await?) }).await
     }
 
     /// Gives back what anybody has held for so long.
@@ -180,7 +193,7 @@ impl Queues {
         let queue = limits::queue(queue)?;
         let held_for = limits::held_for(held_for)?;
         let this = self.clone();
-        self.uncancelled(async move {
+        uncancelled(&self.background, async move {
             let released = this.store.release_held(&queue, held_for).await?;
             this.waits.wake(&queue, usize::try_from(released.put_back).unwrap_or(usize::MAX));
             Ok(released)
@@ -222,8 +235,7 @@ impl Queues {
         Ok(found)
     }
 
-    /// One step of the store, in a task of its own: a caller who leaves meanwhile drops what the task leased, and that
-    /// gives it back.
+    /// One step of the store, which goes on when its caller leaves: what it leased is dropped then, and that gives it back.
     async fn pop_once(&self, plan: &PopPlan, acks: Vec<Token>, will_wait: bool) -> Result<Found, Error> {
         let (this, queue, lease) = (self.clone(), plan.queue.clone(), Duration::from_millis(plan.lease));
         let request = plan.request.clone();
@@ -239,7 +251,7 @@ impl Queues {
             consumer: None,
             spent: Vec::new(),
         };
-        self.uncancelled(async move {
+        uncancelled(&self.background, async move {
             let popped = match this.store.pop(&queue, pop).await {
                 Ok(popped) => popped,
                 Err(error) => {
@@ -273,7 +285,8 @@ impl Queues {
         attempt: Option<Attempt>,
         lease: Duration,
     ) -> Result<Option<Delivery>, Error> {
-        let (mut tasks, mut tokens, mut failed) = (Vec::new(), Vec::new(), None);
+        let (mut tasks, mut tokens, mut failed) =
+            (Vec::with_capacity(leased.len()), Vec::with_capacity(leased.len()), None);
         for one in leased {
             let token = one.token;
             match task::unpack(one) {
@@ -297,16 +310,6 @@ impl Queues {
         let back = self.store.withdraw(queue, pop).await?;
         self.waits.wake(queue, usize::try_from(back).unwrap_or(usize::MAX));
         Ok(())
-    }
-
-    async fn uncancelled<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
-        self.background
-            .spawn(work)
-            .await
-            .unwrap_or_else(|error| Err(Error::Bug(format!("a call's task ended: {error}"))))
     }
 
     /// Runs work that must end before the process does. A runtime that is being torn down drops it.

@@ -17,7 +17,7 @@ use md5::{Digest, Md5};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{Error, Invalid, NewTask, Queues, limits};
+use super::{Error, Invalid, NewTask, Queues, limits, uncancelled::uncancelled};
 use crate::store::{
     Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Produce, QueueName, RECLAIM_STEP, TaskId,
 };
@@ -307,7 +307,7 @@ impl Queues {
         let inserts = checked.into_iter().map(number).collect();
         let produce = Produce { producer, inserts, waiting_here: self.waits.waiting(&queue) };
         let this = self.clone();
-        self.uncancelled(async move {
+        uncancelled(&self.background, async move {
             let (inserted, refused) = match this.store.produce(&queue, produce).await {
                 Ok(produced) => (produced.inserted, produced.refused),
                 Err(error) => (Vec::new(), Some(error)),

@@ -56,13 +56,25 @@ impl Waits {
         self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Nobody waits, wherever. Whoever sits down does so before looking at the store, and whoever brings tasks asks this after
+    /// they are there: one of them sees the other.
+    fn is_empty(&self) -> bool {
+        self.lines.load(Ordering::SeqCst) == 0
+    }
+
     /// How many wait on a queue.
     pub fn waiting(&self, queue: &QueueName) -> usize {
+        if self.is_empty() {
+            return 0;
+        }
         self.part(queue).get(queue).map_or(0, |line| line.seats.len())
     }
 
     /// Wakes as many as there are new tasks, those who wait longest first.
     pub fn wake(&self, queue: &QueueName, tasks: usize) {
+        if self.is_empty() {
+            return;
+        }
         let mut part = self.part(queue);
         let Some(line) = part.get_mut(queue) else { return };
         for _ in 0..tasks {
@@ -82,7 +94,7 @@ impl Waits {
     fn sit(&self, queue: &QueueName, number: u64, seat: &Arc<Notify>) {
         let mut part = self.part(queue);
         let line = part.entry(queue.clone()).or_insert_with(|| {
-            if self.lines.fetch_add(1, Ordering::Relaxed) == 0 {
+            if self.lines.fetch_add(1, Ordering::SeqCst) == 0 {
                 self.first_line.notify_one();
             }
             Line { seats: BTreeMap::new(), look_at: Instant::now() + look_interval() }

@@ -1,6 +1,6 @@
 //! Names and random identifiers: queue names, task ids, lease tokens, attempts.
 
-use std::{cell::RefCell, fmt, sync::Arc};
+use std::{cell::RefCell, collections::HashMap, fmt, sync::Arc};
 
 /// The longest queue name, in bytes.
 pub(super) const MAX_QUEUE_NAME: usize = 128;
@@ -58,6 +58,13 @@ impl fmt::Debug for QueueName {
         write!(f, "{:?}", self.as_str())
     }
 }
+
+/// Hashes what was made here, at random or in turn: tokens, stems, ids. What clients choose is for the standard library's hasher,
+/// which costs several times as much and cannot be made to collide.
+pub(crate) type MintedState = foldhash::fast::RandomState;
+
+/// With tokens, stems or ids for keys.
+pub(crate) type MintedMap<K, V> = HashMap<K, V, MintedState>;
 
 /// The shard that every task belongs to: a queue has one so far, and ids and tokens have a byte for it.
 const SHARD: u8 = 0;

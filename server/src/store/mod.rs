@@ -25,8 +25,8 @@ use bytes::Bytes;
 
 pub use backend::Backend;
 pub use clock::{Clock, SystemClock};
-pub(crate) use ident::hex;
 pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, SessionId, Stem, TaskId, Token, TokenError};
+pub(crate) use ident::{MintedMap, MintedState, hex};
 
 /// Milliseconds: a span, or a point in time since the Unix epoch by the store's clock.
 pub type Millis = u64;

@@ -1,14 +1,12 @@
 //! What a client holds: delivered on its stream or taken over, and neither acked nor put back nor lost.
 
-use std::collections::HashMap;
-
 use tokio::time::Instant;
 
 use super::lanes::Lanes;
-use crate::store::{Outcome, Token};
+use crate::store::{MintedMap, Outcome, Token};
 
 #[derive(Default)]
-pub(super) struct Held(HashMap<Token, (usize, Instant)>);
+pub(super) struct Held(MintedMap<Token, (usize, Instant)>);
 
 impl Held {
     pub(super) fn len(&self) -> usize {

@@ -3,13 +3,13 @@
 //! Turns go by weight: each delivery moves a queue on by its tasks divided by its weight, and the queue that is least far has
 //! the next turn. One that was empty does not catch up.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use tokio::sync::Notify;
 
 use crate::{
     queue::{Seat, Waits},
-    store::{QueueName, Stem},
+    store::{MintedMap, QueueName, Stem},
 };
 
 /// The way that one task moves a queue of weight 1.
@@ -31,7 +31,7 @@ struct Lane {
     is_empty: bool,
     seat: Option<Seat>,
     /// How many tasks of each pop are held.
-    pops: HashMap<Stem, usize>,
+    pops: MintedMap<Stem, usize>,
     spent: Vec<Stem>,
 }
 
@@ -43,7 +43,7 @@ impl Lanes {
             moved: 0,
             is_empty: false,
             seat: None,
-            pops: HashMap::new(),
+            pops: MintedMap::default(),
             spent: Vec::new(),
         };
         Self { lanes: queues.into_iter().map(lane).collect(), reached: 0 }

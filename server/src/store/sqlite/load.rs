@@ -11,7 +11,7 @@ use super::{
     queue::{Lease, Queue, Withdrawn, request_digest},
     tables::{Sql, Tries, holders_from_bytes},
 };
-use crate::store::{Millis, QueueName, Rules, SessionId, TaskId, Token, holders::Holders};
+use crate::store::{Millis, MintedState, QueueName, Rules, SessionId, TaskId, Token, holders::Holders};
 
 /// Everything that is known of a file's queues.
 pub(super) struct Index {
@@ -178,7 +178,7 @@ impl Stored {
 }
 
 fn memories(connection: &Connection, queues: &mut HashMap<i64, Queue>, sweeper: &mut Sweeper) -> Result<(), OpenError> {
-    let mut acked: BTreeMap<(i64, i64), Generation<Token, ()>> = BTreeMap::new();
+    let mut acked: BTreeMap<(i64, i64), Generation<Token, (), MintedState>> = BTreeMap::new();
     let mut requests: BTreeMap<(i64, i64), Generation<[u8; 16], i64>> = BTreeMap::new();
     each(connection, "SELECT queue, memory, number, began FROM generations", |row| {
         let (queue, number, began) = (row.get(0)?, row.get(2)?, self::number(row, 3)?);

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::Hash,
+    hash::{BuildHasher, Hash, RandomState},
 };
 
 use super::tables::{Sql, Tables};
@@ -21,37 +21,37 @@ pub(super) enum Kind {
 }
 
 /// What was remembered from a time on.
-pub(super) struct Generation<K, V> {
+pub(super) struct Generation<K, V, S = RandomState> {
     pub(super) number: i64,
     pub(super) began: Millis,
     /// How many rows it has in the file.
     pub(super) rows: i64,
-    pub(super) entries: HashMap<K, V>,
+    pub(super) entries: HashMap<K, V, S>,
 }
 
-impl<K, V> Default for Generation<K, V> {
+impl<K, V, S: Default> Default for Generation<K, V, S> {
     fn default() -> Self {
-        Self { number: 0, began: 0, rows: 0, entries: HashMap::new() }
+        Self { number: 0, began: 0, rows: 0, entries: HashMap::default() }
     }
 }
 
 /// A memory of one queue.
-pub(super) struct Memory<K, V> {
+pub(super) struct Memory<K, V, S = RandomState> {
     kind: Kind,
     remember: Remember,
-    pub(super) current: Generation<K, V>,
-    pub(super) older: Generation<K, V>,
+    pub(super) current: Generation<K, V, S>,
+    pub(super) older: Generation<K, V, S>,
 }
 
-impl<K: Eq + Hash, V> Memory<K, V> {
+impl<K: Eq + Hash, V, S: BuildHasher + Default> Memory<K, V, S> {
     pub(super) fn new(kind: Kind, remember: Remember) -> Self {
         Self { kind, remember, current: Generation::default(), older: Generation::default() }
     }
 
     /// What is remembered of a key, and in which generation.
     pub(super) fn get(&self, key: &K, now: Millis) -> Option<(i64, &V)> {
-        let seen = |generation: &&Generation<K, V>| now < generation.began + 2 * self.remember.window;
-        let find = |generation: &'_ Generation<K, V>| generation.entries.get(key).map(|_| generation.number);
+        let seen = |generation: &&Generation<K, V, S>| now < generation.began + 2 * self.remember.window;
+        let find = |generation: &'_ Generation<K, V, S>| generation.entries.get(key).map(|_| generation.number);
         let number = [&self.current, &self.older].into_iter().filter(seen).find_map(find)?;
         let generation = if number == self.current.number { &self.current } else { &self.older };
         generation.entries.get(key).map(|value| (number, value))
@@ -77,14 +77,14 @@ impl<K: Eq + Hash, V> Memory<K, V> {
         for generation in [&mut self.current, &mut self.older] {
             if now >= generation.began + 2 * self.remember.window && !generation.entries.is_empty() {
                 sweeper.drop_generation(queue, self.kind, generation);
-                generation.entries = HashMap::new();
+                generation.entries = HashMap::default();
                 generation.rows = 0;
             }
         }
     }
 
     /// Puts generations back as they were read, the newest last.
-    pub(super) fn restore(&mut self, generations: Vec<Generation<K, V>>, queue: i64, sweeper: &mut Sweeper) {
+    pub(super) fn restore(&mut self, generations: Vec<Generation<K, V, S>>, queue: i64, sweeper: &mut Sweeper) {
         for generation in generations {
             let older = std::mem::replace(&mut self.current, generation);
             let dropped = std::mem::replace(&mut self.older, older);
@@ -109,7 +109,7 @@ pub(super) struct Sweeper {
 }
 
 impl Sweeper {
-    fn drop_generation<K, V>(&mut self, queue: i64, kind: Kind, generation: &Generation<K, V>) {
+    fn drop_generation<K, V, S>(&mut self, queue: i64, kind: Kind, generation: &Generation<K, V, S>) {
         // The first one was never begun.
         if generation.number > 0 {
             let (number, rows) = (generation.number, generation.rows);

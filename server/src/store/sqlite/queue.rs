@@ -14,12 +14,12 @@ use rusqlite::ffi::ErrorCode;
 use super::{
     memories::{Kind, Memory, Sweeper},
     producers::Producers,
-    tables::{Sql, StoredRequest, StoredTask, Tables, Tries},
+    tables::{Hold, Sql, StoredRequest, StoredTask, Tables, Tries},
 };
 use crate::store::{
-    Attempt, Beaten, Consumer, Counts, Insert, Inserted, Leased, Millis, NewTask, NumberedInsert, Outcome, Pop, Popped,
-    Produce, Produced, RECLAIM_STEP, Release, Released, RequestKey, Rules, SESSION_KEPT, SessionId, Sight, Stem,
-    StoreError, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
+    Attempt, Beaten, Consumer, Counts, Insert, Inserted, Leased, Millis, MintedMap, MintedState, NewTask,
+    NumberedInsert, Outcome, Pop, Popped, Produce, Produced, RECLAIM_STEP, Release, Released, RequestKey, Rules,
+    SESSION_KEPT, SessionId, Sight, Stem, StoreError, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
 };
 
 /// Acked tokens in a row of the file: 960 bytes, which SQLite keeps in the row's page.
@@ -56,15 +56,30 @@ impl Unreadable {
 impl Turn<'_> {
     /// Nothing for a task that cannot be read.
     fn read(&self, task: i64) -> Sql<Option<StoredTask>> {
-        if self.unreadable.tasks().contains(&task) {
-            return Ok(None);
-        }
-        self.tables.task(task).map(Some).inspect_err(|error| {
-            if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) {
-                tracing::error!(task, %error, "a task cannot be read and is passed over; `data-queue-server check` tells more");
-                self.unreadable.tasks().insert(task);
+        Ok(self.read_run(task, task, 1)?.pop())
+    }
+
+    /// Of tasks whose keys follow each other the first ones, up to so many bytes; none if the first cannot be read.
+    fn read_run(&self, first: i64, mut last: i64, max_bytes: usize) -> Sql<Vec<StoredTask>> {
+        let mut unreadable = self.unreadable.tasks();
+        if !unreadable.is_empty() {
+            last = first;
+            if unreadable.contains(&first) {
+                return Ok(Vec::new());
             }
-        })
+        }
+        let mut found = Vec::new();
+        match self.tables.tasks(first, last, max_bytes, &mut found) {
+            Ok(()) => Ok(found),
+            Err(error) => {
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) {
+                    let task = first + found.len() as i64;
+                    tracing::error!(task, %error, "a task cannot be read and is passed over; `data-queue-server check` tells more");
+                    unreadable.insert(task);
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -118,19 +133,20 @@ pub(super) fn request_digest(call: u8, id: &str) -> [u8; 16] {
 pub(super) struct Queue {
     /// In the table of queues; 0 as long as it is not there.
     pub(super) key: i64,
-    pub(super) ids: HashMap<TaskId, i64>,
+    pub(super) ids: MintedMap<TaskId, i64>,
     pub(super) ready: VecDeque<i64>,
     /// Where the last task that came back stands: before the tail, and before all that came back earlier.
     pub(super) front: i64,
     /// Tasks that are ready, and were passed over because they cannot be read.
     passed_over: u64,
-    pub(super) tries: HashMap<i64, Tries>,
-    pub(super) leases: HashMap<Token, Lease>,
+    pub(super) tries: MintedMap<i64, Tries>,
+    pub(super) leases: MintedMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
-    pub(super) acked: Memory<Token, ()>,
-    /// Acked in this transaction, and not written yet.
+    pub(super) acked: Memory<Token, (), MintedState>,
+    /// Acked in this transaction, and not written yet: the tokens, and the tasks.
     acked_now: Vec<Token>,
+    gone_now: Vec<i64>,
     pub(super) requests: Memory<[u8; 16], i64>,
     sessions: HashMap<SessionId, Session>,
     pub(super) producers: Producers,
@@ -149,15 +165,16 @@ impl Queue {
     pub(super) fn new(rules: Rules) -> Self {
         Self {
             key: 0,
-            ids: HashMap::new(),
+            ids: MintedMap::default(),
             ready: VecDeque::new(),
             front: 0,
             passed_over: 0,
-            tries: HashMap::new(),
-            leases: HashMap::new(),
+            tries: MintedMap::default(),
+            leases: MintedMap::default(),
             deadlines: BTreeSet::new(),
             acked: Memory::new(Kind::Acked, rules.remember),
             acked_now: Vec::new(),
+            gone_now: Vec::new(),
             requests: Memory::new(Kind::Requests, rules.remember),
             sessions: HashMap::new(),
             producers: Producers::new(rules.remember),
@@ -227,10 +244,11 @@ impl Queue {
         if self.key == 0 {
             self.key = turn.tables.add_queue(name)?;
         }
+        let mut adding = turn.tables.add_tasks(self.key, turn.now)?;
         for task in tasks {
             let key = *turn.next_task;
             *turn.next_task += 1;
-            turn.tables.insert_task(key, self.key, task.id, turn.now, &task.envelope)?;
+            adding.add(key, task.id, &task.envelope)?;
             self.ids.insert(task.id, key);
             self.ready.push_back(key);
         }
@@ -329,32 +347,35 @@ impl Queue {
     }
 
     fn lease_from_head(&mut self, pop: &Pop, turn: &mut Turn<'_>) -> Sql<Vec<Leased>> {
-        let (mut tasks, mut bytes) = (Vec::new(), 0);
-        let attempt = pop.request.as_ref().map(|request| request.attempt);
+        if self.ready.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (mut tasks, mut bytes, max_bytes) = (Vec::new(), 0, pop.max_bytes.max(1));
+        let (now, session) = (turn.now, pop.consumer.map(|consumer| consumer.session));
+        let holders: Vec<Attempt> = pop.request.as_ref().map(|request| request.attempt).into_iter().collect();
+        let hold = Hold { renewed_at: now, deadline: now + pop.lease, length: pop.lease, holders: &holders, session };
+        let mut adding = turn.tables.add_leases(&hold)?;
         while tasks.len() < pop.max_tasks
-            && bytes < pop.max_bytes.max(1)
-            && let Some(task) = self.ready.pop_front()
+            && bytes < max_bytes
+            && let Some((first, last)) = self.run_at_head(pop.max_tasks - tasks.len())
         {
-            let Some(stored) = turn.read(task)? else {
+            let found = turn.read_run(first, last, max_bytes - bytes)?;
+            if found.is_empty() {
+                self.ready.pop_front();
                 self.passed_over += 1;
-                continue;
-            };
-            bytes += stored.envelope.len();
-            let token = pop.stem.token(tasks.len() as u16);
-            self.delivered += 1;
-            let lease = Lease {
-                id: stored.id,
-                task,
-                order: self.delivered,
-                renewed_at: turn.now,
-                deadline: turn.now + pop.lease,
-                length: pop.lease,
-                holders: Holders::new(attempt.into_iter().collect()),
-                session: pop.consumer.map(|consumer| consumer.session),
-            };
-            turn.tables.add_lease(&token, &lease)?;
-            tasks.push(self.delivery(token, &lease, stored, turn.now));
-            self.index_lease(token, lease);
+            }
+            for (task, stored) in (first..).zip(found) {
+                self.ready.pop_front();
+                bytes += stored.envelope.len();
+                let token = pop.stem.token(tasks.len() as u16);
+                self.delivered += 1;
+                let Hold { renewed_at, deadline, length, .. } = hold;
+                let (id, order, holders) = (stored.id, self.delivered, Holders::new(holders.clone()));
+                let lease = Lease { id, task, order, renewed_at, deadline, length, holders, session };
+                adding.add(task, &token, order)?;
+                tasks.push(self.delivery(token, &lease, stored, now));
+                self.index_lease(token, lease);
+            }
         }
         if let Some(consumer) = pop.consumer.filter(|_| !tasks.is_empty()) {
             let first = self.delivered - tasks.len() as u64;
@@ -365,6 +386,14 @@ impl Queue {
             self.remember_request(Call::Pop, &request.key, tokens, turn)?;
         }
         Ok(tasks)
+    }
+
+    /// The first and the last of the tasks at the head whose keys follow each other, at most so many.
+    fn run_at_head(&self, max_tasks: usize) -> Option<(i64, i64)> {
+        let first = *self.ready.front()?;
+        let follows = |(key, task): &(i64, &i64)| key == *task;
+        let run = (first..).zip(&self.ready).take(max_tasks).take_while(follows).count();
+        Some((first, first + run as i64 - 1))
     }
 
     /// What was leased before is answered to this try too.
@@ -401,12 +430,14 @@ impl Queue {
     pub(super) fn ack(&mut self, tokens: &[Token], turn: &mut Turn<'_>) -> Sql<Vec<Outcome>> {
         let mut outcomes = Vec::with_capacity(tokens.len());
         for token in tokens {
-            let Some(lease) = self.end_lease(token, turn)? else {
+            let Some(lease) = self.forget_lease(token) else {
                 outcomes.push(self.not_held(token, turn.now));
                 continue;
             };
-            let came_back = self.tries.remove(&lease.task).is_some();
-            turn.tables.remove_task(lease.task, came_back)?;
+            if self.tries.remove(&lease.task).is_some() {
+                turn.tables.remove_tries(lease.task)?;
+            }
+            self.gone_now.push(lease.task);
             self.ids.remove(&lease.id);
             self.acked_count += 1;
             self.changed = true;
@@ -616,13 +647,19 @@ impl Queue {
     }
 
     fn end_lease(&mut self, token: &Token, turn: &Turn<'_>) -> Sql<Option<Lease>> {
-        let Some(lease) = self.leases.remove(token) else { return Ok(None) };
+        let Some(lease) = self.forget_lease(token) else { return Ok(None) };
+        turn.tables.remove_lease(lease.task)?;
+        Ok(Some(lease))
+    }
+
+    /// Takes a lease out of the index. It is still in the file.
+    fn forget_lease(&mut self, token: &Token) -> Option<Lease> {
+        let lease = self.leases.remove(token)?;
         self.deadlines.remove(&(lease.deadline, lease.order, *token));
         if let Some(session) = lease.session.and_then(|session| self.sessions.get_mut(&session)) {
             session.leases.remove(&(lease.order, *token));
         }
-        turn.tables.remove_lease(lease.task)?;
-        Ok(Some(lease))
+        Some(lease)
     }
 
     /// Answers how many; the others expired once too often.
@@ -730,10 +767,24 @@ impl Queue {
         Ok(())
     }
 
+    /// Nobody asks the file for an acked task any more, so all of a transaction go together: one statement for those whose
+    /// keys follow each other.
+    fn write_gone(&mut self, tables: Tables<'_>) -> Sql<()> {
+        self.gone_now.sort_unstable();
+        for run in self.gone_now.chunk_by(|task, next| task + 1 == *next) {
+            if let (Some(first), Some(last)) = (run.first(), run.last()) {
+                tables.remove_tasks(*first, *last)?;
+            }
+        }
+        self.gone_now.clear();
+        Ok(())
+    }
+
     /// Writes what is written once a transaction.
     pub(super) fn finish(&mut self, tables: Tables<'_>) -> Sql<()> {
         self.touched = false;
         self.write_acked(tables)?;
+        self.write_gone(tables)?;
         if std::mem::take(&mut self.changed) {
             tables.save_counts(self.key, self.inserted_count, self.acked_count)?;
         }

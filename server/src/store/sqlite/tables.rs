@@ -1,10 +1,10 @@
 //! Every statement that runs while the server serves. `migrations/` explains the tables.
 
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Params, params};
+use rusqlite::{CachedStatement, Connection, Error, OptionalExtension, Params, params};
 
 use super::memories::Kind;
-use crate::store::{Attempt, Fingerprint, Millis, TaskId, Token};
+use crate::store::{Attempt, Fingerprint, Millis, SessionId, TaskId, Token};
 
 /// What SQLite answers.
 pub(super) type Sql<T> = rusqlite::Result<T>;
@@ -60,6 +60,61 @@ pub(super) fn holders_from_bytes(bytes: &[u8]) -> Vec<Attempt> {
     bytes.as_chunks::<8>().0.iter().map(|holder| Attempt(*holder)).collect()
 }
 
+/// Adds tasks to a queue, one after the other: what they have in common is given once.
+pub(super) struct AddTasks<'c>(CachedStatement<'c>);
+
+impl AddTasks<'_> {
+    pub(super) fn add(&mut self, key: i64, id: TaskId, envelope: &[u8]) -> Sql<()> {
+        self.0.raw_bind_parameter(3, key)?;
+        self.0.raw_bind_parameter(4, id.0)?;
+        self.0.raw_bind_parameter(5, envelope)?;
+        self.0.raw_execute().map(drop)
+    }
+}
+
+/// What the leases of a pop have in common.
+pub(super) struct Hold<'h> {
+    pub(super) renewed_at: Millis,
+    pub(super) deadline: Millis,
+    pub(super) length: Millis,
+    pub(super) holders: &'h [Attempt],
+    pub(super) session: Option<SessionId>,
+}
+
+/// Adds the leases of a pop, one after the other.
+pub(super) struct AddLeases<'c>(CachedStatement<'c>);
+
+impl AddLeases<'_> {
+    pub(super) fn add(&mut self, task: i64, token: &Token, order: u64) -> Sql<()> {
+        self.0.raw_bind_parameter(6, task)?;
+        self.0.raw_bind_parameter(7, token.0)?;
+        self.0.raw_bind_parameter(8, int(order))?;
+        self.0.raw_execute().map(drop)
+    }
+}
+
+impl<'c> Tables<'c> {
+    pub(super) fn add_tasks(&self, queue: i64, now: Millis) -> Sql<AddTasks<'c>> {
+        let sql = "INSERT INTO tasks (queue, inserted_at, key, id, envelope) VALUES (?1, ?2, ?3, ?4, ?5)";
+        let mut insert = self.0.prepare_cached(sql)?;
+        insert.raw_bind_parameter(1, queue)?;
+        insert.raw_bind_parameter(2, int(now))?;
+        Ok(AddTasks(insert))
+    }
+
+    pub(super) fn add_leases(&self, hold: &Hold<'_>) -> Sql<AddLeases<'c>> {
+        let sql = "INSERT INTO leases (renewed_at, deadline, length, holders, session, task, token, place)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let mut insert = self.0.prepare_cached(sql)?;
+        insert.raw_bind_parameter(1, int(hold.renewed_at))?;
+        insert.raw_bind_parameter(2, int(hold.deadline))?;
+        insert.raw_bind_parameter(3, int(hold.length))?;
+        insert.raw_bind_parameter(4, holders_to_bytes(hold.holders))?;
+        insert.raw_bind_parameter(5, hold.session.map(|session| session.0))?;
+        Ok(AddLeases(insert))
+    }
+}
+
 impl Tables<'_> {
     fn run(&self, sql: &'static str, params: impl Params) -> Sql<usize> {
         self.0.prepare_cached(sql)?.execute(params)
@@ -94,20 +149,23 @@ impl Tables<'_> {
         self.run(sql, params![queue, int(inserted), int(acked)]).map(drop)
     }
 
-    pub(super) fn insert_task(&self, key: i64, queue: i64, id: TaskId, now: Millis, envelope: &[u8]) -> Sql<()> {
-        let sql = "INSERT INTO tasks (key, queue, id, inserted_at, envelope) VALUES (?1, ?2, ?3, ?4, ?5)";
-        self.run(sql, params![key, queue, id.0, int(now), envelope]).map(drop)
-    }
-
-    pub(super) fn task(&self, key: i64) -> Sql<StoredTask> {
-        let mut select = self.0.prepare_cached("SELECT id, inserted_at, envelope FROM tasks WHERE key = ?1")?;
-        select.query_row([key], |row| {
-            Ok(StoredTask {
-                id: TaskId(row.get(0)?),
-                inserted_at: time(row.get(1)?),
-                envelope: Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?),
-            })
-        })
+    /// Tasks whose keys follow each other, all of which are there, until their envelopes have so many bytes. Those before one
+    /// that cannot be read are found all the same.
+    pub(super) fn tasks(&self, first: i64, last: i64, max_bytes: usize, found: &mut Vec<StoredTask>) -> Sql<()> {
+        let sql = "SELECT key, id, inserted_at, envelope FROM tasks WHERE key BETWEEN ?1 AND ?2 ORDER BY key";
+        let mut select = self.0.prepare_cached(sql)?;
+        let mut rows = select.query([first, last])?;
+        let mut bytes = 0;
+        for key in first..=last {
+            let row = rows.next()?.filter(|row| row.get(0) == Ok(key)).ok_or(Error::QueryReturnedNoRows)?;
+            let envelope = Bytes::copy_from_slice(row.get_ref(3)?.as_blob()?);
+            bytes += envelope.len();
+            found.push(StoredTask { id: TaskId(row.get(1)?), inserted_at: time(row.get(2)?), envelope });
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn inserted_at(&self, key: i64) -> Sql<Millis> {
@@ -115,12 +173,14 @@ impl Tables<'_> {
         select.query_row([key], |row| row.get(0).map(time))
     }
 
-    /// With everything that is known of it, but for its lease.
-    pub(super) fn remove_task(&self, key: i64, came_back: bool) -> Sql<()> {
-        if came_back {
-            self.run("DELETE FROM tries WHERE task = ?1", [key])?;
-        }
-        self.run("DELETE FROM tasks WHERE key = ?1", [key]).map(drop)
+    pub(super) fn remove_tries(&self, key: i64) -> Sql<()> {
+        self.run("DELETE FROM tries WHERE task = ?1", [key]).map(drop)
+    }
+
+    /// Tasks whose keys follow each other, and their leases.
+    pub(super) fn remove_tasks(&self, first: i64, last: i64) -> Sql<()> {
+        self.run("DELETE FROM leases WHERE task BETWEEN ?1 AND ?2", [first, last])?;
+        self.run("DELETE FROM tasks WHERE key BETWEEN ?1 AND ?2", [first, last]).map(drop)
     }
 
     pub(super) fn save_tries(&self, key: i64, position: i64, tries: Tries) -> Sql<()> {
@@ -132,15 +192,6 @@ impl Tables<'_> {
 
     pub(super) fn add_dead(&self, key: i64, now: Millis) -> Sql<()> {
         self.run("INSERT INTO dead (task, died_at) VALUES (?1, ?2)", params![key, int(now)]).map(drop)
-    }
-
-    pub(super) fn add_lease(&self, token: &Token, lease: &super::queue::Lease) -> Sql<()> {
-        let sql = "INSERT INTO leases (task, token, place, renewed_at, deadline, length, holders, session)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-        let (holders, session) = (holders_to_bytes(lease.holders.attempts()), lease.session.map(|session| session.0));
-        let (renewed_at, deadline, length) = (int(lease.renewed_at), int(lease.deadline), int(lease.length));
-        let place = int(lease.order);
-        self.run(sql, params![lease.task, token.0, place, renewed_at, deadline, length, holders, session]).map(drop)
     }
 
     pub(super) fn save_lease(&self, lease: &super::queue::Lease) -> Sql<()> {
