@@ -3,15 +3,12 @@
 use std::marker::PhantomData;
 
 use prost::Message;
-use tonic::{
-    Status,
-    codec::{self, BufferSettings, EncodeBuf},
-};
-use tonic_prost::ProstDecoder;
+use tonic::codec::{self, BufferSettings};
+use tonic_prost::{ProstDecoder, ProstEncoder};
 
-/// What nearly all messages have room in. Each call takes a buffer for either way, and those of tonic's default, 8 KiB, lie so that
-/// they drive each other out of the processor's cache. A longer message gets a buffer of its own length at once.
-const BUFFER_BYTES: usize = 512;
+/// What nearly all messages have room in; a longer one gets more. Each call takes a buffer for either way, and those of tonic's
+/// default, 8 KiB, lie so that they drive each other out of the processor's cache.
+const BUFFER_BYTES: usize = 1 << 10;
 /// Messages of a stream are gathered in one frame until it has so many bytes; tonic's default.
 const YIELD_AT_BYTES: usize = 32 << 10;
 
@@ -32,32 +29,14 @@ impl<T, U> Default for Codec<T, U> {
 impl<T: Message + 'static, U: Message + Default + 'static> codec::Codec for Codec<T, U> {
     type Encode = T;
     type Decode = U;
-    type Encoder = Encoder<T>;
+    type Encoder = ProstEncoder<T>;
     type Decoder = ProstDecoder<U>;
 
-    fn encoder(&mut self) -> Encoder<T> {
-        Encoder(PhantomData)
+    fn encoder(&mut self) -> ProstEncoder<T> {
+        ProstEncoder::new(buffers())
     }
 
     fn decoder(&mut self) -> ProstDecoder<U> {
         ProstDecoder::new(buffers())
-    }
-}
-
-/// Encodes messages.
-#[derive(Debug)]
-pub struct Encoder<T>(PhantomData<T>);
-
-impl<T: Message> codec::Encoder for Encoder<T> {
-    type Item = T;
-    type Error = Status;
-
-    fn encode(&mut self, message: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.reserve(message.encoded_len());
-        message.encode(buffer).map_err(|error| Status::internal(error.to_string()))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        buffers()
     }
 }

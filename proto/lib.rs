@@ -5,7 +5,7 @@
 
 mod codec;
 
-pub use codec::{Codec, Encoder};
+pub use codec::Codec;
 
 /// Package `dataqueue.v1`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

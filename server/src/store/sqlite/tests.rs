@@ -112,6 +112,31 @@ async fn lived_in() -> Place {
     place
 }
 
+/// G1: acked tasks leave the file many at once, and those between them stay.
+#[tokio::test]
+async fn an_ack_takes_its_own_tasks_out_of_the_file_and_no_others() {
+    let place = Place::new();
+    let store = place.open();
+    let other = QueueName::parse("other").unwrap();
+    for _ in 0..10 {
+        store.insert(&q(), insert(3)).await.unwrap();
+        store.insert(&other, insert(1)).await.unwrap();
+    }
+    let tokens = take(&store, 30).await;
+    let (kept, mut acked): (Vec<Token>, Vec<Token>) = tokens.iter().partition(|token| token.0[15] % 7 == 3);
+    acked.reverse();
+    assert_eq!(store.ack(&q(), &acked).await.unwrap(), vec![Outcome::Applied; acked.len()]);
+    drop(store);
+    let rows = |table| {
+        let count = format!("SELECT count(*) FROM {table}");
+        place.raw().query_row(&count, (), |row| row.get::<_, i64>(0)).unwrap() as usize
+    };
+    assert_eq!((rows("tasks"), rows("leases")), (10 + kept.len(), kept.len()));
+    let store = place.open();
+    assert_eq!(store.ack(&q(), &kept).await.unwrap(), vec![Outcome::Applied; kept.len()]);
+    assert_eq!(store.pop(&other, pop(20)).await.unwrap().tasks.len(), 10);
+}
+
 /// Guarantee 7: of what is remembered, the file keeps what is seen and no more.
 #[tokio::test]
 async fn forgotten_acks_leave_the_file() {
