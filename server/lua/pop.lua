@@ -11,8 +11,8 @@
 --          the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
 --          {1, reclaimed, outcomes}: more leases ran out, and nothing was popped for that; {2}: request id reused;
 --          {3, ready, reclaimed, outcomes}: another stream has the session
---          Tries are 4 bytes for deliveries and for expiries of each, or '' if all are 0; tokens a run and deadlines 8 bytes
---          each, or '' where they are those of new leases.
+--          Tries are 4 bytes for deliveries and for expiries of each, or '' if all are 0; tokens a stem and positions of
+--          2 bytes, and deadlines of 8 bytes, or '' where they are those of new leases.
 local max_bytes, lease_ms, calls = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[11])
 local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
 local session, stream, spent = ARGV[15] ~= '' and ARGV[15], ARGV[16], tonumber(ARGV[17])
@@ -46,6 +46,11 @@ local function tries_of(ids)
   end
   return table.concat(all)
 end
+
+-- Redis keeps what is small as a list, which it searches from its front, until it has many times more entries than is fast.
+-- An entry that is long makes a table of it, which it stays when that entry is gone: so when more than these come to be leased.
+local LISTED = 16
+local LONG = string.rep('-', 65)
 
 -- Answers with what is held already.
 local function answer_again(batches)
@@ -112,13 +117,13 @@ for i = 1, calls do
 end
 
 -- The next task from the head. The id of a task that is gone may still be in the list; it is not counted as ready any more.
--- Envelopes are read a few at a time, then twice as many each time, so that of large ones few are read in vain.
-local ids, envelopes, taken, read, before, step = {}, nil, 0, 0, 0, calls
+-- Envelopes are read a few at a time, then four times as many each time, so that of large ones few are read in vain.
+local ids, envelopes, taken, read, before, step = {}, nil, 0, 0, 0, math.max(calls, 4)
 local function next_task()
   while taken < #ids do
     if taken == read then
       before, read = read, math.min(read + step, #ids)
-      step = 2 * step
+      step = 4 * step
       envelopes = redis.call('HMGET', TASKS, unpack(ids, before + 1, read))
     end
     taken = taken + 1
@@ -157,9 +162,15 @@ end
 if taken > 0 then
   redis.call('LTRIM', READY, taken, -1)
 end
+local ready
 if #leased > 0 then
-  redis.call('HINCRBY', META, 'ready', -#leased)
-  redis.call('HINCRBY', META, 'leased', #leased)
+  ready = redis.call('HINCRBY', META, 'ready', -#leased)
+  local held = redis.call('HINCRBY', META, 'leased', #leased)
+  local is_to_be_table = held > LISTED and held - #leased <= LISTED
+  if is_to_be_table then
+    redis.call('HSET', LEASES, LONG, '')
+    redis.call('ZADD', LEASED, '+inf', LONG)
+  end
   local order = redis.call('HINCRBY', META, 'delivered', #leased) - #leased + 1
   local records, scores, deadline, at = {}, {}, int(now + lease_ms), 0
   local tries, behind_order = tries_of(leased), {}
@@ -180,6 +191,10 @@ if #leased > 0 then
   end
   redis.call('HSET', LEASES, unpack(records))
   redis.call('ZADD', LEASED, unpack(scores))
+  if is_to_be_table then
+    redis.call('HDEL', LEASES, LONG)
+    redis.call('ZREM', LEASED, LONG)
+  end
   if request then
     remember_request(request, ARGV[13] .. stems[1] .. string.char(#leased))
   end
@@ -188,7 +203,8 @@ if #leased > 0 then
   end
 end
 
-local ready, is_empty = ready_count(), false
+ready = ready or ready_count()
+local is_empty = false
 if reclaimed > 0 and ready > 0 then
   wake_others(ready)
 end

@@ -362,20 +362,22 @@ async fn calls_that_wait_share_scripts_and_nothing_else() {
 async fn repeated_inserts_that_are_gathered_are_told_apart() {
     let redis = Arc::new(Redis::start());
     let (rig, q) = (connected(&redis), queue("q"));
+    // The queue is registered then, on one of two connections, and the others' order is that of their calls.
+    rig.insert_numbers(&q, 0..1).await;
     let with = |numbers: Range<usize>, id: &str, fingerprint| {
         rig.insert(&q, Insert { request: Some(key(id, fingerprint)), ..insert(tasks(numbers)) })
     };
     let calls =
-        vec![with(0..1, "x", 1), with(1..3, "y", 1), with(5..6, "x", 2), with(1..3, "y", 1), with(3..4, "z", 1)];
+        vec![with(1..2, "x", 1), with(2..4, "y", 1), with(5..6, "x", 2), with(2..4, "y", 1), with(4..5, "z", 1)];
     let answers = together(calls).await;
     let ids = |at: usize| answers[at].as_ref().unwrap().ids.clone();
     assert!(matches!(answers[2], Err(StoreError::RequestIdReused)));
     assert_eq!((ids(1), ids(1).len()), (ids(3), 2));
     let replayed = [0, 1, 3, 4].map(|at| answers[at].as_ref().unwrap().replayed);
     assert_eq!(replayed, [false, false, true, false]);
-    assert_eq!(rig.drain(&q).await, [0, 1, 2, 3]);
+    assert_eq!(rig.drain(&q).await, [0, 1, 2, 3, 4]);
     // Those that were done in one script are remembered one by one.
-    assert!(with(3..4, "z", 1).await.unwrap().replayed);
+    assert!(with(4..5, "z", 1).await.unwrap().replayed);
 }
 
 /// Pops in one script have each their own acks, tokens and size; the acks come first.
