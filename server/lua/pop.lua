@@ -34,9 +34,12 @@ local function with_holder(holders, one)
   return holders .. ',' .. (count < MAX_HOLDERS and one or '*')
 end
 
+-- How many there are of two keys that are rarely there: tries, and withdrawn pops.
+local rare
+
 -- The tries of tasks. The delivery under way counts, though it is in the lease and not yet in there.
 local function tries_of(ids)
-  if #ids == 0 or redis.call('EXISTS', TRIES) == 0 then
+  if #ids == 0 or rare == 0 then
     return ''
   end
   local tries, all = redis.call('HMGET', TRIES, unpack(ids)), {}
@@ -47,9 +50,10 @@ local function tries_of(ids)
   return table.concat(all)
 end
 
--- Redis keeps what is small as a list, which it searches from its front, until it has many times more entries than is fast.
--- An entry that is long makes a table of it, which it stays when that entry is gone: so when more than these come to be leased.
-local LISTED = 16
+-- Redis keeps what is small as a list, which it searches from its front, until it has many more entries than is fast. A long
+-- entry makes a table of it, and that it stays as long as it is there, also when the entry has gone. Where pops of one task are
+-- many, and more than so many tasks are leased, that is seen to every so many deliveries.
+local LISTED, LISTED_AGAIN = 32, 512
 local LONG = string.rep('-', 65)
 
 -- Answers with what is held already.
@@ -99,7 +103,8 @@ for i = 1, calls do
   local call = ARGV[first_call + i - 1]
   stems[i], most[i] = string.sub(call, 1, STEM_BYTES), string.byte(call, STEM_BYTES + 1)
 end
-if redis.call('EXISTS', WITHDRAWN) == 1 then
+rare = redis.call('EXISTS', TRIES, WITHDRAWN)
+if rare > 0 then
   for i, untill in ipairs(redis.call('ZMSCORE', WITHDRAWN, unpack(stems))) do
     answers[i] = untill and now < tonumber(untill) and { '' } or nil
   end
@@ -166,12 +171,13 @@ local ready
 if #leased > 0 then
   ready = redis.call('HINCRBY', META, 'ready', -#leased)
   local held = redis.call('HINCRBY', META, 'leased', #leased)
-  local is_to_be_table = held > LISTED and held - #leased <= LISTED
-  if is_to_be_table then
+  local delivered = redis.call('HINCRBY', META, 'delivered', #leased)
+  local order = delivered - #leased + 1
+  local is_time = #new > 1 and held > LISTED and (delivered - 1) % LISTED_AGAIN < #leased
+  if is_time then
     redis.call('HSET', LEASES, LONG, '')
     redis.call('ZADD', LEASED, '+inf', LONG)
   end
-  local order = redis.call('HINCRBY', META, 'delivered', #leased) - #leased + 1
   local records, scores, deadline, at = {}, {}, int(now + lease_ms), 0
   local tries, behind_order = tries_of(leased), {}
   for n, i in ipairs(new) do
@@ -191,7 +197,7 @@ if #leased > 0 then
   end
   redis.call('HSET', LEASES, unpack(records))
   redis.call('ZADD', LEASED, unpack(scores))
-  if is_to_be_table then
+  if is_time then
     redis.call('HDEL', LEASES, LONG)
     redis.call('ZREM', LEASED, LONG)
   end

@@ -357,6 +357,26 @@ async fn calls_that_wait_share_scripts_and_nothing_else() {
     assert_eq!(rig.counted(&q).await, Counts { leased: 1, inserted: 100, acked: 99, ..Counts::default() });
 }
 
+/// Leases of tasks that were popped one by one are where Redis finds each at once, and nothing else is there.
+#[tokio::test]
+async fn many_leases_are_in_tables() {
+    let redis = Arc::new(Redis::start());
+    let engine = OnRedis::connect(&redis, RULES);
+    let q = queue("q");
+    let [leases, leased] = ["leases", "leased"].map(|part| engine.shared.key_of(&q, part).unwrap());
+    let rig = Rig::new(engine);
+    rig.insert_numbers(&q, 0..40).await;
+    let popped = together((0..40).map(|_| rig.pop(&q, pop(1))).collect()).await;
+    let encoding = |key: &str| redis.command(&["OBJECT", "ENCODING", key]);
+    assert_eq!(encoding(&leases), Reply::Bytes(b"hashtable".to_vec()));
+    assert_eq!(encoding(&leased), Reply::Bytes(b"skiplist".to_vec()));
+    assert_eq!(redis.command(&["HLEN", &leases]), Reply::Integer(40));
+    assert_eq!(redis.command(&["ZCARD", &leased]), Reply::Integer(40));
+    let held: Vec<Token> = popped.iter().flat_map(|popped| tokens(&popped.as_ref().unwrap().tasks)).collect();
+    assert_eq!(rig.ack(&q, &held).await.unwrap(), [Outcome::Applied; 40]);
+    assert_eq!(redis.command(&["EXISTS", &leases, &leased]), Reply::Integer(0));
+}
+
 /// Of inserts with request ids in one script, each is answered for itself.
 #[tokio::test]
 async fn repeated_inserts_that_are_gathered_are_told_apart() {
