@@ -14,11 +14,12 @@
 --       6 after how many expiries a task is given up, 7 and on: the script's own
 -- Returns: nothing; each script states its own.
 --
--- Tokens come in runs: a stem of 14 bytes, then two bytes for each token under it. A token is a run of one.
+-- A token is a stem of 14 bytes, and its position in 2. Tokens come in runs: a stem, then ranges of positions that follow
+-- each other: the first one, and a byte for how many.
 -- Fields that a later version appends to a record are kept. Numbers never go through tostring, which rounds.
 local META, TASKS, READY, LEASED, LEASES, TRIES, WAITERS, SPARE, DEAD = unpack(KEYS)
 local BASE = string.sub(META, 1, -5)
-local STEM_BYTES = 14
+local STEM_BYTES, RANGE_BYTES = 14, 3
 
 local function int(number)
   return string.format('%.0f', number)
@@ -33,7 +34,7 @@ local function first_free()
   redis.call('DEL', SPARE)
 end
 
--- A memory, 'acked' (stem -> a byte for each token) or 'requests', has two generations, hashes. One takes entries for the
+-- A memory, 'acked' (stem -> ranges, of each the first and last position, a byte each) or 'requests', has two generations, hashes. One takes entries for the
 -- window, or until it has half of all; then the older is dropped and a new one begins. It is seen until twice the window
 -- after it began.
 local function memory(kind)

@@ -2,8 +2,8 @@
 --
 -- KEYS     as in common.lua
 -- ARGV     7 the cursor, '0' at first, 8 for how many ms, 9 not at first: the time that the first part answered
--- Returns  {next cursor, not renewed since this time, {the order of the first, run of tokens, … for each batch}}; the
---          order of a token is that and its position
+-- Returns  {next cursor, not renewed since this time, {the order of the first, stem and positions in 2 bytes each, … for
+--          each batch}}; the order of a token is that and its position
 local since = ARGV[9] and tonumber(ARGV[9]) or now - tonumber(ARGV[8])
 local part = redis.call('HSCAN', LEASES, ARGV[7], 'COUNT', 200)
 -- Only batches are listed, and each is read with the leases that were split off it: those have records that come and go

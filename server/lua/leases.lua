@@ -106,16 +106,17 @@ local function find(runs)
   for _, run in ipairs(runs) do
     local batch = by_stem[string.sub(run, 1, STEM_BYTES)]
     local last = batch and batch.count or 0
-    for at = STEM_BYTES + 1, #run, 2 do
-      local high, low = byte(run, at, at + 1)
-      local place = 256 * high + low + 1
-      count = count + 1
-      places[count] = place
-      found[count] = place <= last and batch.ended[place] ~= ENDED and batch
-      if found[count] and batch.split then
-        split[#split + 1] = count
-        tokens[#tokens + 1] = token_at(batch, place)
-        parents[#parents + 1] = batch
+    for at = STEM_BYTES + 1, #run, RANGE_BYTES do
+      local high, low, length = byte(run, at, at + 2)
+      for place = 256 * high + low + 1, 256 * high + low + length do
+        count = count + 1
+        places[count] = place
+        found[count] = place <= last and batch.ended[place] ~= ENDED and batch
+        if found[count] and batch.split then
+          split[#split + 1] = count
+          tokens[#tokens + 1] = token_at(batch, place)
+          parents[#parents + 1] = batch
+        end
       end
     end
   end
@@ -211,19 +212,36 @@ local function write_ends()
   end
 end
 
+-- Whether the memory's ranges have a position.
+local function is_among(ranges, position)
+  for at = 1, #ranges, 2 do
+    local first, last = byte(ranges, at, at + 1)
+    if first <= position and position <= last then
+      return true
+    end
+  end
+  return false
+end
+
 -- Fills the holes of `outcomes` where the token is not held: acked before, or lost.
 local function outcomes_of_others(runs, outcomes)
   local keys, i = nil, 0
   for _, run in ipairs(runs) do
-    for at = STEM_BYTES + 1, #run, 2 do
-      i = i + 1
-      if not outcomes[i] then
-        outcomes[i] = LEASE_LOST
-        keys = keys or seen_generations(memory('acked'))
-        for _, key in ipairs(keys) do
-          local acked = redis.call('HGET', key, string.sub(run, 1, STEM_BYTES))
-          if acked and string.sub(run, at, at) == '\0' and string.find(acked, string.sub(run, at + 1, at + 1), 1, true) then
-            outcomes[i] = ALREADY_ACKED
+    local acked
+    for at = STEM_BYTES + 1, #run, RANGE_BYTES do
+      local high, low, length = byte(run, at, at + 2)
+      for position = 256 * high + low, 256 * high + low + length - 1 do
+        i = i + 1
+        if not outcomes[i] then
+          if not acked then
+            acked, keys = {}, keys or seen_generations(memory('acked'))
+            for n, key in ipairs(keys) do
+              acked[n] = redis.call('HGET', key, sub(run, 1, STEM_BYTES)) or ''
+            end
+          end
+          outcomes[i] = LEASE_LOST
+          for _, ranges in ipairs(acked) do
+            outcomes[i] = is_among(ranges, position) and ALREADY_ACKED or outcomes[i]
           end
         end
       end
@@ -232,21 +250,19 @@ local function outcomes_of_others(runs, outcomes)
   return outcomes
 end
 
--- Remembers acks: of batches of one as `fields` has them, of others by what has ended of them now.
-local function remember_acks(fields, batches, entered)
+-- Remembers acks: `fields` has them of batches that had none before, stem and ranges in turn; `more` has those of others.
+local function remember_acks(fields, more, entered)
   local key, is_new = open_generation('acked', entered)
-  local known, stems = {}, {}
-  for _, batch in ipairs(batches) do
-    if batch.has_map and not is_new then
-      stems[#stems + 1] = batch.key
-    end
+  local stems, known = {}, {}
+  for i, batch in ipairs(more) do
+    stems[i] = batch.key
   end
-  for i, places in ipairs(#stems > 0 and redis.call('HMGET', key, unpack(stems)) or {}) do
-    known[stems[i]] = places
+  if #stems > 0 and not is_new then
+    known = redis.call('HMGET', key, unpack(stems))
   end
-  for _, batch in ipairs(batches) do
+  for i, batch in ipairs(more) do
     fields[#fields + 1] = batch.key
-    fields[#fields + 1] = (known[batch.key] or '') .. string.char(unpack(batch.acked))
+    fields[#fields + 1] = (known[i] or '') .. batch.acked
   end
   redis.call('HSET', key, unpack(fields))
   if is_new then
@@ -254,11 +270,11 @@ local function remember_acks(fields, batches, entered)
   end
 end
 
--- Ends in memory what is held of these tokens. Puts the ids of the tasks behind `ids`; returns the outcomes, and the batches
--- with the places that were acked.
-local function end_tasks(runs, ids)
+-- Ends in memory what is held of these tokens. Puts the ids of the tasks behind `ids`, and the batches, with the ranges that
+-- were acked, behind `batches`. Returns the outcomes.
+local function end_tasks(runs, ids, batches)
   local found, places, count = find(runs)
-  local outcomes, batches, all = {}, {}, true
+  local outcomes, all = {}, true
   for i = 1, count do
     local batch, place = found[i], places[i]
     if not batch then
@@ -273,64 +289,117 @@ local function end_tasks(runs, ids)
         batch, place = batch.parent, batch.place
       end
       if not batch.acked then
-        batch.acked = {}
+        batch.acked = ''
         batches[#batches + 1] = batch
       end
-      batch.acked[#batch.acked + 1] = place - 1
+      batch.acked = batch.acked .. string.char(place - 1, place - 1)
     end
   end
-  return all and outcomes or outcomes_of_others(runs, outcomes), batches
+  return all and outcomes or outcomes_of_others(runs, outcomes)
 end
 
--- Ends tasks. Returns the outcomes. A batch of one, of which there are many where tasks are popped one by one, is ended
--- without much ado; its record is read as `write_batch` makes it.
+-- What of a batch's record, if there is one and it is not split, tells where its ids are: how many, and behind what.
+local function shape(record)
+  if not record then
+    return 0
+  end
+  local count, is_split, holders = byte(record, 25, 27)
+  return is_split == 0 and count or 0, 27 + holders
+end
+
+-- The maps of batches of several, given by their stems and records, for the runs at `wide`.
+local function maps_at(wide, stems)
+  if #wide == 0 then
+    return {}
+  end
+  local fields = {}
+  for n, i in ipairs(wide) do
+    fields[n] = stems[i] .. '-'
+  end
+  return redis.call('HMGET', LEASES, unpack(fields))
+end
+
+-- Ends tasks. Returns the outcomes. A run that is one range of leases that all are held, as it is where tasks are popped one
+-- by one, or acked as they came, is ended without much ado; records are read as `write_batch` makes them.
 local function ack(runs)
   if #runs == 0 then
     return ''
   end
-  local stems, outcomes, count, again = {}, {}, 0, {}
+  local stems, outcomes, again = {}, {}, {}
   for i, run in ipairs(runs) do
     local stem = sub(run, 1, STEM_BYTES)
     stems[i], again[stem] = stem, again[stem] ~= nil
   end
   local records = redis.call('HMGET', LEASES, unpack(stems))
-  local ids, keys, members, acked, rest, rest_at = {}, {}, {}, {}, {}, {}
+  local ids, fields, members, acked, more, maps, wide, rest, rest_at = {}, {}, {}, {}, {}, {}, {}, {}, {}
   for i, run in ipairs(runs) do
-    local record, stem = records[i], stems[i]
-    local of_batch, is_split, holders
-    if record then
-      of_batch, is_split, holders = byte(record, 25, 27)
-    end
-    if of_batch == 1 and is_split == 0 and not again[stem] and sub(run, STEM_BYTES + 1) == '\0\0' then
-      count = count + 1
-      outcomes[count] = APPLIED
-      local n = #keys + 1
-      ids[n], keys[n], members[n] = sub(record, 28 + holders, 43 + holders), stem, sub(record, 1, 8) .. stem
-      acked[2 * n - 1], acked[2 * n] = stem, '\0'
+    local stem, record = stems[i], records[i]
+    local count, behind = shape(record)
+    if count == 1 and not again[stem] and sub(run, STEM_BYTES + 1) == '\0\0\1' then
+      local n = #fields + 1
+      ids[n], fields[n], members[n] = sub(record, behind + 1, behind + 16), stem, sub(record, 1, 8) .. stem
+      acked[2 * n - 1], acked[2 * n] = stem, '\0\0'
+      outcomes[i] = APPLIED
+    elseif count > 1 and not again[stem] and #run == STEM_BYTES + RANGE_BYTES then
+      wide[#wide + 1] = i
     else
-      rest[#rest + 1] = run
-      for _ = STEM_BYTES + 1, #run, 2 do
-        count = count + 1
-        rest_at[#rest_at + 1] = count
+      rest[#rest + 1], rest_at[#rest_at + 1] = run, i
+    end
+  end
+  for n, map in ipairs(maps_at(wide, stems)) do
+    local i = wide[n]
+    local stem, record = stems[i], records[i]
+    local count, behind = shape(record)
+    local high, low, length = byte(runs[i], STEM_BYTES + 1, -1)
+    local first = 256 * high + low
+    local last = first + length
+    local before = map or string.rep('\0', count)
+    if last > count or string.find(sub(before, first + 1, last), '\1', 1, true) then
+      rest[#rest + 1], rest_at[#rest_at + 1] = runs[i], i
+    else
+      for from = behind + 16 * first + 1, behind + 16 * last, 16 do
+        ids[#ids + 1] = sub(record, from, from + 15)
+      end
+      outcomes[i] = string.rep(APPLIED, length)
+      local range = string.char(first, last - 1)
+      if map then
+        more[#more + 1] = { key = stem, acked = range }
+      else
+        acked[#acked + 1] = stem
+        acked[#acked + 1] = range
+      end
+      local after = sub(before, 1, first) .. string.rep('\1', length) .. sub(before, last + 1)
+      if string.find(after, '\0', 1, true) then
+        maps[#maps + 1] = stem .. '-'
+        maps[#maps + 1] = after
+      else
+        fields[#fields + 1] = stem
+        fields[#fields + 1] = map and stem .. '-' or nil
+        members[#members + 1] = sub(record, 1, 8) .. stem
       end
     end
   end
-  local batches = {}
-  if #rest > 0 then
-    local of_rest
-    of_rest, batches = end_tasks(rest, ids)
-    for i, at in ipairs(rest_at) do
-      outcomes[at] = of_rest[i]
+  local of_rest = #rest > 0 and end_tasks(rest, ids, more) or {}
+  local at = 0
+  for n, i in ipairs(rest_at) do
+    local length = 0
+    for from = STEM_BYTES + RANGE_BYTES, #rest[n], RANGE_BYTES do
+      length = length + byte(rest[n], from)
     end
+    outcomes[i] = table.concat(of_rest, '', at + 1, at + length)
+    at = at + length
   end
   if #ids > 0 then
     redis.call('HDEL', TASKS, unpack(ids))
-    remember_acks(acked, batches, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
-    if #keys > 0 then
-      redis.call('HDEL', LEASES, unpack(keys))
+    remember_acks(acked, more, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
+    if #fields > 0 then
+      redis.call('HDEL', LEASES, unpack(fields))
       redis.call('ZREM', LEASED, unpack(members))
     end
-    if #batches > 0 then
+    if #maps > 0 then
+      redis.call('HSET', LEASES, unpack(maps))
+    end
+    if #ending > 0 then
       write_ends()
     end
     redis.call('HINCRBY', META, 'leased', -#ids)

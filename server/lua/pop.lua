@@ -11,8 +11,8 @@
 --          the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
 --          {1, reclaimed, outcomes}: more leases ran out, and nothing was popped for that; {2}: request id reused;
 --          {3, ready, reclaimed, outcomes}: another stream has the session
---          Tries are 4 bytes for deliveries and for expiries of each, or '' if all are 0; tokens a run and deadlines 8 bytes
---          each, or '' where they are those of new leases.
+--          Tries are 4 bytes for deliveries and for expiries of each, or '' if all are 0; tokens a stem and positions of
+--          2 bytes, and deadlines of 8 bytes, or '' where they are those of new leases.
 local max_bytes, lease_ms, calls = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[11])
 local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
 local session, stream, spent = ARGV[15] ~= '' and ARGV[15], ARGV[16], tonumber(ARGV[17])
@@ -34,9 +34,12 @@ local function with_holder(holders, one)
   return holders .. ',' .. (count < MAX_HOLDERS and one or '*')
 end
 
+-- How many there are of two keys that are rarely there: tries, and withdrawn pops.
+local rare
+
 -- The tries of tasks. The delivery under way counts, though it is in the lease and not yet in there.
 local function tries_of(ids)
-  if #ids == 0 or redis.call('EXISTS', TRIES) == 0 then
+  if #ids == 0 or rare == 0 then
     return ''
   end
   local tries, all = redis.call('HMGET', TRIES, unpack(ids)), {}
@@ -46,6 +49,12 @@ local function tries_of(ids)
   end
   return table.concat(all)
 end
+
+-- Redis keeps what is small as a list, which it searches from its front, until it has many more entries than is fast. A long
+-- entry makes a table of it, and that it stays as long as it is there, also when the entry has gone. Where pops of one task are
+-- many, and more than so many tasks are leased, that is seen to every so many deliveries.
+local LISTED, LISTED_AGAIN = 32, 512
+local LONG = string.rep('-', 65)
 
 -- Answers with what is held already.
 local function answer_again(batches)
@@ -94,7 +103,8 @@ for i = 1, calls do
   local call = ARGV[first_call + i - 1]
   stems[i], most[i] = string.sub(call, 1, STEM_BYTES), string.byte(call, STEM_BYTES + 1)
 end
-if redis.call('EXISTS', WITHDRAWN) == 1 then
+rare = redis.call('EXISTS', TRIES, WITHDRAWN)
+if rare > 0 then
   for i, untill in ipairs(redis.call('ZMSCORE', WITHDRAWN, unpack(stems))) do
     answers[i] = untill and now < tonumber(untill) and { '' } or nil
   end
@@ -112,13 +122,13 @@ for i = 1, calls do
 end
 
 -- The next task from the head. The id of a task that is gone may still be in the list; it is not counted as ready any more.
--- Envelopes are read a few at a time, then twice as many each time, so that of large ones few are read in vain.
-local ids, envelopes, taken, read, before, step = {}, nil, 0, 0, 0, calls
+-- Envelopes are read a few at a time, then four times as many each time, so that of large ones few are read in vain.
+local ids, envelopes, taken, read, before, step = {}, nil, 0, 0, 0, math.max(calls, 4)
 local function next_task()
   while taken < #ids do
     if taken == read then
       before, read = read, math.min(read + step, #ids)
-      step = 2 * step
+      step = 4 * step
       envelopes = redis.call('HMGET', TASKS, unpack(ids, before + 1, read))
     end
     taken = taken + 1
@@ -157,10 +167,17 @@ end
 if taken > 0 then
   redis.call('LTRIM', READY, taken, -1)
 end
+local ready
 if #leased > 0 then
-  redis.call('HINCRBY', META, 'ready', -#leased)
-  redis.call('HINCRBY', META, 'leased', #leased)
-  local order = redis.call('HINCRBY', META, 'delivered', #leased) - #leased + 1
+  ready = redis.call('HINCRBY', META, 'ready', -#leased)
+  local held = redis.call('HINCRBY', META, 'leased', #leased)
+  local delivered = redis.call('HINCRBY', META, 'delivered', #leased)
+  local order = delivered - #leased + 1
+  local is_time = #new > 1 and held > LISTED and (delivered - 1) % LISTED_AGAIN < #leased
+  if is_time then
+    redis.call('HSET', LEASES, LONG, '')
+    redis.call('ZADD', LEASED, '+inf', LONG)
+  end
   local records, scores, deadline, at = {}, {}, int(now + lease_ms), 0
   local tries, behind_order = tries_of(leased), {}
   for n, i in ipairs(new) do
@@ -180,6 +197,10 @@ if #leased > 0 then
   end
   redis.call('HSET', LEASES, unpack(records))
   redis.call('ZADD', LEASED, unpack(scores))
+  if is_time then
+    redis.call('HDEL', LEASES, LONG)
+    redis.call('ZREM', LEASED, LONG)
+  end
   if request then
     remember_request(request, ARGV[13] .. stems[1] .. string.char(#leased))
   end
@@ -188,7 +209,8 @@ if #leased > 0 then
   end
 end
 
-local ready, is_empty = ready_count(), false
+ready = ready or ready_count()
+local is_empty = false
 if reclaimed > 0 and ready > 0 then
   wake_others(ready)
 end

@@ -4,15 +4,17 @@
 --
 -- KEYS     as in common.lua; built from data: producers ZSET, producer -> when it inserted something last;
 --          producer:<producer> LIST of its last answers: number (8 bytes), fingerprint (16 bytes), ids
--- ARGV     7 producer, 8 pops that wait on this server, 9 answers to remember; then of each insert: number (8 bytes,
---          the highest first), fingerprint, how many tasks; then id, envelope of each of them
+-- ARGV     7 producer, 8 pops that wait on this server, 9 answers to remember, 10 of each insert number (8 bytes, the
+--          highest first), fingerprint, how many tasks (2 bytes); 11 the ids of all, one behind the other; then the
+--          envelopes of all
 -- Returns  {0 inserted or answered again | 2 the next number has other content | 3 the next number is not known any more,
 --          1 if this made the queue, how many were inserted, the ids of each that is answered again…}
 local PRODUCERS, PRODUCER = BASE .. 'producers', BASE .. 'producer:' .. ARGV[7]
-local NUMBER, FINGERPRINT = 8, 16
+local NUMBER, FINGERPRINT, INSERT = 8, 16, 26
 local FORGOTTEN_AT_ONCE = 200
 local HEAD = NUMBER + FINGERPRINT
-local window = tonumber(ARGV[1])
+local window, inserts, given = tonumber(ARGV[1]), ARGV[10], ARGV[11]
+local sub = string.sub
 
 -- Numbers have 64 bits, which Lua's own do not; and its order of strings is that of a locale.
 local function is_after(number, other)
@@ -26,7 +28,7 @@ local function find(number, low, high)
   local middle = low
   while low <= high do
     local answer = redis.call('LINDEX', PRODUCER, middle)
-    if answer and string.sub(answer, 1, NUMBER) == number then
+    if answer and sub(answer, 1, NUMBER) == number then
       return middle, answer
     elseif answer and is_after(number, answer) then
       low = middle + 1
@@ -37,72 +39,56 @@ local function find(number, low, high)
   end
 end
 
--- Where the arguments of the next insert begin.
-local function behind(at)
-  return at + 3 + 2 * tonumber(ARGV[at + 2])
-end
-
 local seen = redis.call('ZMSCORE', PRODUCERS, ARGV[7])[1]
 local known = seen and now < seen + 2 * window
 local last = known and redis.call('LINDEX', PRODUCER, -1)
 
-if last and not is_after(ARGV[10], last) then
-  local answers, at, low, high = { 0, 0, 0 }, 10, 0, tonumber(ARGV[9]) - 1
-  while at <= #ARGV and not is_after(ARGV[at], last) do
-    local place, answer = find(ARGV[at], low, high)
+if last and not is_after(inserts, last) then
+  local answers, at, low, high = { 0, 0, 0 }, 1, 0, tonumber(ARGV[9]) - 1
+  while at < #inserts and not is_after(sub(inserts, at), last) do
+    local place, answer = find(sub(inserts, at, at + NUMBER - 1), low, high)
     if not place then
       answers[1] = 3
       return answers
-    elseif string.sub(answer, NUMBER + 1, HEAD) ~= ARGV[at + 1] then
+    elseif sub(answer, NUMBER + 1, HEAD) ~= sub(inserts, at + NUMBER, at + HEAD - 1) then
       answers[1] = 2
       return answers
     end
-    answers[#answers + 1] = string.sub(answer, HEAD + 1)
-    low, at = place + 1, behind(at)
+    answers[#answers + 1] = sub(answer, HEAD + 1)
+    low, at = place + 1, at + INSERT
   end
   return answers
 end
 
+local ids, new, tasks, records, last_task, n = {}, {}, {}, {}, 0, 0
+for task = 1, #given / 16 do
+  ids[task] = sub(given, 16 * task - 15, 16 * task)
+end
 -- Tasks are there if this is a second run of the same call, so late that the producer was forgotten meanwhile.
-local given, there, at = {}, {}, 10
-while at <= #ARGV do
-  for task = at + 3, behind(at) - 1, 2 do
-    given[#given + 1] = ARGV[task]
-  end
-  at = behind(at)
-end
-for i, envelope in ipairs(redis.call('HMGET', TASKS, unpack(given))) do
-  if envelope then
-    there[given[i]] = true
-  end
-end
-
-local ids, tasks, records, count = {}, {}, {}, 0
+local there = redis.call('HMGET', TASKS, unpack(ids))
 -- As in insert.lua.
 local inserted_at = '\9' .. struct.pack('<I8', now)
-at = 10
-while at <= #ARGV do
-  local from, next = at + 3, behind(at)
-  local record, is_new = { ARGV[at], ARGV[at + 1] }, true
-  for task = from, next - 1, 2 do
-    record[#record + 1] = ARGV[task]
-    is_new = is_new and not there[ARGV[task]]
+for i = 1, #inserts / INSERT do
+  local head = INSERT * (i - 1)
+  local high, low = string.byte(inserts, head + INSERT - 1, head + INSERT)
+  local first, is_there = last_task + 1, false
+  last_task = last_task + 256 * high + low
+  records[i] = sub(inserts, head + 1, head + HEAD) .. sub(given, 16 * first - 15, 16 * last_task)
+  for task = first, last_task do
+    is_there = is_there or there[task]
   end
-  for task = is_new and from or next, next - 1, 2 do
-    ids[#ids + 1] = ARGV[task]
-    tasks[#tasks + 1] = ARGV[task]
-    tasks[#tasks + 1] = ARGV[task + 1] .. inserted_at
+  for task = is_there and last_task + 1 or first, last_task do
+    n = n + 1
+    new[n], tasks[2 * n - 1], tasks[2 * n] = ids[task], ids[task], ARGV[11 + task] .. inserted_at
   end
-  count, at = count + 1, next
-  records[count] = table.concat(record)
 end
 
 local made = false
-if #ids > 0 then
+if #new > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
-  redis.call('RPUSH', READY, unpack(ids))
-  redis.call('HINCRBY', META, 'ready', #ids)
-  made = redis.call('HINCRBY', META, 'inserted', #ids) == #ids
+  redis.call('RPUSH', READY, unpack(new))
+  redis.call('HINCRBY', META, 'ready', #new)
+  made = redis.call('HINCRBY', META, 'inserted', #new) == #new
 end
 if not known then
   redis.call('UNLINK', PRODUCER)
@@ -125,8 +111,8 @@ if old > 0 then
 end
 expire(PRODUCERS, 2 * window)
 expire(PRODUCER, 2 * window)
-local others = #ids - tonumber(ARGV[8])
+local others = #new - tonumber(ARGV[8])
 if others > 0 then
   wake_others(others)
 end
-return { 0, made and 1 or 0, count }
+return { 0, made and 1 or 0, #records }

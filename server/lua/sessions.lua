@@ -4,15 +4,24 @@ local function session_key(session)
   return BASE .. 'session:' .. session
 end
 
+-- Whose it is, and until when it is kept, if it is known. No script has to do with two.
+local owner, kept_until
+local function read_session(session)
+  if not kept_until then
+    local seen = redis.call('HMGET', session_key(session), 'stream', 'at')
+    owner, kept_until = seen[1], seen[2] and tonumber(seen[2]) + SESSION_KEPT or math.huge
+  end
+end
+
 -- True if no other stream has it.
 local function has_session(session, stream)
-  local seen = redis.call('HMGET', session_key(session), 'stream', 'at')
-  return not seen[1] or seen[1] == stream or now >= tonumber(seen[2]) + SESSION_KEPT
+  read_session(session)
+  return not owner or owner == stream or now >= kept_until
 end
 
 local function forget_old_session(session)
-  local at = redis.call('HGET', session_key(session), 'at')
-  if at and now >= tonumber(at) + SESSION_KEPT then
+  read_session(session)
+  if now >= kept_until then
     redis.call('UNLINK', session_key(session))
   end
 end

@@ -108,6 +108,7 @@ macro_rules! conformance {
                 ack {
                     an_ack_is_final_and_can_be_repeated,
                     a_token_twice_in_one_call_is_acked_once,
+                    parts_of_a_batch_are_acked_one_after_the_other,
                     a_token_that_is_not_held_changes_nothing,
                     after_the_deadline_a_token_is_good_until_its_task_is_taken_back,
                     acks_are_remembered_for_the_window_and_forgotten_after_two,

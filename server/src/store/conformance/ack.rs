@@ -20,6 +20,27 @@ pub(super) async fn an_ack_is_final_and_can_be_repeated(open: Open) {
     assert_eq!(rig.drain(&q).await, [1]);
 }
 
+/// G5, G7: tokens of one pop that follow each other are acked together, however those parts lie.
+pub(super) async fn parts_of_a_batch_are_acked_one_after_the_other(open: Open) {
+    use Outcome::{AlreadyAcked, Applied, LeaseLost};
+    let (rig, q) = (open(RULES), queue("q"));
+    rig.insert_numbers(&q, 0..10).await;
+    let call = pop(10);
+    let held = tokens(&rig.pop(&q, call.clone()).await.unwrap().tasks);
+    let behind = call.stem.token(10);
+    assert_eq!(rig.ack(&q, &held[2..5]).await.unwrap(), [Applied; 3]);
+    assert_eq!(rig.ack(&q, &held[3..7]).await.unwrap(), [AlreadyAcked, AlreadyAcked, Applied, Applied]);
+    assert_eq!(rig.put_back(&q, &held[..1]).await, [Applied]);
+    assert_eq!(rig.ack(&q, &held[..2]).await.unwrap(), [LeaseLost, Applied]);
+    assert_eq!(rig.ack(&q, &[held[8], held[9], behind]).await.unwrap(), [Applied, Applied, LeaseLost]);
+    assert_eq!(rig.counted(&q).await, Counts { ready: 1, leased: 1, inserted: 10, acked: 8, ..Counts::default() });
+    assert_eq!(rig.ack(&q, &held[7..8]).await.unwrap(), [Applied]);
+    let mut again = [AlreadyAcked; 10];
+    again[0] = LeaseLost;
+    assert_eq!(rig.ack(&q, &held).await.unwrap(), again);
+    assert_eq!(rig.counted(&q).await, Counts { ready: 1, leased: 0, inserted: 10, acked: 9, ..Counts::default() });
+}
+
 /// G14: a token twice in one call ends one task.
 pub(super) async fn a_token_twice_in_one_call_is_acked_once(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));

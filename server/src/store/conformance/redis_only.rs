@@ -382,25 +382,47 @@ async fn calls_that_wait_share_scripts_and_nothing_else() {
     assert_eq!(rig.counted(&q).await, Counts { leased: 1, inserted: 100, acked: 99, ..Counts::default() });
 }
 
+/// Leases of tasks that were popped one by one are where Redis finds each at once, and nothing else is there.
+#[tokio::test]
+async fn many_leases_are_in_tables() {
+    let redis = Arc::new(Redis::start());
+    let engine = OnRedis::connect(&redis, RULES);
+    let q = queue("q");
+    let [leases, leased] = ["leases", "leased"].map(|part| engine.shared.key_of(&q, part).unwrap());
+    let rig = Rig::new(engine);
+    rig.insert_numbers(&q, 0..40).await;
+    let popped = together((0..40).map(|_| rig.pop(&q, pop(1))).collect()).await;
+    let encoding = |key: &str| redis.command(&["OBJECT", "ENCODING", key]);
+    assert_eq!(encoding(&leases), Reply::Bytes(b"hashtable".to_vec()));
+    assert_eq!(encoding(&leased), Reply::Bytes(b"skiplist".to_vec()));
+    assert_eq!(redis.command(&["HLEN", &leases]), Reply::Integer(40));
+    assert_eq!(redis.command(&["ZCARD", &leased]), Reply::Integer(40));
+    let held: Vec<Token> = popped.iter().flat_map(|popped| tokens(&popped.as_ref().unwrap().tasks)).collect();
+    assert_eq!(rig.ack(&q, &held).await.unwrap(), [Outcome::Applied; 40]);
+    assert_eq!(redis.command(&["EXISTS", &leases, &leased]), Reply::Integer(0));
+}
+
 /// Of inserts with request ids in one script, each is answered for itself.
 #[tokio::test]
 async fn repeated_inserts_that_are_gathered_are_told_apart() {
     let redis = Arc::new(Redis::start());
     let (rig, q) = (connected(&redis), queue("q"));
+    // The queue is registered then, on one of two connections, and the others' order is that of their calls.
+    rig.insert_numbers(&q, 0..1).await;
     let with = |numbers: Range<usize>, id: &str, fingerprint| {
         rig.insert(&q, Insert { request: Some(key(id, fingerprint)), ..insert(tasks(numbers)) })
     };
     let calls =
-        vec![with(0..1, "x", 1), with(1..3, "y", 1), with(5..6, "x", 2), with(1..3, "y", 1), with(3..4, "z", 1)];
+        vec![with(1..2, "x", 1), with(2..4, "y", 1), with(5..6, "x", 2), with(2..4, "y", 1), with(4..5, "z", 1)];
     let answers = together(calls).await;
     let ids = |at: usize| answers[at].as_ref().unwrap().ids.clone();
     assert!(matches!(answers[2], Err(StoreError::RequestIdReused)));
     assert_eq!((ids(1), ids(1).len()), (ids(3), 2));
     let replayed = [0, 1, 3, 4].map(|at| answers[at].as_ref().unwrap().replayed);
     assert_eq!(replayed, [false, false, true, false]);
-    assert_eq!(rig.drain(&q).await, [0, 1, 2, 3]);
+    assert_eq!(rig.drain(&q).await, [0, 1, 2, 3, 4]);
     // Those that were done in one script are remembered one by one.
-    assert!(with(3..4, "z", 1).await.unwrap().replayed);
+    assert!(with(4..5, "z", 1).await.unwrap().replayed);
 }
 
 /// Pops in one script have each their own acks, tokens and size; the acks come first.

@@ -52,8 +52,8 @@ pub(super) fn sixteen(value: &Value) -> Result<[u8; 16], StoreError> {
     bytes(value)?.try_into().map_err(|_| unreadable())
 }
 
-/// The tokens of a run.
-pub(super) fn tokens_of_run(run: &[u8]) -> impl Iterator<Item = Token> {
+/// The tokens under a stem, which their positions follow.
+pub(super) fn tokens_under_stem(run: &[u8]) -> impl Iterator<Item = Token> {
     let (stem, positions) = run.split_at(run.len().min(STEM_BYTES));
     positions.as_chunks::<2>().0.iter().map(|position| {
         let mut token = [0; 16];
@@ -191,7 +191,7 @@ fn deliveries(value: Value, pop: &Pop, deadline: Millis, now: Millis) -> Result<
         ids => [bytes(ids)?, &[], &[], &[]],
     };
     let (ids, tries, deadlines) = (ids.as_chunks::<16>().0, tries.as_chunks::<8>().0, deadlines.as_chunks::<8>().0);
-    let held: Vec<Token> = tokens_of_run(run).collect();
+    let held: Vec<Token> = tokens_under_stem(run).collect();
     let one = |(at, (id, envelope)): (usize, (&[u8; 16], Value))| {
         let (envelope, inserted_at) = split_envelope(envelope)?;
         let tries = tries.get(at).map_or(0, |tries| u64::from_be_bytes(*tries));

@@ -21,7 +21,7 @@ use bb8_redis::redis::{self, Client, FromRedisValue, IntoConnectionInfo, Value, 
 use futures_util::{StreamExt, future};
 
 use self::{
-    answer::{PopAnswer, from_value, outcomes, sixteen, tokens_of_run, unreadable},
+    answer::{PopAnswer, from_value, outcomes, sixteen, tokens_under_stem, unreadable},
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
     keys::{Keys, REGISTRY_PARTS},
     link::{Link, Presence, Probe, Standing},
@@ -243,12 +243,7 @@ impl RedisStore {
     ) -> Result<Produced, StoreError> {
         let mut call = self.call(&script::PRODUCE, queue);
         call = call.arg(&produce.producer).arg(produce.waiting_here).arg(PRODUCER_ANSWERS);
-        for NumberedInsert { number, fingerprint, tasks } in inserts {
-            call = call.arg(&number.to_be_bytes()).arg(&fingerprint.0).arg(tasks.len());
-            for task in tasks {
-                call = call.arg(&task.id.0).arg(task.envelope.as_ref());
-            }
-        }
+        call = script::produce(call, inserts.iter());
         let tasks = inserts.iter().flat_map(|insert| &insert.tasks);
         let load = Load::new(tasks.clone().count(), tasks.map(|task| task.envelope.len()).sum());
         let lane = Lane::Ordinary(Some(queue.clone()));
@@ -339,7 +334,7 @@ impl RedisStore {
             for batch in part.chunks_exact(2) {
                 let (first, run): (u64, Vec<u8>) = (from_value(&batch[0])?, from_value(&batch[1])?);
                 let order = |token: &Token| first + u64::from(u16::from_be_bytes([token.0[14], token.0[15]]));
-                found.extend(tokens_of_run(&run).map(|token| (order(&token), token)));
+                found.extend(tokens_under_stem(&run).map(|token| (order(&token), token)));
             }
             since = Some(at);
             if next == "0" {

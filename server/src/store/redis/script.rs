@@ -8,7 +8,7 @@ use bb8_redis::redis::{
 };
 
 use super::{ANNOUNCED_FOR, gather::PopCall};
-use crate::store::{Attempt, Insert, PopRequest, RECLAIM_STEP, Token, hex};
+use crate::store::{Attempt, Insert, NewTask, NumberedInsert, PopRequest, RECLAIM_STEP, Token, hex};
 
 const COMMON: &str = include_str!("../../../lua/common.lua");
 
@@ -49,17 +49,29 @@ pub(super) const STEM_BYTES: usize = 14;
 
 /// As `insert.lua` has it.
 pub(super) fn insert<'a>(mut call: Call, inserts: impl Iterator<Item = &'a Insert> + Clone) -> Call {
-    call = call.arg(inserts.clone().count());
-    for Insert { tasks, waiting_here, request } in inserts.clone() {
-        call = call.arg(tasks.len()).arg(waiting_here);
-        call = match request {
-            Some(request) => call.arg(&request.id).arg(&request.fingerprint.0),
-            None => call.arg("").arg(""),
-        };
+    // They are the same pops, whichever insert tells of them.
+    call = call.arg(inserts.clone().map(|insert| insert.waiting_here).max().unwrap_or(0));
+    call = call.arg(inserts.clone().flat_map(|insert| count(&insert.tasks)).collect::<Vec<u8>>());
+    let requests = inserts.clone().zip(1_usize..).filter_map(|(insert, at)| Some((at, insert.request.as_ref()?)));
+    call = call.arg(requests.clone().count());
+    call = requests.fold(call, |call, (at, request)| call.arg(at).arg(&request.id).arg(&request.fingerprint.0));
+    call.tasks(inserts.flat_map(|insert| &insert.tasks))
+}
+
+/// As `produce.lua` has it.
+pub(super) fn produce<'a>(call: Call, inserts: impl Iterator<Item = &'a NumberedInsert> + Clone) -> Call {
+    let mut heads = Vec::new();
+    for NumberedInsert { number, fingerprint, tasks } in inserts.clone() {
+        heads.extend(number.to_be_bytes());
+        heads.extend(fingerprint.0);
+        heads.extend(count(tasks));
     }
-    let tasks = inserts.flat_map(|insert| &insert.tasks);
-    call = tasks.clone().fold(call, |call, task| call.arg(&task.id.0));
-    tasks.fold(call, |call, task| call.arg(task.envelope.as_ref()))
+    call.arg(heads).tasks(inserts.flat_map(|insert| &insert.tasks))
+}
+
+/// How many there are; an insert has at most a thousand.
+fn count(tasks: &[NewTask]) -> [u8; 2] {
+    u16::try_from(tasks.len()).unwrap_or(u16::MAX).to_be_bytes()
 }
 
 /// As `pop.lua` has it. Of several pops, the first tells what they have in common.
@@ -91,6 +103,12 @@ pub(super) fn pop<'a>(mut call: Call, pops: impl Iterator<Item = &'a PopCall> + 
 /// A try, as the scripts keep it.
 pub(super) fn holder(attempt: Option<Attempt>) -> String {
     attempt.map_or_else(|| "-".to_owned(), |attempt| hex(&attempt.0))
+}
+
+/// Whether a position is the next one behind a range.
+fn follows(first: [u8; 2], length: u8, position: [u8; 2]) -> bool {
+    let next = u16::from_be_bytes(first).checked_add(length.into());
+    length < u8::MAX && next == Some(u16::from_be_bytes(position))
 }
 
 /// A script, and the hash under which Redis knows it once it has run.
@@ -125,17 +143,27 @@ impl Call {
         self
     }
 
-    /// In runs: a stem, and the positions of the tokens under it that follow each other.
+    /// The ids of all, one behind the other, in one argument, then their envelopes.
+    fn tasks<'a>(self, tasks: impl Iterator<Item = &'a NewTask> + Clone) -> Self {
+        let call = self.arg(tasks.clone().flat_map(|task| task.id.0).collect::<Vec<u8>>());
+        tasks.fold(call, |call, task| call.arg(task.envelope.as_ref()))
+    }
+
+    /// In runs: a stem, and of the tokens under it that follow each other the ranges of positions, as `common.lua` has them.
     pub(super) fn tokens<'a>(mut self, tokens: impl IntoIterator<Item = &'a Token>) -> Self {
         let mut run: Vec<u8> = Vec::new();
-        for Token(token) in tokens {
-            if run.get(..STEM_BYTES) == Some(&token[..STEM_BYTES]) {
-                run.extend_from_slice(&token[STEM_BYTES..]);
-            } else {
+        for Token([stem @ .., high, low]) in tokens {
+            let position = [*high, *low];
+            if run.get(..STEM_BYTES) != Some(stem.as_slice()) {
                 if !run.is_empty() {
                     self.command.arg(&run);
                 }
-                run = token.to_vec();
+                run.clear();
+                run.extend_from_slice(stem);
+            }
+            match run.get_mut(STEM_BYTES..) {
+                Some([.., first, second, length]) if follows([*first, *second], *length, position) => *length += 1,
+                _ => run.extend([*high, *low, 1]),
             }
         }
         if !run.is_empty() {
