@@ -149,14 +149,15 @@ fn scripts_have_headers() {
     }
 }
 
-/// No test sleeps to wait for something. What may: what asks again and again, callers that pause before they repeat a call
+/// No test sleeps to wait for something. What may: what asks again and again, callers at a pace or that pause before they repeat a call
 /// or take a time to work, and faults at moments that chance chooses.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 15] = [
+    const MAY: [&str; 16] = [
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
+        "tests/bench/load.rs",
         "tests/faults/load.rs",
         "tests/faults/store_faults.rs",
         "tests/histories/disk.rs",

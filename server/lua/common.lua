@@ -34,9 +34,9 @@ local function first_free()
   redis.call('DEL', SPARE)
 end
 
--- A memory, 'acked' (stem -> ranges, of each the first and last position, a byte each) or 'requests', has two generations, hashes. One takes entries for the
--- window, or until it has half of all; then the older is dropped and a new one begins. It is seen until twice the window
--- after it began.
+-- A memory, 'acked' (stem -> ranges, of each the first and last position, a byte each) or 'requests', has two
+-- generations, hashes. One takes entries for the window, or until it has half of all; then the older is dropped and a new one
+-- begins. It is seen until twice the window after it began.
 local function memory(kind)
   local at = redis.call('HMGET', META, kind .. ':at', kind .. ':0', kind .. ':1', kind .. ':from')
   local began = { [0] = tonumber(at[2] or '0'), [1] = tonumber(at[3] or '0') }

@@ -212,9 +212,9 @@ local function write_ends()
   end
 end
 
--- Whether the memory's ranges have a position.
+-- Whether the memory's ranges have a position. No batch has one that needs more than a byte.
 local function is_among(ranges, position)
-  for at = 1, #ranges, 2 do
+  for at = 1, position < 256 and #ranges - 1 or 0, 2 do
     local first, last = byte(ranges, at, at + 1)
     if first <= position and position <= last then
       return true
@@ -250,6 +250,19 @@ local function outcomes_of_others(runs, outcomes)
   return outcomes
 end
 
+-- Ranges, and others; where one of those follows the last before it, they become one.
+local function with_ranges(ranges, others)
+  for at = 1, #others, 2 do
+    local first, last = byte(others, at, at + 1)
+    if #ranges > 0 and byte(ranges, -1) + 1 == first then
+      ranges = sub(ranges, 1, -2) .. string.char(last)
+    else
+      ranges = ranges .. string.char(first, last)
+    end
+  end
+  return ranges
+end
+
 -- Remembers acks: `fields` has them of batches that had none before, stem and ranges in turn; `more` has those of others.
 local function remember_acks(fields, more, entered)
   local key, is_new = open_generation('acked', entered)
@@ -262,7 +275,7 @@ local function remember_acks(fields, more, entered)
   end
   for i, batch in ipairs(more) do
     fields[#fields + 1] = batch.key
-    fields[#fields + 1] = (known[i] or '') .. batch.acked
+    fields[#fields + 1] = with_ranges(known[i] or '', batch.acked)
   end
   redis.call('HSET', key, unpack(fields))
   if is_new then

@@ -121,19 +121,28 @@ for i = 1, calls do
   total = total + (answers[i] and 0 or most[i])
 end
 
+-- Envelopes are read one for each call at first, then as many more as there may be room for if they are no smaller than
+-- those so far, and at most eight times as many each time, so that of large ones few are read in vain.
+local ids, envelopes, taken, read, before, step, size = {}, nil, 0, 0, 0, calls, 0
+local function read_more()
+  if read > 0 then
+    step = math.max(1, math.min(8 * step, math.ceil(calls * max_bytes * read / math.max(size, 1)) - read))
+  end
+  before, read = read, math.min(read + step, #ids)
+  envelopes = redis.call('HMGET', TASKS, unpack(ids, before + 1, read))
+end
+
 -- The next task from the head. The id of a task that is gone may still be in the list; it is not counted as ready any more.
--- Envelopes are read a few at a time, then four times as many each time, so that of large ones few are read in vain.
-local ids, envelopes, taken, read, before, step = {}, nil, 0, 0, 0, math.max(calls, 4)
 local function next_task()
   while taken < #ids do
     if taken == read then
-      before, read = read, math.min(read + step, #ids)
-      step = 4 * step
-      envelopes = redis.call('HMGET', TASKS, unpack(ids, before + 1, read))
+      read_more()
     end
     taken = taken + 1
-    if envelopes[taken - before] then
-      return ids[taken], envelopes[taken - before]
+    local envelope = envelopes[taken - before]
+    if envelope then
+      size = size + #envelope
+      return ids[taken], envelope
     end
   end
 end

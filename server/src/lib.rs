@@ -35,7 +35,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
-    time::{Instant, interval, sleep, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout_at},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::{
@@ -223,6 +223,7 @@ impl Process {
             Ok::<_, io::Error>(Socket::new(stream, patience, cut_off.clone().cancelled_owned(), permit))
         });
         let mut first_timer = interval(FIRST_TIMER);
+        first_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ticking = AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 first_timer.tick().await;

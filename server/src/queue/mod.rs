@@ -46,6 +46,9 @@ use crate::store::{
 /// The envelopes in one message of a PopBatch have about this size at most, in bytes, unless a single one has more.
 const MESSAGE_BYTES: usize = 1 << 20;
 
+/// When the store has too much to do, a pop that waits looks again after this.
+const OVERLOADED_FOR: Duration = Duration::from_millis(100);
+
 /// How long before its caller's deadline a waiting pop answers, at most; at least a quarter of what it has.
 const ANSWER_BEFORE_DEADLINE: Duration = Duration::from_millis(50);
 
@@ -229,8 +232,16 @@ impl Queues {
                 () = sleep_until(until) => break,
                 () = self.stopping.cancelled() => break,
             }
-            let acks = found.acks;
-            found = Found { acks, ..self.pop_once(plan, Vec::new(), true).await? };
+            match self.pop_once(plan, Vec::new(), true).await {
+                Ok(next) => found = Found { acks: found.acks, ..next },
+                // It waits anyway.
+                Err(Error::Store(StoreError::Overloaded(_))) => {
+                    self.waits.look_at(&plan.queue, Instant::now() + OVERLOADED_FOR);
+                }
+                // The acks were done.
+                Err(Error::Store(error)) if !found.acks.is_empty() => return Err(error.after_others().into()),
+                Err(error) => return Err(error),
+            }
         }
         Ok(found)
     }

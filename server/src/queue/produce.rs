@@ -17,7 +17,7 @@ use md5::{Digest, Md5};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{Error, Invalid, NewTask, Queues, limits, uncancelled::uncancelled};
+use super::{Error, Invalid, NewTask, Queues, limits, uncancelled::in_background};
 use crate::store::{
     Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Produce, QueueName, RECLAIM_STEP, TaskId,
 };
@@ -307,7 +307,8 @@ impl Queues {
         let inserts = checked.into_iter().map(number).collect();
         let produce = Produce { producer, inserts, waiting_here: self.waits.waiting(&queue) };
         let this = self.clone();
-        uncancelled(&self.background, async move {
+        // A stream whose client does not read is not asked for what it has to say; those who wait are woken all the same.
+        in_background(&self.background, async move {
             let (inserted, refused) = match this.store.produce(&queue, produce).await {
                 Ok(produced) => (produced.inserted, produced.refused),
                 Err(error) => (Vec::new(), Some(error)),

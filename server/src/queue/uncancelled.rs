@@ -1,4 +1,4 @@
-//! Work that goes on when its caller leaves. It becomes a task of its own then, and not before: most callers stay.
+//! Work that goes on when its caller leaves.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -14,14 +14,28 @@ use super::Error;
 
 type Caught<F> = CatchUnwind<AssertUnwindSafe<F>>;
 
-/// Answers a panic of the work as a bug. `background` is what must end before the process does.
+/// Runs work as a task of its own, which goes on too while nobody asks for its answer.
+pub(super) async fn in_background<T: Send + 'static>(
+    background: &TaskTracker,
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    background.spawn(work).await.unwrap_or_else(|_| Err(panicked()))
+}
+
+fn panicked() -> Error {
+    Error::Bug("a step of a call panicked; standard error has the place".to_owned())
+}
+
+/// Runs work that becomes a task of its own when its caller leaves, and not before: most callers stay. Only for callers who ask
+/// for the answer whenever they are woken, or what is to be done behind the store's step stays undone.
+///
+/// A panic of the work is answered as a bug. `background` is what must end before the process does.
 pub(super) async fn uncancelled<T: Send + 'static>(
     background: &TaskTracker,
     work: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     let work = Some(Box::pin(AssertUnwindSafe(work).catch_unwind()));
-    let panicked = |_| Error::Bug("a step of a call panicked; standard error has the place".to_owned());
-    Uncancelled { work, undecided: background.token() }.await.map_err(panicked)?
+    Uncancelled { work, undecided: background.token() }.await.map_err(|_| panicked())?
 }
 
 struct Uncancelled<F: Future<Output: Send> + Send + 'static> {
@@ -78,6 +92,20 @@ mod tests {
         go.send(()).unwrap();
         background.wait().await;
         is_done.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn work_in_the_background_goes_on_when_nobody_asks_for_its_answer() {
+        let background = TaskTracker::new();
+        let (done, is_done) = oneshot::channel();
+        let mut call = Box::pin(in_background(&background, async move {
+            tokio::task::yield_now().await;
+            done.send(()).unwrap();
+            Ok(())
+        }));
+        assert!(poll!(&mut call).is_pending());
+        is_done.await.unwrap();
+        assert!(matches!(call.await, Ok(())));
     }
 
     #[tokio::test]

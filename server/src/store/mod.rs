@@ -473,7 +473,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Of a call of several steps, of which some were done before this one was not.
-    fn after_others(self) -> Self {
+    pub(crate) fn after_others(self) -> Self {
         match self {
             Self::Unavailable { message, .. } | Self::Overloaded(message) => {
                 Self::Unavailable { message, did_not_run: false }

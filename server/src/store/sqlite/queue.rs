@@ -4,7 +4,7 @@
 //! The store in memory says what each step means. What differs is only where things are: values stay in the file.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -45,10 +45,10 @@ pub(super) struct Turn<'e> {
 /// passed over until the next start. One that is found ends the transaction, as SQLite writes nothing more in it; so what
 /// is known of them outlives the index.
 #[derive(Default)]
-pub(super) struct Unreadable(Mutex<HashSet<i64>>);
+pub(super) struct Unreadable(Mutex<BTreeSet<i64>>);
 
 impl Unreadable {
-    fn tasks(&self) -> MutexGuard<'_, HashSet<i64>> {
+    fn tasks(&self) -> MutexGuard<'_, BTreeSet<i64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -62,11 +62,10 @@ impl Turn<'_> {
     /// Of tasks whose keys follow each other the first ones, up to so many bytes; none if the first cannot be read.
     fn read_run(&self, first: i64, mut last: i64, max_bytes: usize) -> Sql<Vec<StoredTask>> {
         let mut unreadable = self.unreadable.tasks();
-        if !unreadable.is_empty() {
-            last = first;
-            if unreadable.contains(&first) {
-                return Ok(Vec::new());
-            }
+        match unreadable.range(first..=last).next() {
+            Some(task) if *task == first => return Ok(Vec::new()),
+            Some(task) => last = task - 1,
+            None => {}
         }
         let mut found = Vec::new();
         match self.tables.tasks(first, last, max_bytes, &mut found) {

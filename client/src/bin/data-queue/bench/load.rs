@@ -344,14 +344,24 @@ async fn pop_batch(part: &Part, client: Queues) -> Result<(), Stop> {
             async move { client.pop_batch(Request::new(request)).await }
         };
         let mut answer = load.taken("PopBatch", pop_batch).await?;
-        let failed = |status| load.failed("PopBatch", status);
-        let (mut held, mut came) = (Vec::new(), false);
+        let (mut held, mut came, mut is_refused) = (Vec::new(), false, false);
         loop {
             let message = tokio::select! {
                 message = timeout(CALL_DEADLINE, answer.message()) => message,
                 () = load.settled() => return Ok(()),
             };
-            let message = message.map_err(|_| load.silent("PopBatch"))?.map_err(failed)?;
+            let message = match message.map_err(|_| load.silent("PopBatch"))? {
+                Ok(message) => message,
+                // It leased nothing more; what came before stands.
+                Err(status) => {
+                    let pause = overloaded_for(&status).ok_or_else(|| load.failed("PopBatch", status))?;
+                    // It leased nothing more; what came before stands.
+                    load.overloaded.fetch_add(1, Ordering::Relaxed);
+                    sleep(pause).await;
+                    is_refused = true;
+                    break;
+                }
+            };
             let Some(message) = message else { break };
             came |= !message.tasks.is_empty();
             held.extend(message.tasks.into_iter().filter_map(|task| part.delivered(task)));
@@ -363,7 +373,7 @@ async fn pop_batch(part: &Part, client: Queues) -> Result<(), Stop> {
             part.meters.record(Op::Pop, start);
         }
         ack(part, &client, held).await?;
-        if last && !came {
+        if last && !came && !is_refused {
             break;
         }
     }
