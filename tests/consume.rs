@@ -238,6 +238,23 @@ on_every_store! {
         assert_eq!(second.ack("", &[task, other].concat()).await, [Outcome::Applied; 2]);
     }
 
+    /// What the old stream acks is done, and answered before it is told that its session has gone.
+    async fn acks_on_a_stream_that_was_taken_over_are_answered(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let queue = unique_queue("late-ack");
+        fill(&mut client, &queue, 2).await;
+        let mut first = Consumer::open(&mut client.clone(), with_session(&queue, 1, 9)).await;
+        let task = first.take(1).await;
+        let mut second = Consumer::open(&mut client.clone(), with_session(&queue, 1, 9)).await;
+        second.read().await.unwrap();
+        first.say(ack("", &task)).await;
+        let status = first.end().await.unwrap_err();
+        assert_eq!((status.code(), status.reason().as_deref()), (Code::Aborted, Some("SESSION_TAKEN_OVER")));
+        assert_eq!(outcomes(&first.answers[0].outcomes), [Outcome::Applied]);
+        assert_eq!(outcomes(&second.heartbeat(&task, GRACE).await.outcomes), [Outcome::AlreadyAcked]);
+    }
+
     /// A client that says no more gets its answers and the end; what it still holds is its own for the grace.
     async fn half_close(backend) {
         let server = backend.start(&[]).await;
@@ -286,6 +303,19 @@ on_every_store! {
             }
             stream.ack(&task[0].queue.clone(), &task).await;
         }
+    }
+
+    /// What a client may hold is shared by weight too: no queue fills all of it.
+    async fn room_is_shared_by_weight(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let names = [unique_queue("heavy"), unique_queue("light")];
+        fill(&mut client, &names[0], 100).await;
+        fill(&mut client, &names[1], 100).await;
+        let queues = names.iter().zip([3, 1]).map(|(name, weight)| ConsumeQueue { name: name.clone(), weight });
+        let mut stream = Consumer::open(&mut client.clone(), ConsumeOpen { queues: queues.collect(), ..open("", 20) }).await;
+        let tasks = stream.take(20).await;
+        assert_eq!(tasks.iter().filter(|task| task.queue == names[0]).count(), 15);
     }
 
     /// G12: a token that is named with another queue of the stream is none of it: its task stays with the client, and counts.
@@ -352,14 +382,14 @@ on_every_store! {
         let good = || open(&queue, 1);
         let named = |name: &str, weight| ConsumeQueue { name: name.to_owned(), weight };
         let first = [
-            ("request", Request::MaxOutstanding(1)),
-            ("request", ack(&queue, &[])),
+            ("open", Request::MaxOutstanding(1)),
+            ("open", ack(&queue, &[])),
             ("open.queues", Request::Open(ConsumeOpen { queues: Vec::new(), ..good() })),
             ("open.queues", Request::Open(ConsumeOpen { queues: (0..65).map(|n| named(&n.to_string(), 1)).collect(), ..good() })),
             ("open.queues[1].name", Request::Open(ConsumeOpen { queues: vec![named("a", 1), named("a", 1)], ..good() })),
             ("open.queues[0].weight", Request::Open(ConsumeOpen { queues: vec![named("a", 101)], ..good() })),
-            ("max_outstanding", Request::Open(open(&queue, 0))),
-            ("max_outstanding", Request::Open(open(&queue, 10_001))),
+            ("open.max_outstanding", Request::Open(open(&queue, 0))),
+            ("open.max_outstanding", Request::Open(open(&queue, 10_001))),
             ("open.session", Request::Open(ConsumeOpen { session: vec![1; 15].into(), ..good() })),
             ("open.max_hold", Request::Open(ConsumeOpen { max_hold: Some(proto(Duration::from_secs(43_201))), ..good() })),
         ];
@@ -393,6 +423,11 @@ on_every_store! {
         }
         let mut stream = Consumer::begin(&mut client.clone(), data_queue_proto::v1::ConsumeRequest { request: None }).await;
         assert_eq!(stream.end().await.unwrap_err().reason().as_deref(), Some("CONSUME_INVALID"));
+        let nothing = match client.consume(tokio_stream::empty()).await {
+            Ok(stream) => stream.into_inner().message().await,
+            Err(status) => Err(status),
+        };
+        Refusal::invalid("CONSUME_INVALID", "open").check("no message", nothing);
         assert_eq!(five(&mut client, &queue).await, [2, 0, 0, 2, 0]);
     }
 }

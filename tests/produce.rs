@@ -232,12 +232,12 @@ on_every_store! {
         let server = backend.start(&["--max-value", "1000"]).await;
         let mut client = server.client().await;
         for (case, tasks, reason, field) in [
-            ("no task", vec![], reason::BATCH_EMPTY, "tasks"),
-            ("1,001 tasks", vec![json("1"); 1_001], reason::BATCH_TOO_LARGE, "tasks"),
-            ("no value", vec![json("1"), NewTask::default()], reason::VALUE_MISSING, "tasks[1].value"),
-            ("a large value", vec![data(vec![0; 1_001])], reason::VALUE_TOO_LARGE, "tasks[0].data"),
-            ("no JSON", vec![json("{")], reason::JSON_INVALID, "tasks[0].json"),
-            ("a header without a key", vec![NewTask { headers: [(String::new(), String::new())].into(), ..json("1") }], reason::HEADERS_INVALID, "tasks[0].headers"),
+            ("no task", vec![], reason::BATCH_EMPTY, "insert.tasks"),
+            ("1,001 tasks", vec![json("1"); 1_001], reason::BATCH_TOO_LARGE, "insert.tasks"),
+            ("no value", vec![json("1"), NewTask::default()], reason::VALUE_MISSING, "insert.tasks[1].value"),
+            ("a large value", vec![data(vec![0; 1_001])], reason::VALUE_TOO_LARGE, "insert.tasks[0].data"),
+            ("no JSON", vec![json("{")], reason::JSON_INVALID, "insert.tasks[0].json"),
+            ("a header without a key", vec![NewTask { headers: [(String::new(), String::new())].into(), ..json("1") }], reason::HEADERS_INVALID, "insert.tasks[0].headers"),
         ] {
             let queue = unique_queue("produce");
             let mut stream = Producing::open(&mut client, &queue, "p").await;

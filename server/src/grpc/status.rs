@@ -55,7 +55,8 @@ impl From<Error> for Status {
                 with_number(&status, number)
             }
             Error::Store(StoreError::NumberForgotten) => {
-                let message = "is not greater than the producer's last one, and too old to be known";
+                let message =
+                    "is not greater than the producer's last one, and was not used, or is too old to be known";
                 Error::Invalid(Invalid::new("insert.number", reason::PRODUCE_INVALID, message)).into()
             }
             Error::Store(StoreError::Broken(cause)) | Error::Bug(cause) => bug(&cause),

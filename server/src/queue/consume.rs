@@ -166,12 +166,13 @@ impl Queues {
         let opened = tokio::select! {
             first = calls.next() => match first {
                 Some(Ok(ConsumeCall::Open(open))) => open::check(open, &self.limits)?,
-                Some(Ok(_)) => return Err(open::misplaced("the first message must be `open`").into()),
-                Some(Err(Unread::Broken)) | None => return Err(Ended::Broken),
+                Some(Ok(_)) => return Err(open::misplaced("must be the first message").into()),
+                Some(Err(Unread::Broken)) => return Err(Ended::Broken),
+                None => return Err(open::misplaced("is missing: the stream has ended").into()),
                 Some(Err(Unread::Refused(error))) => return Err(Ended::Refused(error)),
             },
             () = sleep(OPEN_WITHIN) => {
-                let late = format!("no `open` came within {} s", OPEN_WITHIN.as_secs());
+                let late = format!("did not come within {} s; it must be the first message", OPEN_WITHIN.as_secs());
                 return Err(open::misplaced(&late).into());
             }
             () = outlet.gone() => return Err(Ended::Broken),
@@ -408,13 +409,16 @@ impl<O: Outlet> Session<O> {
         match self.understand(call) {
             Ok(Some(request)) => self.asked.push(request),
             Ok(None) => {}
-            Err(error) => {
-                self.refuses = true;
-                self.lanes.stand_up();
-                self.asked.push(Request::Refused(error));
-            }
+            Err(error) => self.refuse(error),
         }
         Ok(())
+    }
+
+    /// The stream ends with this when all that was asked before is answered.
+    fn refuse(&mut self, error: Error) {
+        self.refuses = true;
+        self.lanes.stand_up();
+        self.asked.push(Request::Refused(error));
     }
 
     fn understand(&mut self, call: ConsumeCall) -> Result<Option<Request>, Error> {
@@ -429,17 +433,16 @@ impl<O: Outlet> Session<O> {
             }
             ConsumeCall::Heartbeat(tokens, lease) => {
                 let (lane, tokens) = self.tokens("heartbeat.lease_tokens", &tokens)?;
-                let lease = lease.map_or(Ok(self.lease), |lease| self.queues.limits.lease(Some(lease)))?;
+                let lease = lease.map_or(Ok(self.lease), |lease| self.queues.limits.lease(Some(lease)));
+                let lease = lease.map_err(|invalid| invalid.within("heartbeat"))?;
                 Request::Heartbeat(lane, tokens, lease)
             }
             ConsumeCall::MaxOutstanding(max) => {
-                self.max_outstanding = open::max_outstanding(max, 0)?;
+                self.max_outstanding = open::max_outstanding("max_outstanding", max, 0)?;
                 return Ok(None);
             }
-            ConsumeCall::Open(_) => return Err(open::misplaced("the stream is open already")),
-            ConsumeCall::Unknown => {
-                return Err(open::misplaced("a message has none of the fields that this server knows"));
-            }
+            ConsumeCall::Open(_) => return Err(open::misplaced("is only for the first message")),
+            ConsumeCall::Unknown => return Err(open::unknown()),
         }))
     }
 
@@ -514,7 +517,8 @@ impl<O: Outlet> Session<O> {
 
     /// Acks and pops. What was popped is sent, or waits in the message for the answers to the acks.
     async fn pop(&mut self, at: usize, acks: Vec<Token>) -> Result<Vec<Outcome>, Error> {
-        let max_tasks = (self.max_outstanding - self.held.len()).min(RECLAIM_STEP);
+        let room = self.max_outstanding - self.held.len();
+        let max_tasks = self.lanes.share(at, room).min(RECLAIM_STEP);
         let sends_at_once = acks.is_empty();
         let (queue, stem) = (self.lanes.queue(at).clone(), Stem::mint()?);
         let pop = Pop {
@@ -542,7 +546,8 @@ impl<O: Outlet> Session<O> {
         if popped.taken_over {
             // Whatever it was woken for is for others.
             self.queues.waits.wake(&queue, usize::try_from(popped.reclaimed).unwrap_or(usize::MAX).max(1));
-            return Err(Error::SessionTakenOver);
+            self.refuse(Error::SessionTakenOver);
+            return Ok(popped.acks);
         }
         if popped.reclaimed > 0 && popped.ready > 0 {
             self.queues.waits.wake(&queue, usize::try_from(popped.ready).unwrap_or(usize::MAX));

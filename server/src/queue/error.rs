@@ -39,6 +39,14 @@ impl From<getrandom::Error> for Error {
 }
 
 impl Error {
+    /// The field is within this one.
+    pub(super) fn within(self, field: &str) -> Self {
+        match self {
+            Self::Invalid(invalid) => Self::Invalid(invalid.within(field)),
+            other => other,
+        }
+    }
+
     /// It is about the insert of this number.
     pub(super) fn at(self, number: u64) -> Self {
         Self::Numbered { number, error: Box::new(self) }
@@ -62,6 +70,12 @@ pub struct Invalid {
 impl Invalid {
     pub(crate) fn new(field: impl Into<String>, reason: &'static str, message: impl Into<String>) -> Box<Self> {
         Box::new(Self { field: field.into(), reason, message: message.into(), metadata: BTreeMap::new() })
+    }
+
+    /// The field is within this one.
+    pub(super) fn within(mut self: Box<Self>, field: &str) -> Box<Self> {
+        self.field = format!("{field}.{}", self.field);
+        self
     }
 
     pub(crate) fn with_limit(mut self: Box<Self>, limit: impl ToString) -> Box<Self> {

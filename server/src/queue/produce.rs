@@ -196,10 +196,7 @@ where
         let ProduceMessage::Open { queue, producer } = first else {
             return Err(invalid("must be the first message").into());
         };
-        let queue = limits::queue(&queue).map_err(|mut invalid| {
-            invalid.field = format!("open.{}", invalid.field);
-            invalid
-        })?;
+        let queue = limits::queue(&queue).map_err(|invalid| invalid.within("open"))?;
         if !(1..=MAX_PRODUCER_ID).contains(&producer.len()) {
             let message = format!("has {} bytes; 1 to {MAX_PRODUCER_ID} are allowed", producer.len());
             let invalid = Invalid::new("open.producer_id", reason::PRODUCE_INVALID, message);
@@ -282,7 +279,7 @@ where
             return Err(Error::from(invalid("insert.number", &message)).at(number).into());
         }
         self.last = number;
-        let envelopes = self.queues.envelopes(tasks).map_err(|error| error.at(number))?;
+        let envelopes = self.queues.envelopes(tasks).map_err(|error| error.within("insert").at(number))?;
         Ok(Checked { number, envelopes })
     }
 }

@@ -464,7 +464,7 @@ pub enum StoreError {
     #[error("the request id was used before, with other content")]
     RequestIdReused,
     /// The number is one of the producer's past, and its answer is not remembered any more. Nothing was done.
-    #[error("the number is not greater than the producer's last one, and too old to be known")]
+    #[error("the number is not greater than the producer's last one, and was not used, or is too old to be known")]
     NumberForgotten,
     /// The store's data or answer cannot be read: a bug, or another program's data.
     #[error("{0}")]

@@ -128,7 +128,7 @@ Result:
   a delivery from the start of the task's insert to its receipt. Percentiles are exact to three
   digits. Pops that found nothing do not count.
 
-  -o json writes one object; times are in microseconds (_us) or seconds:
+  -o json writes one object, unless the run breaks off; times are in microseconds (_us) or seconds:
     server       version, store, survives_note: as the server tells them; null if it does not
     address, queue, what, mode, callers, connections, threads, size_bytes, batch, window,
     lease_seconds

@@ -190,7 +190,12 @@ impl Run<'_> {
 
     fn phase(&self, name: &'static str, part: &Part, pace: &Pace, tasks: u64) -> Phase {
         let planned = self.options.count.map(|count| count.div_ceil(u64::from(part.batch)));
-        let schedule = self.options.rate.and_then(|rate| Some((rate, pace.kept(planned)?)));
+        let mut kept = pace.kept(planned);
+        // What was not begun then is nobody's fault.
+        if let Some(kept) = kept.as_mut().filter(|_| *self.interrupted.borrow()) {
+            kept.not_begun = 0;
+        }
+        let schedule = self.options.rate.zip(kept);
         Phase { name, length: part.meters.length(pace.started()), tasks, schedule, times: part.meters.times() }
     }
 }

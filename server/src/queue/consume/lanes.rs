@@ -71,6 +71,14 @@ impl Lanes {
         waiting.min_by_key(|(_, lane)| lane.moved).map(|(at, _)| at)
     }
 
+    /// How much of the room is for a queue, of those that may have tasks.
+    pub(super) fn share(&self, at: usize, room: usize) -> usize {
+        let waiting = self.lanes.iter().enumerate().filter(|(other, lane)| *other == at || !lane.is_empty);
+        let all: u64 = waiting.map(|(_, lane)| lane.weight).sum();
+        let share = (room as u64 * self.lanes[at].weight).div_ceil(all);
+        usize::try_from(share).unwrap_or(room)
+    }
+
     pub(super) fn is_seated(&self, at: usize) -> bool {
         self.lanes[at].seat.is_some()
     }

@@ -33,8 +33,8 @@ pub(super) struct Opened {
 
 pub(super) fn check(open: ConsumeOpen, limits: &Limits) -> Result<Opened, Error> {
     let queues = queues(open.queues)?;
-    let lease = limits.lease(open.lease)?;
-    let max_outstanding = max_outstanding(open.max_outstanding, 1)?;
+    let lease = limits.lease(open.lease).map_err(|invalid| invalid.within("open"))?;
+    let max_outstanding = max_outstanding("open.max_outstanding", open.max_outstanding, 1)?;
     let max_hold = max_hold(open.max_hold)?;
     let session = match open.session.len() {
         0 => None,
@@ -69,11 +69,11 @@ fn queues(given: Vec<(String, u32)>) -> Result<Vec<(QueueName, u32)>, Error> {
     Ok(queues)
 }
 
-pub(super) fn max_outstanding(given: u32, min: u32) -> Result<usize, Error> {
+pub(super) fn max_outstanding(field: &str, given: u32, min: u32) -> Result<usize, Error> {
     if (min..=MAX_OUTSTANDING).contains(&given) {
         return Ok(given as usize);
     }
-    Err(refused("max_outstanding", format!("is {given}; {min} to {MAX_OUTSTANDING} are allowed")))
+    Err(refused(field, format!("is {given}; {min} to {MAX_OUTSTANDING} are allowed")))
 }
 
 fn max_hold(given: Option<Span>) -> Result<Duration, Error> {
@@ -84,9 +84,14 @@ fn max_hold(given: Option<Span>) -> Result<Duration, Error> {
     })
 }
 
-/// A message where it does not belong.
+/// The first message is not there, or no `open`, or there is a further one.
 pub(super) fn misplaced(message: &str) -> Error {
-    refused("request", message.to_owned())
+    refused("open", message.to_owned())
+}
+
+/// A message of a newer client, or an empty one.
+pub(super) fn unknown() -> Error {
+    refused("request", "has none of the fields that this server knows".to_owned())
 }
 
 /// Tokens of a queue that the stream does not consume.

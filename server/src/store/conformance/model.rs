@@ -346,7 +346,7 @@ const MET: &[&str] = &[
     "Produce: replayed",
     "Produce: known and new",
     "Produce: the request id was used before, with other content",
-    "Produce: the number is not greater than the producer's last one, and too old to be known",
+    "Produce: the number is not greater than the producer's last one, and was not used, or is too old to be known",
     "Again Produce",
     "Pop: Applied",
     "Pop: AlreadyAcked",

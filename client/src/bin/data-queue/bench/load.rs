@@ -175,8 +175,11 @@ impl Load {
                 "the server does not offer {call}: it is another version, take another --mode"
             ));
         }
-        let acked = self.counts().acked;
-        Stop::failed(format!("void: {call} failed with {acked} tasks acked: {}", explain(status)))
+        let (queue, inserted, acked) = (&self.queue, self.allotted(), self.counts().acked);
+        Stop::failed(format!(
+            "void: {call} failed: {}; of up to {inserted} tasks inserted into {queue}, {acked} were acked",
+            explain(status)
+        ))
     }
 
     pub(crate) fn silent(&self, call: &str) -> Stop {

@@ -207,8 +207,9 @@ fn write_phase(text: &mut String, phase: &Phase, shade: &Shade) -> fmt::Result {
             )?;
             writeln!(
                 text,
-                "          began late, up to {latest}, and {never} never; the server or --callers is too small"
+                "          began late, up to {latest}, and {never} never; the server, --callers or this machine"
             )?;
+            writeln!(text, "          is too small")?;
         }
     }
     for (op, times) in &phase.times {
