@@ -129,7 +129,9 @@ async fn offer(server: &Server, rate: f64, span: Duration, numbers: &AtomicU64) 
     let clock = thread::spawn(move || {
         for call in 0..calls {
             let begin = start + Duration::from_secs_f64(call as f64 / rate);
-            thread::sleep(begin.saturating_duration_since(Instant::now()));
+            while let Some(left) = begin.checked_duration_since(Instant::now()) {
+                thread::park_timeout(left);
+            }
             if clock.blocking_send(begin).is_err() {
                 break;
             }
