@@ -20,7 +20,7 @@ use crate::{
     echo,
     fault::Result,
     ledger::Ledger,
-    machine::micros,
+    machine::{self, micros},
     options::Options,
     ours::{self, CALLERS, Store, Used},
     picture::{Axis, Line, Panel, Picture},
@@ -78,7 +78,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
         }
     }
     report.note(format!(
-        "{NAME}: {SIZE} B, on one connection, at even intervals for {:.1} s, whether earlier calls are answered or not; timed from \
+        "{NAME}: {SIZE} B, the client on another core than the servers, if there is one, on one connection, at even intervals for {:.1} s, whether earlier calls are answered or not; timed from \
          when a call was meant to begin; drawn in {}",
         options.span().as_secs_f64(),
         path.display()
@@ -87,14 +87,24 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> Result<()> {
 }
 
 impl Found {
-    /// A fresh server: its capacity, then each share of it, and the proof that nothing was lost.
+    /// With the client on a core beside the servers': on theirs, the clock of so many calls a second would take from them what
+    /// is measured.
     async fn round(&mut self, options: &Options) -> Result<()> {
+        let round = self.round_beside(options).await;
+        machine::pin(options)?;
+        round
+    }
+
+    /// A fresh server: its capacity, then each share of it, and the proof that nothing was lost.
+    async fn round_beside(&mut self, options: &Options) -> Result<()> {
         let scratch = Scratch::new(options)?;
         let Some(store) = self.store else {
             let server = echo::start(&scratch.path().join("echo"))?;
+            machine::beside(options)?;
             return self.rates(options, &server).await.map(drop);
         };
         let used = Used::start(store, scratch.path()).await?;
+        machine::beside(options)?;
         let inserted = self.rates(options, &used.server).await?;
         let mut ledger = Ledger::new(SIZE);
         used.drain(inserted, &mut ledger).await?;
@@ -187,7 +197,7 @@ fn draw(options: &Options, report: &Report, found: &[Found]) -> Picture {
     };
     let mut foot = report.foot(&["data-queue-server", "redis-server"]);
     foot.push(format!(
-        "Insert of one task of {SIZE} B, timed from when a call was meant to begin; the capacity is what {CALLERS} callers reach that wait \
+        "Here the client is on the core beside that. Insert of one task of {SIZE} B, timed from when a call was meant to begin; the capacity is what {CALLERS} callers reach that wait \
          for each answer; the median of {} rounds.",
         rounds(options)
     ));

@@ -71,6 +71,12 @@ pub(crate) fn free() -> Result<()> {
     place(fs::read_to_string("/sys/devices/system/cpu/online")?.trim())
 }
 
+/// Puts this process on a core beside that of what it has started, if there is one.
+pub(crate) fn beside(options: &Options) -> Result<()> {
+    let core = if options.core == 0 { 1 } else { options.core - 1 };
+    place(&core.to_string()).or_else(|_| pin(options))
+}
+
 fn place(cores: &str) -> Result<()> {
     let output = Command::new("taskset").args(["-a", "-c", "-p", cores, &process::id().to_string()]).output()?;
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().into()) }
