@@ -81,18 +81,8 @@ impl ProducerBuilder {
         let (commands, inbox) = mpsc::channel(MAX_INSERTS as usize);
         let bytes = (self.bytes as usize).div_ceil(BYTES_PER_PERMIT) as u32;
         let unclaimed = Arc::default();
-        let worker = Worker {
-            grpc: self.grpc,
-            open: v1::ProduceOpen { queue: self.queue, producer_id: self.id? },
-            inbox: Some(inbox),
-            pending: VecDeque::new(),
-            flushes: VecDeque::new(),
-            next: 1,
-            backoff: Backoff::new(),
-            last_failure: None,
-            unclaimed: Arc::clone(&unclaimed),
-        };
-        runtime.spawn(worker.run());
+        let open = v1::ProduceOpen { queue: self.queue, producer_id: self.id? };
+        runtime.spawn(Worker::new(self.grpc, open, inbox, Arc::clone(&unclaimed)).run());
         let room = Arc::new(Semaphore::new(self.inserts as usize));
         let byte_room = Arc::new(Semaphore::new(bytes as usize));
         Ok(Producer { commands, room, byte_room, bytes, deadline: self.deadline.min(LONGEST), unclaimed })
@@ -297,6 +287,25 @@ struct Worker {
 }
 
 impl Worker {
+    fn new(
+        grpc: DataQueueClient<Channel>,
+        open: v1::ProduceOpen,
+        inbox: mpsc::Receiver<Command>,
+        unclaimed: Arc<Unclaimed>,
+    ) -> Self {
+        Self {
+            grpc,
+            open,
+            inbox: Some(inbox),
+            pending: VecDeque::new(),
+            flushes: VecDeque::new(),
+            next: 1,
+            backoff: Backoff::new(),
+            last_failure: None,
+            unclaimed,
+        }
+    }
+
     async fn run(mut self) {
         let mut connection: Option<Connection> = None;
         let mut pause_until: Option<Instant> = None;
@@ -517,17 +526,8 @@ mod tests {
 
     fn worker() -> Worker {
         let (_, inbox) = mpsc::channel(1);
-        Worker {
-            grpc: DataQueueClient::new(Endpoint::from_static("http://127.0.0.1:1").connect_lazy()),
-            open: v1::ProduceOpen::default(),
-            inbox: Some(inbox),
-            pending: VecDeque::new(),
-            flushes: VecDeque::new(),
-            next: 1,
-            backoff: Backoff::new(),
-            last_failure: None,
-            unclaimed: Arc::default(),
-        }
+        let grpc = DataQueueClient::new(Endpoint::from_static("http://127.0.0.1:1").connect_lazy());
+        Worker::new(grpc, v1::ProduceOpen::default(), inbox, Arc::default())
     }
 
     /// Gives the worker one more insert.
