@@ -27,6 +27,8 @@ pub mod reason {
     pub const BATCH_TOO_LARGE: &str = "BATCH_TOO_LARGE";
     /// `INVALID_ARGUMENT`: a message of a Consume stream is out of place, or a field of its `open` out of range.
     pub const CONSUME_INVALID: &str = "CONSUME_INVALID";
+    /// `INVALID_ARGUMENT`: a delay is negative, over 366 days or malformed, or both a delay and a time are given.
+    pub const DELAY_OUT_OF_RANGE: &str = "DELAY_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: too many headers, or a key or value of a length that is not allowed.
     pub const HEADERS_INVALID: &str = "HEADERS_INVALID";
     /// `INVALID_ARGUMENT`: `held_for` is negative or malformed.
@@ -47,14 +49,22 @@ pub mod reason {
     pub const PAGE_SIZE_OUT_OF_RANGE: &str = "PAGE_SIZE_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: the page's token is not one that a list gave.
     pub const PAGE_TOKEN_INVALID: &str = "PAGE_TOKEN_INVALID";
+    /// `INVALID_ARGUMENT`: a priority is over 9.
+    pub const PRIORITY_OUT_OF_RANGE: &str = "PRIORITY_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: a message of a Produce stream is out of place, or its producer id or number not right.
     pub const PRODUCE_INVALID: &str = "PRODUCE_INVALID";
     /// `INVALID_ARGUMENT`: neither tokens nor `held_for`.
     pub const PUTBACK_SELECTION_MISSING: &str = "PUTBACK_SELECTION_MISSING";
+    /// `RESOURCE_EXHAUSTED`: the queue is at its limit, which is in the metadata; what is in it can be popped and acked.
+    pub const QUEUE_FULL: &str = "QUEUE_FULL";
+    /// `FAILED_PRECONDITION`: the queue has tasks.
+    pub const QUEUE_NOT_EMPTY: &str = "QUEUE_NOT_EMPTY";
     /// `INVALID_ARGUMENT`: the queue's name is empty, too long or has a character that is not allowed.
     pub const QUEUE_NAME_INVALID: &str = "QUEUE_NAME_INVALID";
     /// `NOT_FOUND`: there is no queue of this name.
     pub const QUEUE_NOT_FOUND: &str = "QUEUE_NOT_FOUND";
+    /// `INVALID_ARGUMENT`: the text that says why a task is put back is longer than 1,024 bytes.
+    pub const REASON_TOO_LONG: &str = "REASON_TOO_LONG";
     /// `INVALID_ARGUMENT`: the request id is longer than 128 bytes.
     pub const REQUEST_ID_INVALID: &str = "REQUEST_ID_INVALID";
     /// `ALREADY_EXISTS`: the request id was used before, with other content.
@@ -69,6 +79,10 @@ pub mod reason {
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
     /// `INVALID_ARGUMENT`: the `grpc-timeout` header cannot be read.
     pub const TIMEOUT_INVALID: &str = "TIMEOUT_INVALID";
+    /// `INVALID_ARGUMENT`: a time to live is negative, over 366 days or malformed.
+    pub const TTL_OUT_OF_RANGE: &str = "TTL_OUT_OF_RANGE";
+    /// `INVALID_ARGUMENT`: a unique key is longer than 128 bytes.
+    pub const UNIQUE_KEY_INVALID: &str = "UNIQUE_KEY_INVALID";
     /// `INVALID_ARGUMENT`: a task without a value.
     pub const VALUE_MISSING: &str = "VALUE_MISSING";
     /// `INVALID_ARGUMENT`: a value is larger than the limit, which is in the metadata.

@@ -11,9 +11,9 @@ use std::{
 use clap::{ArgMatches, Parser, Subcommand, ValueEnum, parser::ValueSource};
 
 use crate::{
-    queue::{Limits, MAX_LEASE, MIN_LEASE},
+    queue::{Limits, MAX_DELAY, MAX_LEASE, MIN_LEASE},
     store::{
-        Backend, Remember, Rules, SystemClock, memory, redis,
+        Backend, Backoff, Remember, Rules, SystemClock, memory, redis,
         sqlite::{self, Durability, SqliteConfig, SqliteStore},
     },
 };
@@ -87,6 +87,20 @@ pub struct Config {
     /// The lease of pops and heartbeats that do not say. 100ms to 12h.
     #[arg(long, env = "DATA_QUEUE_DEFAULT_LEASE", value_name = "TIME", default_value = "30s", value_parser = lease)]
     pub default_lease: Duration,
+
+    /// A task that its holders said so often failed becomes a dead letter: it is kept and counted, and not delivered any more. 1
+    /// or more, where the queue's settings say nothing else; servers that share queues should have the same.
+    #[arg(long, env = "DATA_QUEUE_MAX_FAILURES", value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_failures: u32,
+
+    /// After how long a task that failed once can be popped again; twice as long after each further failure. 0s to 366days, where
+    /// the queue's settings say nothing else.
+    #[arg(long, env = "DATA_QUEUE_BACKOFF_MIN", value_name = "TIME", default_value = "1s", value_parser = backoff)]
+    pub backoff_min: Duration,
+
+    /// The longest of these times. Up to a quarter of it is added at random. 0s to 366days.
+    #[arg(long, env = "DATA_QUEUE_BACKOFF_MAX", value_name = "TIME", default_value = "1h", value_parser = backoff)]
+    pub backoff_max: Duration,
 
     /// A task whose leases ran out so often becomes a dead letter: it is kept and counted, and not delivered any more.
     /// Leases that Putback ended with held_for count too. 1 or more; servers that share queues should have the same.
@@ -346,7 +360,13 @@ impl Config {
     /// The rules of all queues.
     pub fn rules(&self) -> Rules {
         let remember = Remember { window: millis(self.memory_window), entries: self.memory_entries };
-        Rules { remember, max_expiries: self.max_expiries }
+        Rules {
+            remember,
+            lease: millis(self.default_lease),
+            max_failures: self.max_failures,
+            max_expiries: self.max_expiries,
+            backoff: Backoff { min: millis(self.backoff_min), max: millis(self.backoff_max) },
+        }
     }
 
     /// The limits that are settings.
@@ -417,6 +437,10 @@ fn store_timeout(text: &str) -> Result<Duration, String> {
 
 fn lease(text: &str) -> Result<Duration, String> {
     within(text, MIN_LEASE, MAX_LEASE)
+}
+
+fn backoff(text: &str) -> Result<Duration, String> {
+    within(text, Duration::ZERO, MAX_DELAY)
 }
 
 fn memory_window(text: &str) -> Result<Duration, String> {

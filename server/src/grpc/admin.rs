@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::service::duration;
 use crate::{
     config::Config,
-    queue::{MAX_BATCH, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Queues},
+    queue::{MAX_BATCH, MAX_DELAY, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Queues},
     store::{Counts, Millis, QueueName, Survives},
 };
 
@@ -37,6 +37,10 @@ fn limits(config: &Config) -> v1::ServerLimits {
         max_lease: Some(span(MAX_LEASE)),
         max_wait: Some(span(MAX_WAIT)),
         max_expiries: rules.max_expiries,
+        max_failures: rules.max_failures,
+        backoff_min: Some(duration(rules.backoff.min)),
+        backoff_max: Some(duration(rules.backoff.max)),
+        max_delay: Some(span(MAX_DELAY)),
         memory_window: Some(duration(rules.remember.window)),
         memory_entries: rules.remember.entries,
     }
@@ -85,8 +89,9 @@ impl QueueAdmin for QueueAdminService {
 }
 
 fn queue((name, counts): (QueueName, Counts)) -> v1::Queue {
-    let Counts { ready, leased, dead, inserted, acked, oldest_ready } = counts;
+    let Counts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready } = counts;
     let oldest_ready_age = oldest_ready.map(duration);
-    let counts = v1::QueueCounts { ready, leased, dead, inserted, acked, oldest_ready_age };
+    let counts =
+        v1::QueueCounts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready_age };
     v1::Queue { name: name.as_str().to_owned(), counts: Some(counts) }
 }

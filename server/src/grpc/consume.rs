@@ -17,7 +17,9 @@ use super::{
     service::{duration, outcomes, span, task},
     status,
 };
-use crate::queue::{ConsumeAnswer, ConsumeCall, ConsumeMessage, ConsumeOpen, Ended, Outlet, Queues, Tokens, Unread};
+use crate::queue::{
+    ConsumeAnswer, ConsumeCall, ConsumeMessage, ConsumeOpen, Ended, Outlet, PutBackCall, Queues, Tokens, Unread,
+};
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<v1::ConsumeResponse, Status>> + Send>>;
 
@@ -100,7 +102,16 @@ fn call(message: v1::ConsumeRequest) -> ConsumeCall {
             max_hold: open.max_hold.map(span),
         }),
         Some(Asked::Ack(ack)) => ConsumeCall::Ack(tokens(ack.queue, ack.lease_tokens)),
-        Some(Asked::Putback(putback)) => ConsumeCall::PutBack(tokens(putback.queue, putback.lease_tokens)),
+        Some(Asked::Putback(putback)) => {
+            let call = PutBackCall {
+                lease_tokens: Vec::new(),
+                delay: putback.delay.map(span),
+                failed: putback.failed,
+                dead_letter: putback.dead_letter,
+                reason: putback.reason,
+            };
+            ConsumeCall::PutBack(tokens(putback.queue, putback.lease_tokens), call)
+        }
         Some(Asked::Heartbeat(beat)) => {
             ConsumeCall::Heartbeat(tokens(beat.queue, beat.lease_tokens), beat.lease.map(span))
         }
@@ -124,6 +135,11 @@ fn message(sent: ConsumeMessage, handover: &Handover) -> v1::ConsumeResponse {
         queue: queue.as_str().to_owned(),
         lease_tokens: tokens.iter().map(crate::store::Token::text).collect(),
     };
+    let cancelled = |(queue, tokens): (crate::store::QueueName, Vec<crate::store::Token>)| v1::CancelledTasks {
+        queue: queue.as_str().to_owned(),
+        lease_tokens: tokens.iter().map(crate::store::Token::text).collect(),
+    };
+    message.cancel = sent.cancelled.into_iter().map(cancelled).collect();
     message.resumed = sent.resumed.into_iter().map(resumed).collect();
     message
 }

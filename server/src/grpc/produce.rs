@@ -6,7 +6,11 @@ use data_queue_proto::v1::{self, produce_request::Request as Given};
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{edge::Deadline, service::new_task, status};
+use super::{
+    edge::Deadline,
+    service::{new_task, results},
+    status,
+};
 use crate::queue::{ProduceAnswer, ProduceEnd, ProduceMessage, Queues};
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<v1::ProduceResponse, Status>> + Send>>;
@@ -32,8 +36,7 @@ fn message(request: v1::ProduceRequest) -> ProduceMessage {
 }
 
 fn answer(ProduceAnswer { number, inserted }: ProduceAnswer) -> v1::ProduceAnswer {
-    let results = inserted.ids.iter().map(|id| v1::InsertResult { id: id.text() }).collect();
-    v1::ProduceAnswer { number, results, replayed: inserted.replayed }
+    v1::ProduceAnswer { number, results: results(&inserted), replayed: inserted.replayed }
 }
 
 fn ending(end: ProduceEnd<Status>) -> Status {

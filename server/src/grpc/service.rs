@@ -15,8 +15,8 @@ use super::{
     produce,
 };
 use crate::{
-    queue::{InsertCall, NewTask, PopBatchCall, PopCall, Queues, Span, Task, Value},
-    store::{Fingerprint, Millis, Outcome, Released},
+    queue::{InsertCall, NewTask, PopBatchCall, PopCall, PutBackCall, Queues, Span, Task, Timing, Value},
+    store::{Fingerprint, Inserted, Millis, Outcome, Released, TaskId, Token},
 };
 
 /// The calls.
@@ -39,8 +39,7 @@ impl DataQueue for DataQueueService {
         let fingerprint = fingerprint_if(&request_id, &request);
         let tasks = request.tasks.into_iter().map(new_task).collect();
         let inserted = self.queues.insert(InsertCall { queue: request.queue, tasks, request_id, fingerprint }).await?;
-        let results = inserted.ids.iter().map(|id| v1::InsertResult { id: id.text() }).collect();
-        Ok(Response::new(v1::InsertResponse { results, replayed: inserted.replayed }))
+        Ok(Response::new(v1::InsertResponse { results: results(&inserted), replayed: inserted.replayed }))
     }
 
     async fn pop(&self, request: Request<v1::PopRequest>) -> Result<Response<v1::PopResponse>, Status> {
@@ -124,6 +123,7 @@ impl DataQueue for DataQueueService {
             outcomes: outcomes(&beaten.outcomes),
             lease: beaten.earliest.map(|(left, _)| duration(left)),
             lease_expires_at: beaten.earliest.map(|(_, deadline)| timestamp(deadline)),
+            cancel_lease_tokens: beaten.cancelled.iter().map(Token::text).collect(),
         }))
     }
 
@@ -132,12 +132,19 @@ impl DataQueue for DataQueueService {
         let request = request.into_inner();
         let response = match request.selection {
             Some(Selection::Tokens(tokens)) => {
-                let done = self.queues.put_back(&request.queue, &tokens.lease_tokens).await?;
-                let put_back = done.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
-                v1::PutbackResponse { outcomes: outcomes(&done), put_back, dead_lettered: 0 }
+                let call = PutBackCall {
+                    lease_tokens: tokens.lease_tokens,
+                    delay: tokens.delay.map(span),
+                    failed: tokens.failed,
+                    dead_letter: tokens.dead_letter,
+                    reason: tokens.reason,
+                };
+                let (done, Released { put_back, dead_lettered, .. }) =
+                    self.queues.put_back(&request.queue, call).await?;
+                v1::PutbackResponse { outcomes: outcomes(&done), put_back, dead_lettered }
             }
             Some(Selection::HeldFor(held_for)) => {
-                let Released { put_back, dead_lettered } =
+                let Released { put_back, dead_lettered, .. } =
                     self.queues.put_back_held(&request.queue, span(held_for)).await?;
                 v1::PutbackResponse { outcomes: Vec::new(), put_back, dead_lettered }
             }
@@ -179,7 +186,22 @@ pub(super) fn new_task(task: v1::NewTask) -> NewTask {
         Given::Json(text) => Value::Json(text),
         Given::Data(data) => Value::Data(data),
     });
-    NewTask { value, headers: task.headers }
+    // A time with other nanoseconds than it may have is none.
+    let time = |time: prost_types::Timestamp| match time.nanos {
+        0..1_000_000_000 => Span(Some(i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos))),
+        _ => Span(None),
+    };
+    let timing = Timing { delay: task.delay.map(span), deliver_at: task.deliver_at.map(time), ttl: task.ttl.map(span) };
+    NewTask { value, headers: task.headers, priority: task.priority, timing, unique_key: task.unique_key }
+}
+
+pub(super) fn results(inserted: &Inserted) -> Vec<v1::InsertResult> {
+    let result = |id: &TaskId| v1::InsertResult { id: id.text(), duplicate: false };
+    let mut results: Vec<_> = inserted.ids.iter().map(result).collect();
+    for at in &inserted.duplicates {
+        results[*at].duplicate = true;
+    }
+    results
 }
 
 pub(super) fn task(queue: String, task: Task) -> v1::Task {
@@ -194,7 +216,9 @@ pub(super) fn task(queue: String, task: Task) -> v1::Task {
         }),
         md5: crate::store::hex(&task.md5),
         headers: task.headers,
+        priority: task.priority.into(),
         deliveries: task.deliveries,
+        failures: task.failures,
         expiries: task.expiries,
         inserted_at: Some(timestamp(task.inserted_at)),
         lease: Some(duration(task.left)),

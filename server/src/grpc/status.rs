@@ -42,6 +42,24 @@ impl From<Error> for Status {
                 let message = format!("the store is full: {message}; tasks in it can be popped and acked");
                 refuse(Code::ResourceExhausted, message, details)
             }
+            Error::Store(StoreError::QueueFull(setting, max)) => {
+                let metadata = HashMap::from([
+                    ("limit".to_owned(), max.to_string()),
+                    ("setting".to_owned(), setting.name().to_owned()),
+                ]);
+                let details = retry(info(reason::QUEUE_FULL, metadata), RETRY_STORE_AFTER);
+                let message =
+                    format!("the queue is full: its {} is {max}; tasks in it can be popped and acked", setting.name());
+                refuse(Code::ResourceExhausted, message, details)
+            }
+            Error::Store(StoreError::NotEmpty) => {
+                let message = "the queue has tasks; force deletes them along with it".to_owned();
+                refuse(Code::FailedPrecondition, message, info(reason::QUEUE_NOT_EMPTY, HashMap::new()))
+            }
+            Error::Store(StoreError::PlaceUnknown) => {
+                let message = "is not a next_page_token of this call";
+                Error::Invalid(Invalid::new("page_token", reason::PAGE_TOKEN_INVALID, message)).into()
+            }
             Error::Store(StoreError::Overloaded(message)) => {
                 let details = retry(info(reason::OVERLOADED, HashMap::new()), RETRY_OVERLOADED_AFTER);
                 refuse(Code::ResourceExhausted, format!("the server is overloaded: {message}"), details)

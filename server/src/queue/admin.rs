@@ -8,7 +8,7 @@ use super::{
     error::{Error, Invalid},
     limits,
 };
-use crate::store::{Counts, Description, QueueName};
+use crate::store::{Counts, Description, Millis, QueueName, Setting};
 
 /// The queues on a page where a request does not say.
 const PAGE_DEFAULT: usize = 100;
@@ -46,6 +46,12 @@ impl Queues {
         let counts = self.store.counts_in_list(&names).await?;
         let known = names.into_iter().zip(counts).filter_map(|(name, counts)| Some((name, counts?)));
         Ok(QueuePage { queues: known.collect(), next_page_token: last.unwrap_or_default() })
+    }
+
+    /// How long the tasks of a queue are held, where a request does not say.
+    pub(super) async fn lease_of(&self, queue: &QueueName) -> Result<Millis, Error> {
+        let settings = self.store.settings(queue).await?.unwrap_or_default();
+        Ok(settings.get(Setting::Lease).unwrap_or(self.limits.default_lease.as_millis() as Millis))
     }
 
     /// What the store is.

@@ -22,9 +22,9 @@ use tokio::{
 use tokio_util::sync::WaitForCancellationFuture;
 
 use self::{held::Held, lanes::Lanes, open::Opened};
-use super::{Delivery, Error, Queues, Span, Unsent, limits, limits::MAX_BATCH};
+use super::{Delivery, Error, PutBackCall, Queues, Span, Unsent, limits, limits::MAX_BATCH};
 use crate::store::{
-    Consumer, Millis, Outcome, Pop, QueueName, RECLAIM_STEP, Release, Stem, StoreError, Token, Withdrawal,
+    Consumer, Millis, Outcome, Pop, PutBack, QueueName, RECLAIM_STEP, Release, Stem, StoreError, Token, Withdrawal,
 };
 
 /// The most tasks that a client may be sent before it acks some.
@@ -57,7 +57,7 @@ pub enum ConsumeCall {
     /// These are done.
     Ack(Tokens),
     /// These go back.
-    PutBack(Tokens),
+    PutBack(Tokens, PutBackCall),
     /// These go on, for so long.
     Heartbeat(Tokens, Option<Span>),
     /// How many it will hold from now on.
@@ -99,6 +99,8 @@ pub struct ConsumeMessage {
     pub delivery: Option<(QueueName, Delivery)>,
     /// In the order of what was asked.
     pub answers: Vec<ConsumeAnswer>,
+    /// What is with the client and is to be deleted.
+    pub cancelled: Vec<(QueueName, Vec<Token>)>,
     /// The stream is about to end.
     pub drain: bool,
 }
@@ -165,7 +167,7 @@ impl Queues {
         let mut calls = pin!(calls);
         let opened = tokio::select! {
             first = calls.next() => match first {
-                Some(Ok(ConsumeCall::Open(open))) => open::check(open, &self.limits)?,
+                Some(Ok(ConsumeCall::Open(open))) => open::check(open)?,
                 Some(Ok(_)) => return Err(open::misplaced("must be the first message").into()),
                 Some(Err(Unread::Broken)) => return Err(Ended::Broken),
                 None => return Err(open::misplaced("is missing: the stream has ended").into()),
@@ -186,8 +188,8 @@ impl Queues {
             session.lanes.stand_up();
             session.do_what_was_heard().await;
             // The client is not kept waiting for its end.
-            let Session { queues, consumer, lease, lanes, held, .. } = session;
-            self.spawn(abandon(queues, consumer, lease, lanes, held));
+            let Session { queues, consumer, lanes, held, .. } = session;
+            self.spawn(abandon(queues, consumer, lanes, held));
         }
         ended
     }
@@ -197,7 +199,6 @@ struct Session<O> {
     queues: Queues,
     outlet: O,
     consumer: Consumer,
-    lease: Millis,
     max_hold: Duration,
     max_outstanding: usize,
     lanes: Lanes,
@@ -249,7 +250,7 @@ struct Asked {
 
 enum Request {
     Ack(usize, Vec<Token>),
-    PutBack(usize, Vec<Token>),
+    PutBack(usize, PutBack),
     Heartbeat(usize, Vec<Token>, Millis),
     /// The stream ends when all before this is answered.
     Refused(Error),
@@ -258,7 +259,8 @@ enum Request {
 impl Request {
     fn tokens(&self) -> usize {
         match self {
-            Self::Ack(_, tokens) | Self::PutBack(_, tokens) | Self::Heartbeat(_, tokens, _) => tokens.len(),
+            Self::Ack(_, tokens) | Self::Heartbeat(_, tokens, _) => tokens.len(),
+            Self::PutBack(_, put_back) => put_back.tokens.len(),
             Self::Refused(_) => 0,
         }
     }
@@ -299,14 +301,21 @@ impl Asked {
 impl<O: Outlet> Session<O> {
     async fn begin(queues: &Queues, opened: Opened, outlet: O) -> Result<Self, Error> {
         let now = Instant::now();
+        let mut lanes = Vec::with_capacity(opened.queues.len());
+        for (queue, weight) in opened.queues {
+            let lease = match opened.lease {
+                Some(lease) => lease,
+                None => queues.lease_of(&queue).await?,
+            };
+            lanes.push((queue, weight, lease));
+        }
         let mut session = Self {
             queues: queues.clone(),
             outlet,
             consumer: opened.consumer,
-            lease: opened.lease,
             max_hold: opened.max_hold,
             max_outstanding: opened.max_outstanding,
-            lanes: Lanes::new(opened.queues),
+            lanes: Lanes::new(lanes),
             held: Held::default(),
             woken: Arc::default(),
             asked: Asked::default(),
@@ -329,7 +338,7 @@ impl<O: Outlet> Session<O> {
         let max_hold = self.max_hold.as_millis() as Millis;
         for at in 0..self.lanes.len() {
             let queue = self.lanes.queue(at).clone();
-            let held = self.queues.store.resume(&queue, self.consumer, self.lease, max_hold).await?;
+            let held = self.queues.store.resume(&queue, self.consumer, self.lanes.lease(at), max_hold).await?;
             let now = Instant::now();
             let since = |age| now.checked_sub(Duration::from_millis(age)).unwrap_or(now);
             self.held.add(at, held.iter().map(|(token, age)| (*token, since(*age))), &mut self.lanes);
@@ -427,14 +436,14 @@ impl<O: Outlet> Session<O> {
                 let (lane, tokens) = self.tokens("ack.lease_tokens", &tokens)?;
                 Request::Ack(lane, tokens)
             }
-            ConsumeCall::PutBack(tokens) => {
+            ConsumeCall::PutBack(tokens, call) => {
                 let (lane, tokens) = self.tokens("putback.lease_tokens", &tokens)?;
-                Request::PutBack(lane, tokens)
+                Request::PutBack(lane, PutBack { tokens, ..call.check("putback")? })
             }
             ConsumeCall::Heartbeat(tokens, lease) => {
                 let (lane, tokens) = self.tokens("heartbeat.lease_tokens", &tokens)?;
-                let lease = lease.map_or(Ok(self.lease), |lease| self.queues.limits.lease(Some(lease)));
-                let lease = lease.map_err(|invalid| invalid.within("heartbeat"))?;
+                let lease = limits::lease(lease).map_err(|invalid| invalid.within("heartbeat"))?;
+                let lease = lease.unwrap_or(self.lanes.lease(lane));
                 Request::Heartbeat(lane, tokens, lease)
             }
             ConsumeCall::MaxOutstanding(max) => {
@@ -489,13 +498,14 @@ impl<O: Outlet> Session<O> {
                 // What was popped along waits for its answers.
                 self.send_if(|message| message.delivery.is_some());
             }
-            Request::PutBack(lane, tokens) => {
-                self.held.remove(lane, &tokens, &mut self.lanes);
-                let outcomes = self.queues.release(self.lanes.queue(lane), Release::PutBack(tokens)).await?;
+            Request::PutBack(lane, put_back) => {
+                self.held.remove(lane, &put_back.tokens, &mut self.lanes);
+                let (outcomes, _) = self.queues.release(self.lanes.queue(lane), Release::PutBack(put_back)).await?;
                 self.message.answers.push(ConsumeAnswer { outcomes, lease: None });
             }
             Request::Heartbeat(lane, tokens, lease) => {
-                let beaten = self.queues.store.heartbeat(self.lanes.queue(lane), &tokens, lease).await?;
+                let beaten = self.queues.store.heartbeat(self.lanes.queue(lane), &tokens, Some(lease)).await?;
+                self.note_cancelled(lane, beaten.cancelled);
                 self.held.remove_lost(lane, &tokens, &beaten.outcomes, &mut self.lanes);
                 let left = beaten.earliest.map(|(left, _)| left);
                 self.message.answers.push(ConsumeAnswer { outcomes: beaten.outcomes, lease: left });
@@ -525,14 +535,14 @@ impl<O: Outlet> Session<O> {
             acks,
             max_tasks,
             max_bytes: MESSAGE_BYTES,
-            lease: self.lease,
+            lease: Some(self.lanes.lease(at)),
             stem,
             request: None,
             will_wait: self.lanes.is_seated(at),
             consumer: Some(self.consumer),
             spent: self.lanes.take_spent(at),
         };
-        let lease = Duration::from_millis(self.lease);
+        let lease = Duration::from_millis(self.lanes.lease(at));
         let popped = match self.queues.store.pop(&queue, pop).await {
             Ok(popped) => popped,
             Err(error) => {
@@ -577,11 +587,11 @@ impl<O: Outlet> Session<O> {
             let done = match request {
                 Request::Ack(lane, tokens) => {
                     self.held.remove(lane, &tokens, &mut self.lanes);
-                    self.queues.store.ack(self.lanes.queue(lane), &tokens).await
+                    self.queues.store.ack(self.lanes.queue(lane), &tokens).await.map(drop)
                 }
-                Request::PutBack(lane, tokens) => {
-                    self.held.remove(lane, &tokens, &mut self.lanes);
-                    self.queues.release(self.lanes.queue(lane), Release::PutBack(tokens)).await
+                Request::PutBack(lane, put_back) => {
+                    self.held.remove(lane, &put_back.tokens, &mut self.lanes);
+                    self.queues.release(self.lanes.queue(lane), Release::PutBack(put_back)).await.map(drop)
                 }
                 Request::Heartbeat(..) | Request::Refused(_) => continue,
             };
@@ -607,8 +617,8 @@ impl<O: Outlet> Session<O> {
             self.lanes.stand_up();
             self.message.drain = true;
         }
-        let ConsumeMessage { resumed, delivery, answers, drain } = &self.message;
-        if resumed.is_empty() && delivery.is_none() && answers.is_empty() && !drain {
+        let ConsumeMessage { resumed, delivery, answers, cancelled, drain } = &self.message;
+        if resumed.is_empty() && delivery.is_none() && answers.is_empty() && cancelled.is_empty() && !drain {
             return false;
         }
         self.is_clear = false;
@@ -631,8 +641,17 @@ impl<O: Outlet> Session<O> {
         }
     }
 
+    /// The client is told of tasks that are to be deleted, each time its leases are extended, until they are gone.
+    fn note_cancelled(&mut self, lane: usize, mut tokens: Vec<Token>) {
+        let queue = self.lanes.queue(lane);
+        tokens.retain(|token| !self.message.cancelled.iter().any(|(_, told)| told.contains(token)));
+        if !tokens.is_empty() {
+            self.message.cancelled.push((queue.clone(), tokens));
+        }
+    }
+
     fn keep_every(&self) -> Duration {
-        (Duration::from_millis(self.lease) / 3).min(KEEP_EVERY)
+        (Duration::from_millis(self.lanes.shortest_lease()) / 3).min(KEEP_EVERY)
     }
 
     fn next_alarm(&self) -> Instant {
@@ -664,11 +683,12 @@ impl<O: Outlet> Session<O> {
         for at in 0..self.lanes.len() {
             let aged = |since: Instant| fresh_since.is_some_and(|fresh| since <= fresh);
             let (extended, asked) = self.held.of_lane(at, aged, |since| now - since < self.max_hold);
-            for (tokens, lease) in [(extended, self.lease), (asked, 0)] {
+            for (tokens, lease) in [(extended, self.lanes.lease(at)), (asked, 0)] {
                 for tokens in tokens.chunks(MAX_BATCH) {
                     let kept = self.queues.store.keep(self.lanes.queue(at), self.consumer, tokens, lease).await?;
-                    let outcomes = kept.ok_or(Error::SessionTakenOver)?;
-                    self.held.remove_lost(at, tokens, &outcomes, &mut self.lanes);
+                    let kept = kept.ok_or(Error::SessionTakenOver)?;
+                    self.held.remove_lost(at, tokens, &kept.outcomes, &mut self.lanes);
+                    self.note_cancelled(at, kept.cancelled);
                 }
             }
         }
@@ -678,10 +698,11 @@ impl<O: Outlet> Session<O> {
 
 /// The client is gone: its tasks go back when the grace is over, unless another stream of its session has come. Tries until
 /// the store did it, or the leases ran out, or the server stops.
-async fn abandon(queues: Queues, consumer: Consumer, lease: Millis, lanes: Lanes, held: Held) {
-    let end = Instant::now() + GRACE;
-    let give_up = Instant::now() + Duration::from_millis(lease);
+async fn abandon(queues: Queues, consumer: Consumer, lanes: Lanes, held: Held) {
+    let began = Instant::now();
+    let end = began + GRACE;
     for at in 0..lanes.len() {
+        let give_up = began + Duration::from_millis(lanes.lease(at));
         let (tokens, _) = held.of_lane(at, |_| true, |_| true);
         let queue = lanes.queue(at);
         let mut steps = tokens.chunks(MAX_BATCH);

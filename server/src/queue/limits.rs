@@ -5,8 +5,11 @@ use std::{collections::BTreeMap, time::Duration};
 use data_queue_proto::reason;
 use serde::de::IgnoredAny;
 
-use super::{error::Invalid, task::Value};
-use crate::store::{Millis, QueueName, Token};
+use super::{
+    error::Invalid,
+    task::{Timing, Value},
+};
+use crate::store::{Clock, Due, MAX_PRIORITY, Millis, QueueName, SystemClock, Token};
 
 /// The most tasks of an insert, and the most tokens of a call.
 pub const MAX_BATCH: usize = 1_000;
@@ -24,6 +27,12 @@ pub(super) const MAX_REQUEST_ID: usize = 128;
 pub(super) const MAX_HEADERS: usize = 64;
 /// The longest key and the longest value of a header, in bytes.
 pub(super) const MAX_HEADER_BYTES: usize = 1_024;
+/// The longest delay, and the longest time to live.
+pub const MAX_DELAY: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// The longest unique key, in bytes.
+pub(super) const MAX_UNIQUE_KEY: usize = 128;
+/// The longest text that says why a task is given back, in bytes.
+pub(super) const MAX_REASON: usize = 1_024;
 /// How deep JSON may be nested.
 pub(super) const MAX_JSON_DEPTH: usize = 128;
 
@@ -32,7 +41,7 @@ pub(super) const MAX_JSON_DEPTH: usize = 128;
 pub struct Limits {
     /// The largest value, in bytes.
     pub max_value: usize,
-    /// The lease where a request does not say.
+    /// The lease where neither a request nor the queue's settings say.
     pub default_lease: Duration,
     /// When a stream of deliveries is old, more or less.
     pub max_stream_age: Duration,
@@ -140,6 +149,94 @@ pub(super) fn held_for(span: Span) -> Checked<Millis> {
     })
 }
 
+/// Nothing: as the queue's settings say.
+pub(super) fn lease(span: Option<Span>) -> Checked<Option<Millis>> {
+    let Some(span) = span else { return Ok(None) };
+    let refuse = || {
+        let (min, max) = (humantime::format_duration(MIN_LEASE), humantime::format_duration(MAX_LEASE));
+        let message = format!("is {span}; {min} to {max} are allowed, and unset is the default");
+        Invalid::new("lease", reason::LEASE_OUT_OF_RANGE, message)
+    };
+    Ok(Some(span.millis(MIN_LEASE, Some(MAX_LEASE)).ok_or_else(refuse)?))
+}
+
+/// In how long something is to be done, or what the field of that name says.
+pub(super) fn delay(field: &str, span: Option<Span>) -> Checked<Option<Millis>> {
+    let Some(span) = span else { return Ok(None) };
+    let refuse = || {
+        let message = format!("is {span}; 0s to 366 days are allowed");
+        Invalid::new(field, reason::DELAY_OUT_OF_RANGE, message)
+    };
+    Ok(Some(span.millis(Duration::ZERO, Some(MAX_DELAY)).ok_or_else(refuse)?))
+}
+
+/// When the task at a position can be popped. Nothing: at once.
+pub(super) fn due(at: usize, timing: &Timing) -> Checked<Option<Due>> {
+    let field = |name: &str| format!("tasks[{at}].{name}");
+    let Some(time) = timing.deliver_at else {
+        return Ok(delay(&field("delay"), timing.delay)?.filter(|span| *span > 0).map(Due::In));
+    };
+    let invalid = |message: String| Err(Invalid::new(field("deliver_at"), reason::DELAY_OUT_OF_RANGE, message));
+    if timing.delay.is_some() {
+        return invalid("is set, and so is delay; one of them is allowed".to_owned());
+    }
+    match time.0 {
+        None => invalid("is no time".to_owned()),
+        // Long ago.
+        Some(nanos) if nanos <= 0 => Ok(None),
+        // By this machine's clock, which the store's may differ from a little.
+        Some(_) => {
+            match time.millis(Duration::ZERO, Some(Duration::from_millis(SystemClock::default().now()) + MAX_DELAY)) {
+                Some(millis) => Ok(Some(Due::At(millis))),
+                None => invalid("is more than 366 days from now".to_owned()),
+            }
+        }
+    }
+}
+
+/// How long after its insert the task at a position is gone. Nothing: never.
+pub(super) fn ttl(at: usize, span: Option<Span>) -> Checked<Option<Millis>> {
+    let Some(span) = span else { return Ok(None) };
+    let refuse = || {
+        let message = format!("is {span}; 0s, which is none, to 366 days are allowed");
+        Invalid::new(format!("tasks[{at}].ttl"), reason::TTL_OUT_OF_RANGE, message)
+    };
+    Ok(Some(span.millis(Duration::ZERO, Some(MAX_DELAY)).ok_or_else(refuse)?).filter(|ttl| *ttl > 0))
+}
+
+/// The priority of the task at a position.
+pub(super) fn priority(at: usize, given: u32) -> Checked<u8> {
+    if given <= u32::from(MAX_PRIORITY) {
+        return Ok(given as u8);
+    }
+    let message = format!("is {given}; 0 to {MAX_PRIORITY} are allowed");
+    Err(Invalid::new(format!("tasks[{at}].priority"), reason::PRIORITY_OUT_OF_RANGE, message).with_limit(MAX_PRIORITY))
+}
+
+/// The unique key of the task at a position. Nothing: none.
+pub(super) fn unique_key(at: usize, key: String) -> Checked<Option<String>> {
+    if key.len() <= MAX_UNIQUE_KEY {
+        return Ok(Some(key).filter(|key| !key.is_empty()));
+    }
+    let message = format!("has {} bytes; at most {MAX_UNIQUE_KEY} are allowed", key.len());
+    let field = format!("tasks[{at}].unique_key");
+    Err(Invalid::new(field, reason::UNIQUE_KEY_INVALID, message).with_limit(MAX_UNIQUE_KEY))
+}
+
+/// The task at a position has no value.
+pub(super) fn value_missing(at: usize) -> Box<Invalid> {
+    Invalid::new(format!("tasks[{at}].value"), reason::VALUE_MISSING, "neither json nor data is set")
+}
+
+/// Why a task is given back.
+pub(super) fn reason_text(field: &str, text: &str) -> Checked<()> {
+    if text.len() <= MAX_REASON {
+        return Ok(());
+    }
+    let message = format!("has {} bytes; at most {MAX_REASON} are allowed", text.len());
+    Err(Invalid::new(field, reason::REASON_TOO_LONG, message).with_limit(MAX_REASON))
+}
+
 impl Limits {
     /// When a new stream will be old: a tenth more or less, so that those that were opened together do not end together.
     pub(super) fn stream_age(&self) -> Duration {
@@ -147,24 +244,9 @@ impl Limits {
         self.max_stream_age.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
     }
 
-    pub(super) fn lease(&self, span: Option<Span>) -> Checked<Millis> {
-        let Some(span) = span else { return Ok(self.default_lease.as_millis() as Millis) };
-        span.millis(MIN_LEASE, Some(MAX_LEASE)).ok_or_else(|| {
-            let (min, max) = (humantime::format_duration(MIN_LEASE), humantime::format_duration(MAX_LEASE));
-            let message = format!("is {span}; {min} to {max} are allowed, and unset is the default");
-            Invalid::new("lease", reason::LEASE_OUT_OF_RANGE, message)
-        })
-    }
-
     /// Checks the value of the task at a position.
     pub(super) fn value(&self, at: usize, value: Option<&Value>) -> Checked<()> {
-        let Some(value) = value else {
-            return Err(Invalid::new(
-                format!("tasks[{at}].value"),
-                reason::VALUE_MISSING,
-                "neither json nor data is set",
-            ));
-        };
+        let Some(value) = value else { return Err(value_missing(at)) };
         let (kind, bytes) = match value {
             Value::Json(text) => ("json", text.as_bytes()),
             Value::Data(data) => ("data", data.as_ref()),
@@ -266,18 +348,12 @@ mod tests {
     #[test]
     fn spans_have_bounds_and_never_overflow() {
         let span = |nanos: i128| Span(Some(nanos));
-        let limits = Limits {
-            max_value: 1,
-            default_lease: Duration::from_secs(30),
-            max_stream_age: Duration::from_secs(1_800),
-            grace: Duration::from_secs(10),
-        };
-        assert_eq!(limits.lease(None).unwrap(), 30_000);
-        assert_eq!(limits.lease(Some(span(100_000_000))).unwrap(), 100);
-        assert_eq!(limits.lease(Some(span(100_000_001))).unwrap(), 101);
-        assert_eq!(limits.lease(Some(span(43_200_000_000_000))).unwrap(), 43_200_000);
+        assert_eq!(lease(None).unwrap(), None);
+        assert_eq!(lease(Some(span(100_000_000))).unwrap(), Some(100));
+        assert_eq!(lease(Some(span(100_000_001))).unwrap(), Some(101));
+        assert_eq!(lease(Some(span(43_200_000_000_000))).unwrap(), Some(43_200_000));
         for bad in [span(99_999_999), span(43_200_000_000_001), span(-1), span(i128::MAX), Span(None)] {
-            limits.lease(Some(bad)).unwrap_err();
+            lease(Some(bad)).unwrap_err();
         }
         assert_eq!(
             [span(-1_500_000_000), span(60), Span(None)].map(|span| span.to_string()),

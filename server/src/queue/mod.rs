@@ -15,7 +15,6 @@ mod waits;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::{
     runtime::Handle,
     time::{Instant, sleep_until},
@@ -32,15 +31,16 @@ pub use self::{
     },
     delivery::{Delivery, Unsent},
     error::{Error, Invalid},
-    limits::{Limits, MAX_BATCH, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
+    limits::{Limits, MAX_BATCH, MAX_DELAY, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
     pop_batch::PopBatchCall,
     produce::{ProduceAnswer, ProduceEnd, ProduceMessage},
-    task::{NewTask, Task, Value},
+    task::{NewTask, Task, Timing, Value},
     waits::{Seat, Waits},
 };
 use crate::store::{
-    Admin, Attempt, Beaten, Fingerprint, Insert, Inserted, Leased, NewTask as StoredTask, Outcome, Pop, PopRequest,
-    QueueName, Release, Released, RequestKey, Stem, StoreError, TaskId, Token, Withdrawal,
+    Admin, Attempt, Beaten, Clock, Due, Fingerprint, Insert, Inserted, Leased, Millis, NewTask as StoredTask, Outcome,
+    Pop, PopRequest, PutBack, QueueName, Release, Released, RequestKey, Stem, StoreError, SystemClock, TaskId, Token,
+    Withdrawal,
 };
 
 /// The envelopes in one message of a PopBatch have about this size at most, in bytes, unless a single one has more.
@@ -84,6 +84,33 @@ pub struct PopCall {
     pub deadline: Option<Instant>,
 }
 
+/// Gives tasks back that the caller holds.
+#[derive(Clone, Debug, Default)]
+pub struct PutBackCall {
+    /// Unchecked like the rest.
+    pub lease_tokens: Vec<String>,
+    /// After how long they can be popped again.
+    pub delay: Option<Span>,
+    /// They failed.
+    pub failed: bool,
+    /// They are to become dead letters.
+    pub dead_letter: bool,
+    /// Why.
+    pub reason: String,
+}
+
+impl PutBackCall {
+    /// Checks all but the number of tokens. `message` is where the fields are.
+    fn check(self, message: &str) -> Result<PutBack, Error> {
+        let tokens = limits::tokens(&format!("{message}.lease_tokens"), &self.lease_tokens)?;
+        let delay = limits::delay(&format!("{message}.delay"), self.delay)?;
+        limits::reason_text(&format!("{message}.reason"), &self.reason)?;
+        let Self { failed, dead_letter, reason, .. } = self;
+        let chance = if failed { (getrandom::u32()? >> 16) as u16 } else { 0 };
+        Ok(PutBack { tokens, delay, failed, dead_letter, reason, chance })
+    }
+}
+
 /// All queues, as one thread reaches them. Every delivery has a copy.
 #[derive(Clone)]
 pub struct Queues(Arc<Reach>);
@@ -121,9 +148,8 @@ impl Queues {
     pub async fn insert(&self, call: InsertCall) -> Result<Inserted, Error> {
         let queue = limits::queue(&call.queue)?;
         limits::request_id(&call.request_id)?;
-        let envelopes = self.envelopes(call.tasks)?;
-        let ids = TaskId::mint(envelopes.len())?;
-        let tasks = ids.into_iter().zip(envelopes).map(|(id, envelope)| StoredTask { id, envelope }).collect();
+        let tasks = self.stored(call.tasks)?;
+        let due = first_due(&tasks);
         let request = request_key(call.request_id, call.fingerprint);
         let insert = Insert { tasks, request, waiting_here: self.waits.waiting(&queue) };
 
@@ -132,7 +158,7 @@ impl Queues {
         uncancelled(&self.background, async move {
             let inserted = this.store.insert(&queue, insert).await?;
             if !inserted.replayed {
-                this.waits.wake(&queue, inserted.ids.len());
+                this.wake_for(&queue, inserted.ids.len() - inserted.duplicates.len(), due);
             }
             Ok(inserted)
         })
@@ -140,19 +166,28 @@ impl Queues {
     }
 
     /// Checks the tasks of an insert, and packs them.
-    fn envelopes(&self, tasks: Vec<NewTask>) -> Result<Vec<Bytes>, Error> {
+    fn stored(&self, tasks: Vec<NewTask>) -> Result<Vec<StoredTask>, Error> {
         limits::batch("tasks", tasks.len(), MAX_BATCH, "tasks")?;
         for (at, task) in tasks.iter().enumerate() {
             self.limits.value(at, task.value.as_ref())?;
             limits::headers(at, &task.headers)?;
         }
-        Ok(tasks.into_iter().filter_map(|task| Some(task::pack(task.value?, task.headers))).collect())
+        let ids = TaskId::mint(tasks.len())?;
+        ids.into_iter().zip(tasks).enumerate().map(|(at, (id, task))| Ok(task.stored(at, id)?)).collect()
+    }
+
+    /// Wakes those who wait for new tasks, and has them look again when the first of those that are not due yet is.
+    fn wake_for(&self, queue: &QueueName, count: usize, due: Option<Instant>) {
+        self.waits.wake(queue, count);
+        if let Some(due) = due {
+            self.waits.look_at(queue, due);
+        }
     }
 
     /// Acks, then pops a task, waiting for one if asked to.
     pub async fn pop(&self, call: PopCall) -> Result<(Option<Delivery>, Vec<Outcome>), Error> {
         let queue = limits::queue(&call.queue)?;
-        let lease = self.limits.lease(call.lease)?;
+        let lease = limits::lease(call.lease)?;
         let wait = limits::wait(call.wait)?;
         limits::request_id(&call.request_id)?;
         limits::at_most("ack_lease_tokens", call.acks.len(), MAX_BATCH, "tokens")?;
@@ -178,17 +213,17 @@ impl Queues {
         let queue = limits::queue(queue)?;
         limits::batch("lease_tokens", tokens.len(), MAX_BATCH, "tokens")?;
         let tokens = limits::tokens("lease_tokens", tokens)?;
-        let lease = self.limits.lease(lease)?;
+        let lease = limits::lease(lease)?;
         Ok(self.store.heartbeat(&queue, &tokens, lease).await?)
     }
 
     /// Gives back what the caller holds.
-    pub async fn put_back(&self, queue: &str, tokens: &[String]) -> Result<Vec<Outcome>, Error> {
+    pub async fn put_back(&self, queue: &str, call: PutBackCall) -> Result<(Vec<Outcome>, Released), Error> {
         let queue = limits::queue(queue)?;
-        limits::batch("tokens.lease_tokens", tokens.len(), MAX_BATCH, "tokens")?;
-        let tokens = limits::tokens("tokens.lease_tokens", tokens)?;
+        limits::batch("tokens.lease_tokens", call.lease_tokens.len(), MAX_BATCH, "tokens")?;
+        let put_back = call.check("tokens")?;
         let this = self.clone();
-        uncancelled(&self.background, async move { Ok(this.release(&queue, Release::PutBack(tokens)).await?) }).await
+        uncancelled(&self.background, async move { Ok(this.release(&queue, Release::PutBack(put_back)).await?) }).await
     }
 
     /// Gives back what anybody has held for so long.
@@ -198,7 +233,7 @@ impl Queues {
         let this = self.clone();
         uncancelled(&self.background, async move {
             let released = this.store.release_held(&queue, held_for).await?;
-            this.waits.wake(&queue, usize::try_from(released.put_back).unwrap_or(usize::MAX));
+            this.waits.wake(&queue, usize::try_from(released.ready).unwrap_or(usize::MAX));
             Ok(released)
         })
         .await
@@ -213,10 +248,10 @@ impl Queues {
         Error::Invalid(Invalid::new("selection", reason::PUTBACK_SELECTION_MISSING, message))
     }
 
-    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
-        let outcomes = self.store.release(queue, release).await?;
-        self.waits.wake(queue, outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count());
-        Ok(outcomes)
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<(Vec<Outcome>, Released), StoreError> {
+        let (outcomes, released) = self.store.release(queue, release).await?;
+        self.waits.wake(queue, usize::try_from(released.ready).unwrap_or(usize::MAX));
+        Ok((outcomes, released))
     }
 
     async fn pop_or_wait(&self, plan: &PopPlan, acks: Vec<Token>, until: Option<Instant>) -> Result<Found, Error> {
@@ -248,7 +283,8 @@ impl Queues {
 
     /// One step of the store, which goes on when its caller leaves: what it leased is dropped then, and that gives it back.
     async fn pop_once(&self, plan: &PopPlan, acks: Vec<Token>, will_wait: bool) -> Result<Found, Error> {
-        let (this, queue, lease) = (self.clone(), plan.queue.clone(), Duration::from_millis(plan.lease));
+        let (this, queue) = (self.clone(), plan.queue.clone());
+        let lease = plan.lease.map_or(MAX_LEASE, Duration::from_millis);
         let request = plan.request.clone();
         let (stem, max_tasks) = (Stem::mint()?, plan.max_tasks);
         let pop = Pop {
@@ -334,7 +370,7 @@ impl Queues {
 /// A pop whose fields were checked.
 struct PopPlan {
     queue: QueueName,
-    lease: u64,
+    lease: Option<Millis>,
     max_tasks: usize,
     request: Option<PopRequest>,
 }
@@ -350,6 +386,17 @@ struct Found {
 
 fn request_key(id: String, fingerprint: Fingerprint) -> Option<RequestKey> {
     (!id.is_empty()).then_some(RequestKey { id, fingerprint })
+}
+
+/// When the first of these tasks falls due that do not at once. By the store's clock that may be a little later.
+fn first_due(tasks: &[StoredTask]) -> Option<Instant> {
+    let span = |task: &StoredTask| match task.due? {
+        Due::In(span) => Some(span),
+        // The wall clock of this machine is near enough for a hint.
+        Due::At(time) => Some(time.saturating_sub(SystemClock::default().now())),
+    };
+    let first = tasks.iter().filter_map(span).min()?;
+    Some(Instant::now() + Duration::from_millis(first))
 }
 
 /// Until when to wait: nothing if not at all, and not so long that the caller's deadline passes.

@@ -9,7 +9,7 @@ use futures_util::{Stream, stream};
 use tokio::time::Instant;
 
 use super::{Delivery, Error, Found, PopPlan, Queues, Span, limits, request_key, wait_until};
-use crate::store::{Attempt, Fingerprint, PopRequest, QueueName, RECLAIM_STEP, RequestKey};
+use crate::store::{Attempt, Fingerprint, Millis, PopRequest, QueueName, RECLAIM_STEP, RequestKey};
 
 /// Pops many tasks.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Queues {
     ) -> Result<impl Stream<Item = Result<Delivery, Error>> + Send + use<>, Error> {
         let queue = limits::queue(&call.queue)?;
         limits::max_tasks(call.max_tasks)?;
-        let lease = self.limits.lease(call.lease)?;
+        let lease = limits::lease(call.lease)?;
         let wait = limits::wait(call.wait)?;
         limits::request_id(&call.request_id)?;
         let repeatable = match request_key(call.request_id, call.fingerprint) {
@@ -54,7 +54,7 @@ impl Queues {
 struct Batch {
     queues: Queues,
     queue: QueueName,
-    lease: u64,
+    lease: Option<Millis>,
     wait: Duration,
     deadline: Option<Instant>,
     left: usize,

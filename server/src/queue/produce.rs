@@ -10,17 +10,14 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use data_queue_proto::reason;
 use futures_util::{Stream, StreamExt, future::poll_fn, stream};
 use md5::{Digest, Md5};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use super::{Error, Invalid, NewTask, Queues, limits, uncancelled::in_background};
-use crate::store::{
-    Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Produce, QueueName, RECLAIM_STEP, TaskId,
-};
+use super::{Error, Invalid, NewTask, Queues, first_due, limits, uncancelled::in_background};
+use crate::store::{Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Produce, QueueName, RECLAIM_STEP};
 
 /// How long the first message may take.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -121,22 +118,27 @@ struct Opened {
     producer: String,
 }
 
-/// An insert that was checked, without the ids of its tasks.
+/// An insert that was checked.
 struct Checked {
     number: u64,
-    envelopes: Vec<Bytes>,
+    tasks: Vec<StoredTask>,
 }
 
 impl Checked {
     fn bytes(&self) -> usize {
-        self.envelopes.iter().map(Bytes::len).sum()
+        self.tasks.iter().map(|task| task.envelope.len()).sum()
     }
 
+    /// Of all that was given: not of the ids, which each try has its own of.
     fn fingerprint(&self) -> Fingerprint {
         let mut md5 = Md5::new();
-        for envelope in &self.envelopes {
-            md5.update((envelope.len() as u64).to_le_bytes());
-            md5.update(envelope);
+        for task in &self.tasks {
+            md5.update((task.envelope.len() as u64).to_le_bytes());
+            md5.update(&task.envelope);
+            let plan = task.plan.as_deref();
+            if plan.is_some() || task.due.is_some() {
+                md5.update(format!("{:?} {plan:?}", task.due));
+            }
         }
         Fingerprint(md5.finalize().into())
     }
@@ -226,11 +228,11 @@ where
                     }
                 }
             };
-            if tasks > 0 && tasks + next.envelopes.len() > RECLAIM_STEP {
+            if tasks > 0 && tasks + next.tasks.len() > RECLAIM_STEP {
                 self.held = Some(next);
                 break;
             }
-            tasks += next.envelopes.len();
+            tasks += next.tasks.len();
             bytes += next.bytes();
             gathered.push(next);
         }
@@ -279,8 +281,8 @@ where
             return Err(Error::from(invalid("insert.number", &message)).at(number).into());
         }
         self.last = number;
-        let envelopes = self.queues.envelopes(tasks).map_err(|error| error.within("insert").at(number))?;
-        Ok(Checked { number, envelopes })
+        let tasks = self.queues.stored(tasks).map_err(|error| error.within("insert").at(number))?;
+        Ok(Checked { number, tasks })
     }
 }
 
@@ -292,14 +294,12 @@ impl Queues {
         producer: String,
         checked: Vec<Checked>,
     ) -> Result<(Vec<ProduceAnswer>, Option<Error>), Error> {
-        let mut ids = TaskId::mint(checked.iter().map(|insert| insert.envelopes.len()).sum())?.into_iter();
+        let due = checked.iter().filter_map(|insert| first_due(&insert.tasks)).min();
         let mut numbers = Vec::with_capacity(checked.len());
         let number = |insert: Checked| {
             numbers.push(insert.number);
             let fingerprint = insert.fingerprint();
-            let tasks = insert.envelopes.into_iter().zip(&mut ids);
-            let tasks = tasks.map(|(envelope, id)| StoredTask { id, envelope }).collect();
-            NumberedInsert { number: insert.number, fingerprint, tasks }
+            NumberedInsert { number: insert.number, fingerprint, tasks: insert.tasks }
         };
         let inserts = checked.into_iter().map(number).collect();
         let produce = Produce { producer, inserts, waiting_here: self.waits.waiting(&queue) };
@@ -310,8 +310,9 @@ impl Queues {
                 Ok(produced) => (produced.inserted, produced.refused),
                 Err(error) => (Vec::new(), Some(error)),
             };
-            let new = inserted.iter().filter(|inserted| !inserted.replayed).map(|inserted| inserted.ids.len());
-            this.waits.wake(&queue, new.sum());
+            let new = inserted.iter().filter(|inserted| !inserted.replayed);
+            let new = new.map(|inserted| inserted.ids.len() - inserted.duplicates.len());
+            this.wake_for(&queue, new.sum(), due);
             let refused = refused.and_then(|error| Some(Error::from(error).at(*numbers.get(inserted.len())?)));
             let answers = numbers.into_iter().zip(inserted);
             Ok((answers.map(|(number, inserted)| ProduceAnswer { number, inserted }).collect(), refused))
@@ -339,7 +340,13 @@ mod tests {
     type Read = Result<ProduceMessage, &'static str>;
 
     fn queues(stopping: &CancellationToken) -> Queues {
-        let rules = Rules { remember: Remember { window: 300_000, entries: 1_000_000 }, max_expiries: 20 };
+        let rules = Rules {
+            remember: Remember { window: 300_000, entries: 1_000_000 },
+            lease: 30_000,
+            max_failures: 20,
+            max_expiries: 20,
+            backoff: crate::store::Backoff { min: 1_000, max: 60_000 },
+        };
         let store = MemoryStore::new(Arc::new(SystemClock::default()), rules, 1 << 30);
         let limits = Limits {
             max_value: 1 << 20,
@@ -356,7 +363,7 @@ mod tests {
 
     fn insert(number: u64, tasks: usize, bytes: usize) -> Read {
         let value = Some(Value::Data(vec![0; bytes].into()));
-        let tasks = vec![NewTask { value, headers: Default::default() }; tasks];
+        let tasks = vec![NewTask { value, ..NewTask::default() }; tasks];
         Ok(ProduceMessage::Insert { number, tasks })
     }
 

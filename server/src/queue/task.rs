@@ -6,8 +6,11 @@ use bytes::Bytes;
 use md5::{Digest, Md5};
 use prost::Message;
 
-use super::error::Error;
-use crate::store::{Leased, Millis, TaskId, Token};
+use super::{
+    error::{Error, Invalid},
+    limits::{self, Span},
+};
+use crate::store::{Leased, Millis, NewTask as StoredTask, Plan, TaskId, Token};
 
 /// A payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,12 +22,43 @@ pub enum Value {
 }
 
 /// A task as a producer gives it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct NewTask {
     /// Required; unset is refused.
     pub value: Option<Value>,
     /// Text that travels along.
     pub headers: BTreeMap<String, String>,
+    /// 0 to 9.
+    pub priority: u32,
+    /// When it can be popped, and for how long.
+    pub timing: Timing,
+    /// Empty: none.
+    pub unique_key: String,
+}
+
+/// When a task can be popped, and for how long.
+#[derive(Clone, Debug, Default)]
+pub struct Timing {
+    /// So long after its insert.
+    pub delay: Option<Span>,
+    /// At this time, counted from the Unix epoch.
+    pub deliver_at: Option<Span>,
+    /// So long after its insert it is gone.
+    pub ttl: Option<Span>,
+}
+
+impl NewTask {
+    /// Checks all but the value and the headers, and packs it. `at` is its position in the request.
+    pub(super) fn stored(self, at: usize, id: TaskId) -> Result<StoredTask, Box<Invalid>> {
+        let priority = limits::priority(at, self.priority)?;
+        let due = limits::due(at, &self.timing)?;
+        let ttl = limits::ttl(at, self.timing.ttl)?;
+        let unique_key = limits::unique_key(at, self.unique_key)?;
+        let value = self.value.ok_or_else(|| limits::value_missing(at))?;
+        let envelope = pack(value, self.headers, priority);
+        let task = StoredTask::new(id, envelope, Some(Plan { priority, ttl, unique_key }));
+        Ok(StoredTask { due, ..task })
+    }
 }
 
 /// A task as a worker gets it.
@@ -40,8 +74,12 @@ pub struct Task {
     pub md5: [u8; 16],
     /// As inserted.
     pub headers: BTreeMap<String, String>,
+    /// As inserted.
+    pub priority: u8,
     /// This one included.
     pub deliveries: u32,
+    /// How often its holders said that it failed.
+    pub failures: u32,
     /// Leases that ran out.
     pub expiries: u32,
     /// By the store's clock.
@@ -61,6 +99,8 @@ struct Envelope {
     md5: Bytes,
     #[prost(btree_map = "string, string", tag = "5")]
     headers: BTreeMap<String, String>,
+    #[prost(uint32, tag = "6")]
+    priority: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -72,12 +112,13 @@ enum StoredValue {
 }
 
 /// Packs a task whose fields were checked.
-pub(super) fn pack(value: Value, headers: BTreeMap<String, String>) -> Bytes {
+fn pack(value: Value, headers: BTreeMap<String, String>, priority: u8) -> Bytes {
     let (md5, value) = match value {
         Value::Json(text) => (Md5::digest(&text), StoredValue::Json(text)),
         Value::Data(data) => (Md5::digest(&data), StoredValue::Data(data)),
     };
-    Envelope { value: Some(value), md5: Bytes::copy_from_slice(&md5), headers }.encode_to_vec().into()
+    let md5 = Bytes::copy_from_slice(&md5);
+    Envelope { value: Some(value), md5, headers, priority: priority.into() }.encode_to_vec().into()
 }
 
 /// Unpacks a delivery.
@@ -94,7 +135,9 @@ pub(super) fn unpack(leased: Leased) -> Result<Task, Error> {
         value,
         md5: envelope.md5.as_ref().try_into().map_err(|_| unreadable())?,
         headers: envelope.headers,
+        priority: envelope.priority.min(u8::MAX.into()) as u8,
         deliveries: leased.deliveries,
+        failures: leased.failures,
         expiries: leased.expiries,
         inserted_at: leased.inserted_at,
         left: leased.left,

@@ -35,9 +35,9 @@ use bytes::Bytes;
 
 use self::engines::{memory, redis, sqlite};
 use super::{
-    Admin, Attempt, Consumer, Counts, Fingerprint, Insert, Inserted, Leased, Millis, NewTask, NumberedInsert, Outcome,
-    Pop, PopRequest, Popped, Produce, Produced, QueueName, Release, Released, Remember, RequestKey, Rules,
-    SESSION_KEPT, SessionId, Stem, Store, StoreError, TaskId, Token, Withdrawal,
+    Admin, Attempt, Backoff, Consumer, Counts, Fingerprint, Insert, Inserted, Kept, Leased, Millis, NewTask,
+    NumberedInsert, Outcome, Pop, PopRequest, Popped, Produce, Produced, PutBack, QueueName, Release, Released,
+    Remember, RequestKey, Rules, SESSION_KEPT, SessionId, Stem, Store, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// Runs every case on every store that is named here.
@@ -218,7 +218,13 @@ const START: Millis = 1_700_000_000_000;
 const LEASE: Millis = 30_000;
 
 /// The rules of most cases.
-const RULES: Rules = Rules { remember: Remember { window: 300_000, entries: 1_000_000 }, max_expiries: 20 };
+const RULES: Rules = Rules {
+    remember: Remember { window: 300_000, entries: 1_000_000 },
+    lease: LEASE,
+    max_failures: 20,
+    max_expiries: 20,
+    backoff: Backoff { min: 1_000, max: 60_000 },
+};
 
 /// A store under test, reached through its traits, and its clock.
 struct Rig {
@@ -332,20 +338,20 @@ impl Rig {
     }
 
     async fn beat_one(&self, queue: &QueueName, token: Token, lease: Millis) -> Outcome {
-        self.heartbeat(queue, &[token], lease).await.unwrap().outcomes[0]
+        self.heartbeat(queue, &[token], Some(lease)).await.unwrap().outcomes[0]
     }
 
     async fn put_back(&self, queue: &QueueName, tokens: &[Token]) -> Vec<Outcome> {
-        self.release(queue, Release::PutBack(tokens.to_vec())).await.unwrap()
+        self.release(queue, Release::PutBack(back(tokens))).await.unwrap().0
     }
 
     async fn unsent(&self, queue: &QueueName, tokens: &[Token], attempt: Option<Attempt>) -> Vec<Outcome> {
-        self.release(queue, Release::Unsent(tokens.to_vec(), attempt)).await.unwrap()
+        self.release(queue, Release::Unsent(tokens.to_vec(), attempt)).await.unwrap().0
     }
 
     /// How many tasks went back to the head, when none became a dead letter.
     async fn held_released(&self, queue: &QueueName, held_for: Millis) -> u64 {
-        let Released { put_back, dead_lettered } = self.release_held(queue, held_for).await.unwrap();
+        let Released { put_back, dead_lettered, .. } = self.release_held(queue, held_for).await.unwrap();
         assert_eq!(dead_lettered, 0);
         put_back
     }
@@ -357,7 +363,9 @@ impl Rig {
     /// Of a queue that must be there, and in which no task is nowhere or twice.
     async fn counted(&self, queue: &QueueName) -> Counts {
         let counts = self.count(queue).await.expect("the queue is known");
-        assert_eq!(counts.inserted, counts.ready + counts.leased + counts.dead + counts.acked, "{counts:?}");
+        let Counts { ready, scheduled, leased, dead, acked, expired, deleted, purged, .. } = counts;
+        let all = ready + scheduled + leased + dead + acked + expired + deleted + purged;
+        assert_eq!(counts.inserted, all, "{counts:?}");
         assert_eq!(counts.oldest_ready.is_some(), counts.ready > 0, "{counts:?}");
         // Most cases do not care.
         Counts { oldest_ready: None, ..counts }
@@ -373,7 +381,7 @@ fn queue(name: &str) -> QueueName {
 }
 
 fn task(envelope: impl Into<Bytes>) -> NewTask {
-    NewTask { id: TaskId::mint(1).unwrap()[0], envelope: envelope.into() }
+    NewTask::new(TaskId::mint(1).unwrap()[0], envelope.into(), None)
 }
 
 fn tasks(numbers: Range<usize>) -> Vec<NewTask> {
@@ -390,13 +398,18 @@ fn pop(max_tasks: usize) -> Pop {
         acks: Vec::new(),
         max_tasks,
         max_bytes: usize::MAX >> 12,
-        lease: LEASE,
+        lease: Some(LEASE),
         stem: Stem::mint().unwrap(),
         request: None,
         will_wait: false,
         consumer: None,
         spent: Vec::new(),
     }
+}
+
+/// These go back as they are.
+fn back(tokens: &[Token]) -> PutBack {
+    PutBack { tokens: tokens.to_vec(), ..PutBack::default() }
 }
 
 fn key(id: &str, fingerprint: u8) -> RequestKey {

@@ -107,10 +107,20 @@ impl TaskId {
 
     fn from_random(mut bytes: [u8; 16]) -> Self {
         bytes[0] = SHARD;
-        // Version 4 and variant 1 of RFC 9562, so that databases and tools take it for the UUID that it is.
-        bytes[6] = (bytes[6] & 0x0f) | 0x40;
+        // Variant 1 of RFC 9562, and its version 4, so that databases and tools take it for the UUID that it is.
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
-        Self(bytes)
+        Self(bytes).with_plan(false)
+    }
+
+    /// The id of a task that has a plan, or has none. It has version 8 of RFC 9562 then: a random UUID with a meaning of its own.
+    pub(in crate::store) fn with_plan(mut self, has_plan: bool) -> Self {
+        self.0[6] = (self.0[6] & 0x0f) | if has_plan { 0x80 } else { 0x40 };
+        self
+    }
+
+    /// Whether its task has a plan.
+    pub(in crate::store) fn has_plan(&self) -> bool {
+        self.0[6] >> 4 == 8
     }
 }
 

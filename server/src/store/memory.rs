@@ -2,6 +2,10 @@
 //!
 //! The other stores are compared with this one. It keeps nothing when the process ends, and is for tests and demos.
 
+mod admin;
+mod remembered;
+mod sessions;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{
@@ -12,11 +16,12 @@ use std::{
 
 use async_trait::async_trait;
 
+use self::{remembered::Memory, sessions::Session};
 use super::{
-    Admin, Attempt, Beaten, Clock, Consumer, Counts, Description, Fingerprint, Insert, Inserted, Leased, Millis,
-    NewTask, NumberedInsert, OnWake, Outcome, PRODUCER_ANSWERS, Pop, Popped, Produce, Produced, QueueName,
-    RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT, SessionId, Sight,
-    Stem, Store, StoreError, Survives, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
+    Beaten, Cause, Clock, Consumer, Fingerprint, Insert, Inserted, Kept, Leased, MAX_PRIORITY, Millis, NewTask,
+    NumberedInsert, OnWake, Outcome, PRODUCER_ANSWERS, Plan, Pop, Popped, Produce, Produced, PutBack, QueueName,
+    RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Remember, RequestKey, Rules, SessionId, Setting, Settings,
+    Sight, Stem, Store, StoreError, TaskId, Token, WITHDRAWN_FOR, Withdrawal, holders::Holders,
 };
 
 /// The store.
@@ -86,9 +91,17 @@ impl MemoryStore {
 
 struct Queue {
     tasks: HashMap<TaskId, Task>,
-    ready: VecDeque<TaskId>,
-    /// The last given up is last.
-    dead: Vec<TaskId>,
+    /// By priority.
+    ready: [Line; 1 + MAX_PRIORITY as usize],
+    /// By when they fall due; of those that do so at the same time, the one that was put here first is first.
+    scheduled: BTreeSet<(Millis, u64, TaskId)>,
+    scheduled_count: u64,
+    /// When the time of tasks that are ready or scheduled is over.
+    ends: BTreeSet<(Millis, TaskId)>,
+    unique: HashMap<String, TaskId>,
+    /// By when they died.
+    dead: BTreeSet<(Millis, u64, TaskId)>,
+    dead_count: u64,
     leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
@@ -100,8 +113,59 @@ struct Queue {
     delivered: u64,
     inserted_count: u64,
     acked_count: u64,
-    max_expiries: u32,
+    expired_count: u64,
+    deleted_count: u64,
+    purged_count: u64,
+    settings: Settings,
+    rules: Rules,
+    capacity: u64,
     used: Arc<AtomicU64>,
+}
+
+/// Where a task is.
+#[derive(Clone, Copy)]
+enum Spot {
+    /// At this place of the line of its priority.
+    Ready(i64),
+    /// When it falls due, and how many were scheduled before.
+    Scheduled(Millis, u64),
+    Leased(Token),
+    /// When it died, and how many died before.
+    Dead(Millis, u64),
+}
+
+/// The tasks of one priority that are ready, by their places: those put at the tail ascend, those put at the head descend.
+#[derive(Default)]
+struct Line(BTreeMap<i64, TaskId>);
+
+impl Line {
+    fn next_at_tail(&self) -> i64 {
+        self.0.last_key_value().map_or(0, |(place, _)| place + 1)
+    }
+
+    fn next_at_head(&self) -> i64 {
+        self.0.first_key_value().map_or(0, |(place, _)| place - 1)
+    }
+
+    fn pop_front(&mut self) -> Option<TaskId> {
+        self.0.pop_first().map(|(_, id)| id)
+    }
+}
+
+/// How a lease ended, other than by an ack.
+enum Back {
+    Put(PutBack),
+    /// As if the task had not been delivered.
+    Unsent,
+    /// It ran out, or was taken back for its age.
+    RanOut,
+}
+
+fn tokens_answered(answered: &Answered) -> &[Token] {
+    match answered {
+        Answered::Popped(tokens) => tokens,
+        Answered::Inserted(_) => &[],
+    }
 }
 
 /// Whose request ids: those of inserts and of pops are apart, and count as one kind.
@@ -113,8 +177,12 @@ enum Call {
 
 struct Request {
     fingerprint: Fingerprint,
-    /// Ids or tokens.
-    answered: Vec<[u8; 16]>,
+    answered: Answered,
+}
+
+enum Answered {
+    Inserted(Inserted),
+    Popped(Vec<Token>),
 }
 
 /// What is remembered of a producer.
@@ -129,14 +197,30 @@ struct Producer {
 struct Answer {
     number: u64,
     fingerprint: Fingerprint,
-    ids: Vec<TaskId>,
+    inserted: Inserted,
 }
 
 struct Task {
     task: NewTask,
     inserted_at: Millis,
     deliveries: u32,
+    failures: u32,
     expiries: u32,
+    last_error: String,
+    cause: Option<Cause>,
+    spot: Spot,
+    /// It goes when it would go back.
+    cancelled: bool,
+}
+
+impl Task {
+    fn plan(&self) -> Plan {
+        self.task.plan.as_deref().cloned().unwrap_or_default()
+    }
+
+    fn ends_at(&self) -> Option<Millis> {
+        self.plan().ttl.map(|ttl| self.inserted_at + ttl)
+    }
 }
 
 struct Lease {
@@ -150,28 +234,26 @@ struct Lease {
     session: Option<SessionId>,
 }
 
-#[derive(Default)]
-struct Session {
-    /// The one that has it; nobody when the store was opened since.
-    stream: Option<Attempt>,
-    /// When it last took a step.
-    used_at: Millis,
-    leases: BTreeSet<(u64, Token)>,
-}
-
 fn size_of_task(task: &NewTask) -> u64 {
     task.envelope.len() as u64 + TASK_OVERHEAD
 }
 
 impl Queue {
     fn new(store: &MemoryStore) -> Self {
-        let Rules { remember, max_expiries } = store.rules;
+        let remember = store.rules.remember;
         Self {
             used: Arc::clone(&store.used),
-            max_expiries,
-            dead: Vec::new(),
+            capacity: store.capacity,
+            rules: store.rules,
+            settings: Settings::default(),
+            dead: BTreeSet::new(),
+            dead_count: 0,
             tasks: HashMap::new(),
-            ready: VecDeque::new(),
+            ready: Default::default(),
+            scheduled: BTreeSet::new(),
+            scheduled_count: 0,
+            ends: BTreeSet::new(),
+            unique: HashMap::new(),
             leases: HashMap::new(),
             deadlines: BTreeSet::new(),
             acked: Memory::new(remember),
@@ -182,46 +264,171 @@ impl Queue {
             delivered: 0,
             inserted_count: 0,
             acked_count: 0,
+            expired_count: 0,
+            deleted_count: 0,
+            purged_count: 0,
         }
     }
 
-    fn insert(&mut self, insert: Insert, capacity: u64, now: Millis) -> Result<Inserted, StoreError> {
+    fn rules(&self) -> Rules {
+        self.settings.over(self.rules)
+    }
+
+    fn insert(&mut self, insert: Insert, now: Millis) -> Result<Inserted, StoreError> {
         if let Some(RequestKey { id, fingerprint }) = &insert.request
             && let Some(first) = self.requests.get(&(Call::Insert, id.clone()), now)
+            && let Answered::Inserted(inserted) = &first.answered
         {
             if first.fingerprint != *fingerprint {
                 return Err(StoreError::RequestIdReused);
             }
-            return Ok(Inserted { ids: first.answered.iter().copied().map(TaskId).collect(), replayed: true });
+            return Ok(Inserted { replayed: true, ..inserted.clone() });
         }
-        let ids: Vec<TaskId> = insert.tasks.iter().map(|task| task.id).collect();
-        // A second run of the same call, even if some of its tasks are gone by now.
-        if ids.iter().any(|id| self.tasks.contains_key(id)) {
-            return Ok(Inserted { ids, replayed: false });
-        }
-        self.put_at_tail(insert.tasks, capacity, now)?;
-        if let Some(RequestKey { id, fingerprint }) = insert.request {
-            let answered = ids.iter().map(|id| id.0).collect();
+        let (second_run, inserted) = self.put_in(insert.tasks, now)?;
+        if let Some(RequestKey { id, fingerprint }) = insert.request.filter(|_| !second_run) {
+            let answered = Answered::Inserted(inserted.clone());
             self.requests.put((Call::Insert, id), Request { fingerprint, answered }, now);
         }
-        Ok(Inserted { ids, replayed: false })
+        Ok(inserted)
     }
 
-    fn put_at_tail(&mut self, tasks: Vec<NewTask>, capacity: u64, now: Millis) -> Result<(), StoreError> {
-        let size = tasks.iter().map(size_of_task).sum::<u64>();
-        if self.used.load(Ordering::Relaxed) + size > capacity {
-            return Err(StoreError::Full(format!("the store in memory holds at most {capacity} bytes")));
+    /// Puts in all tasks but duplicates. True if it is a second run of the same call, which puts nothing in, even if some of its
+    /// tasks are gone by now.
+    fn put_in(&mut self, tasks: Vec<NewTask>, now: Millis) -> Result<(bool, Inserted), StoreError> {
+        let second_run = tasks.iter().any(|task| self.tasks.contains_key(&task.id));
+        let mut inserted = Inserted { ids: Vec::new(), duplicates: Vec::new(), replayed: false };
+        let mut new: Vec<NewTask> = Vec::new();
+        let mut keys = self.unique.clone();
+        for (at, task) in tasks.into_iter().enumerate() {
+            let key = task.plan.as_ref().and_then(|plan| plan.unique_key.clone());
+            match key.as_ref().and_then(|key| keys.get(key)).filter(|first| **first != task.id) {
+                Some(first) => {
+                    inserted.ids.push(*first);
+                    inserted.duplicates.push(at);
+                }
+                None => {
+                    inserted.ids.push(task.id);
+                    keys.extend(key.map(|key| (key, task.id)));
+                    new.push(task);
+                }
+            }
+        }
+        if second_run {
+            return Ok((true, inserted));
+        }
+        self.check_limits(&new)?;
+        let size = new.iter().map(size_of_task).sum::<u64>();
+        if self.used.load(Ordering::Relaxed) + size > self.capacity {
+            return Err(StoreError::Full(format!("the store in memory holds at most {} bytes", self.capacity)));
         }
         self.used.fetch_add(size, Ordering::Relaxed);
-        self.inserted_count += tasks.len() as u64;
-        for task in tasks {
-            self.ready.push_back(task.id);
-            self.tasks.insert(task.id, Task { task, inserted_at: now, deliveries: 0, expiries: 0 });
+        self.inserted_count += new.len() as u64;
+        for task in new {
+            self.add(task, now);
+        }
+        Ok((false, inserted))
+    }
+
+    fn check_limits(&self, new: &[NewTask]) -> Result<(), StoreError> {
+        let live = self.tasks.values().filter(|task| task.cause.is_none()).map(|task| &task.task);
+        let (count, bytes) =
+            live.chain(new).fold((0, 0), |(count, bytes), task| (count + 1, bytes + task.envelope.len()));
+        for (setting, would_be) in [(Setting::MaxTasks, count), (Setting::MaxBytes, bytes as u64)] {
+            if let Some(max) = self.settings.get(setting).filter(|max| would_be > *max && !new.is_empty()) {
+                return Err(StoreError::QueueFull(setting, max));
+            }
         }
         Ok(())
     }
 
-    fn produce(&mut self, produce: Produce, capacity: u64, now: Millis) -> Produced {
+    fn add(&mut self, task: NewTask, now: Millis) {
+        let id = task.id;
+        let due = task.due.map_or(now, |due| due.at(now));
+        let task = Task {
+            task,
+            inserted_at: now,
+            deliveries: 0,
+            failures: 0,
+            expiries: 0,
+            last_error: String::new(),
+            cause: None,
+            spot: Spot::Ready(0),
+            cancelled: false,
+        };
+        if let Some(key) = task.plan().unique_key {
+            self.unique.insert(key, id);
+        }
+        self.tasks.insert(id, task);
+        if due <= now { self.to_tail(id) } else { self.schedule(id, due) }
+    }
+
+    /// It is ready now.
+    fn to_tail(&mut self, id: TaskId) {
+        self.make_ready(id, Line::next_at_tail);
+    }
+
+    fn to_head(&mut self, id: TaskId) {
+        self.make_ready(id, Line::next_at_head);
+    }
+
+    fn make_ready(&mut self, id: TaskId, next: fn(&Line) -> i64) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let line = &mut self.ready[usize::from(task.plan().priority)];
+        let place = next(line);
+        line.0.insert(place, id);
+        task.spot = Spot::Ready(place);
+        self.ends.extend(task.ends_at().map(|at| (at, id)));
+    }
+
+    fn schedule(&mut self, id: TaskId, due: Millis) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        self.scheduled_count += 1;
+        self.scheduled.insert((due, self.scheduled_count, id));
+        task.spot = Spot::Scheduled(due, self.scheduled_count);
+        self.ends.extend(task.ends_at().map(|at| (at, id)));
+    }
+
+    /// It is where it was no more.
+    fn take_out(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        if let Some(at) = task.ends_at() {
+            self.ends.remove(&(at, id));
+        }
+        match task.spot {
+            Spot::Ready(place) => drop(self.ready[usize::from(task.plan().priority)].0.remove(&place)),
+            Spot::Scheduled(due, order) => drop(self.scheduled.remove(&(due, order, id))),
+            Spot::Dead(died_at, order) => drop(self.dead.remove(&(died_at, order, id))),
+            Spot::Leased(token) => drop(self.end_lease(&token)),
+        }
+    }
+
+    /// It is gone.
+    fn remove(&mut self, id: TaskId) {
+        self.take_out(id);
+        self.free_key(id);
+        if let Some(task) = self.tasks.remove(&id) {
+            self.used.fetch_sub(size_of_task(&task.task), Ordering::Relaxed);
+        }
+    }
+
+    fn free_key(&mut self, id: TaskId) {
+        if let Some(key) = self.tasks.get(&id).and_then(|task| task.plan().unique_key)
+            && self.unique.get(&key) == Some(&id)
+        {
+            self.unique.remove(&key);
+        }
+    }
+
+    fn ready_count(&self) -> u64 {
+        self.ready.iter().map(|ready| ready.0.len() as u64).sum()
+    }
+
+    /// As callers see it, who could pop so many.
+    fn can_be_popped(&self) -> u64 {
+        if self.settings.paused() { 0 } else { self.ready_count() }
+    }
+
+    fn produce(&mut self, produce: Produce, now: Millis) -> Produced {
         let remember = self.remember;
         self.producers.retain(|_, producer| !remember.has_forgotten_producer(producer.inserted_at, now));
         let mut produced = Produced::default();
@@ -229,7 +436,7 @@ impl Queue {
             let last = self.producers.get(&produce.producer).and_then(|producer| producer.answers.back());
             let inserted = match last {
                 Some(last) if insert.number <= last.number => self.answer_again(&produce.producer, &insert),
-                _ => self.insert_numbered(&produce.producer, insert, capacity, now),
+                _ => self.insert_numbered(&produce.producer, insert, now),
             };
             match inserted {
                 Ok(inserted) => produced.inserted.push(inserted),
@@ -246,23 +453,14 @@ impl Queue {
             return Err(StoreError::RequestIdReused);
         }
         // The tasks of this very call: it runs a second time.
-        let replayed = answer.ids.first() != insert.tasks.first().map(|task| &task.id);
-        Ok(Inserted { ids: answer.ids.clone(), replayed })
+        let replayed = !answer.inserted.ids.iter().zip(&insert.tasks).any(|(id, task)| *id == task.id);
+        Ok(Inserted { replayed, ..answer.inserted.clone() })
     }
 
-    fn insert_numbered(
-        &mut self,
-        producer: &str,
-        insert: NumberedInsert,
-        capacity: u64,
-        now: Millis,
-    ) -> Result<Inserted, StoreError> {
+    fn insert_numbered(&mut self, producer: &str, insert: NumberedInsert, now: Millis) -> Result<Inserted, StoreError> {
         let NumberedInsert { number, fingerprint, tasks } = insert;
-        let ids: Vec<TaskId> = tasks.iter().map(|task| task.id).collect();
-        // A second run of the same call, so late that the producer was forgotten meanwhile.
-        if !ids.iter().any(|id| self.tasks.contains_key(id)) {
-            self.put_at_tail(tasks, capacity, now)?;
-        }
+        // It may be a second run of the same call, so late that the producer was forgotten meanwhile.
+        let (_, inserted) = self.put_in(tasks, now)?;
         if !self.producers.contains_key(producer) {
             while self.producers.len() as u64 >= self.remember.producers()
                 && let Some((oldest, _)) = self.producers.iter().min_by_key(|(id, one)| (one.inserted_at, *id))
@@ -273,28 +471,29 @@ impl Queue {
         }
         let producer = self.producers.entry(producer.to_owned()).or_default();
         producer.inserted_at = now;
-        producer.answers.push_back(Answer { number, fingerprint, ids: ids.clone() });
+        producer.answers.push_back(Answer { number, fingerprint, inserted: inserted.clone() });
         if producer.answers.len() > PRODUCER_ANSWERS {
             producer.answers.pop_front();
         }
-        Ok(Inserted { ids, replayed: false })
+        Ok(inserted)
     }
 
     fn pop(&mut self, pop: Pop, withdrawn: &Withdrawn, now: Millis) -> Result<Popped, StoreError> {
         let mut known = Vec::new();
         if let Some(request) = &pop.request
             && let Some(first) = self.requests.get(&(Call::Pop, request.key.id.clone()), now)
+            && let Answered::Popped(tokens) = &first.answered
         {
             if first.fingerprint != request.key.fingerprint {
                 return Err(StoreError::RequestIdReused);
             }
-            known.clone_from(&first.answered);
+            known.clone_from(tokens);
         }
         let is_known = !known.is_empty();
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
         if pop.consumer.is_some_and(|consumer| !self.has_session(consumer, now)) {
-            let ready = self.ready.len() as u64;
+            let ready = self.can_be_popped();
             return Ok(Popped {
                 acks,
                 tasks: Vec::new(),
@@ -306,7 +505,7 @@ impl Queue {
             });
         }
         if withdrawn.get(&pop.stem).is_some_and(|until| now < *until) {
-            let (ready, due_in) = (self.ready.len() as u64, self.due_in(now));
+            let (ready, due_in) = (self.can_be_popped(), self.due_in(now));
             return Ok(Popped {
                 acks,
                 tasks: Vec::new(),
@@ -320,7 +519,7 @@ impl Queue {
 
         let holder = pop.request.as_ref().map(|request| request.attempt);
         let is_held = |token: &Token| self.leases.contains_key(token);
-        let mut held: Vec<Token> = known.into_iter().map(Token).filter(is_held).collect();
+        let mut held: Vec<Token> = known.into_iter().filter(is_held).collect();
         if held.is_empty() {
             held = (0..pop.max_tasks).map(|position| pop.stem.token(position as u16)).filter(is_held).collect();
         }
@@ -328,7 +527,7 @@ impl Queue {
             held = self.lease_from_head(&pop, now);
             if let Some(request) = pop.request.filter(|_| !held.is_empty()) {
                 let RequestKey { id, fingerprint } = request.key;
-                let answered = held.iter().map(|token| token.0).collect();
+                let answered = Answered::Popped(held.clone());
                 self.requests.put((Call::Pop, id), Request { fingerprint, answered }, now);
             }
         }
@@ -339,33 +538,31 @@ impl Queue {
         }
         let tasks: Vec<Leased> = held.iter().filter_map(|token| self.leased(*token, now)).collect();
         let due_in = if tasks.is_empty() { self.due_in(now) } else { None };
-        Ok(Popped {
-            acks,
-            tasks,
-            ready: self.ready.len() as u64,
-            reclaimed,
-            due_in,
-            taken_over: false,
-            known: is_known,
-        })
+        Ok(Popped { acks, tasks, ready: self.can_be_popped(), reclaimed, due_in, taken_over: false, known: is_known })
     }
 
     fn lease_from_head(&mut self, pop: &Pop, now: Millis) -> Vec<Token> {
         let (mut held, mut bytes) = (Vec::new(), 0);
+        let span = pop.lease.unwrap_or(self.rules().lease);
         while held.len() < pop.max_tasks
             && bytes < pop.max_bytes.max(1)
-            && let Some(id) = self.ready.pop_front()
+            && !self.settings.paused()
+            && let Some(id) = self.ready.iter_mut().rev().find_map(Line::pop_front)
         {
-            let Some(task) = self.tasks.get(&id) else { continue };
-            bytes += task.task.envelope.len();
             let token = pop.stem.token(held.len() as u16);
+            let Some(task) = self.tasks.get_mut(&id) else { continue };
+            if let Some(at) = task.ends_at() {
+                self.ends.remove(&(at, id));
+            }
+            task.spot = Spot::Leased(token);
+            bytes += task.task.envelope.len();
             self.delivered += 1;
             let lease = Lease {
                 id,
                 order: self.delivered,
                 renewed_at: now,
-                deadline: now + pop.lease,
-                length: pop.lease,
+                deadline: now + span,
+                length: span,
                 holders: Holders::default(),
                 session: pop.consumer.map(|consumer| consumer.session),
             };
@@ -378,58 +575,6 @@ impl Queue {
             self.session(consumer, now).leases.extend((first + 1..).zip(held.iter().copied()));
         }
         held
-    }
-
-    /// True if no other stream has it.
-    fn has_session(&self, consumer: Consumer, now: Millis) -> bool {
-        let session = self.sessions.get(&consumer.session).filter(|session| now < session.used_at + SESSION_KEPT);
-        session.and_then(|session| session.stream).is_none_or(|stream| stream == consumer.stream)
-    }
-
-    /// The session, which this stream has from now on.
-    fn session(&mut self, consumer: Consumer, now: Millis) -> &mut Session {
-        if self.sessions.get(&consumer.session).is_none_or(|session| now >= session.used_at + SESSION_KEPT) {
-            self.sessions.retain(|_, session| now < session.used_at + SESSION_KEPT);
-        }
-        let session = self.sessions.entry(consumer.session).or_default();
-        (session.stream, session.used_at) = (Some(consumer.stream), now);
-        session
-    }
-
-    fn resume(&mut self, consumer: Consumer, lease: Millis, max_hold: Millis, now: Millis) -> Vec<(Token, Millis)> {
-        let tokens: Vec<Token> = self.session(consumer, now).leases.iter().map(|(_, token)| *token).collect();
-        let resume = |token| {
-            let age = now.saturating_sub(self.leases.get(&token)?.renewed_at);
-            if age < max_hold {
-                self.extend(&token, lease, now);
-            }
-            Some((token, age))
-        };
-        tokens.into_iter().filter_map(resume).collect()
-    }
-
-    fn keep(&mut self, consumer: Consumer, tokens: &[Token], lease: Millis, now: Millis) -> Option<Vec<Outcome>> {
-        if !self.has_session(consumer, now) {
-            return None;
-        }
-        self.session(consumer, now);
-        let keep = |token| match self.extend(token, lease, now) {
-            Some(_) => Outcome::Applied,
-            None => self.not_held(token, now),
-        };
-        Some(tokens.iter().map(keep).collect())
-    }
-
-    fn abandon(&mut self, consumer: Consumer, tokens: &[Token], grace: Millis, now: Millis) {
-        if !self.has_session(consumer, now) {
-            return;
-        }
-        for token in tokens {
-            let Some(lease) = self.leases.get_mut(token).filter(|lease| lease.deadline > now + grace) else { continue };
-            self.deadlines.remove(&(lease.deadline, lease.order, *token));
-            lease.deadline = now + grace;
-            self.deadlines.insert((lease.deadline, lease.order, *token));
-        }
     }
 
     /// Moves a deadline to now + `lease`, and never to an earlier time. Answers the lease.
@@ -452,6 +597,7 @@ impl Queue {
             envelope: task.task.envelope.clone(),
             inserted_at: task.inserted_at,
             deliveries: task.deliveries + 1,
+            failures: task.failures,
             expiries: task.expiries,
             left: lease.deadline.saturating_sub(now),
             expires_at: lease.deadline,
@@ -461,9 +607,7 @@ impl Queue {
     fn ack(&mut self, tokens: &[Token], now: Millis) -> Vec<Outcome> {
         let ack_one = |token: &Token| match self.end_lease(token) {
             Some(lease) => {
-                if let Some(gone) = self.tasks.remove(&lease.id) {
-                    self.used.fetch_sub(size_of_task(&gone.task), Ordering::Relaxed);
-                }
+                self.remove(lease.id);
                 self.acked_count += 1;
                 self.acked.put(*token, (), now);
                 Outcome::Applied
@@ -477,7 +621,8 @@ impl Queue {
         if self.acked.get(token, now).is_some() { Outcome::AlreadyAcked } else { Outcome::LeaseLost }
     }
 
-    fn heartbeat(&mut self, tokens: &[Token], lease: Millis, now: Millis) -> Beaten {
+    fn heartbeat(&mut self, tokens: &[Token], lease: Option<Millis>, now: Millis) -> Beaten {
+        let lease = lease.unwrap_or(self.rules().lease);
         let mut earliest: Option<Millis> = None;
         let beat = |token: &Token| {
             let Some(held) = self.extend(token, lease, now) else { return self.not_held(token, now) };
@@ -486,13 +631,26 @@ impl Queue {
             Outcome::Applied
         };
         let outcomes = tokens.iter().map(beat).collect();
-        Beaten { outcomes, earliest: earliest.map(|deadline| (deadline.saturating_sub(now), deadline)) }
+        let earliest = earliest.map(|deadline| (deadline.saturating_sub(now), deadline));
+        Beaten { outcomes, earliest, cancelled: self.cancelled(tokens) }
     }
 
-    fn release(&mut self, release: Release, now: Millis) -> Vec<Outcome> {
-        let (tokens, unsent) = match release {
-            Release::PutBack(tokens) => (tokens, None),
-            Release::Unsent(tokens, holder) => (tokens, Some(holder)),
+    /// Of these tokens, those whose tasks are to be deleted.
+    fn cancelled(&self, tokens: &[Token]) -> Vec<Token> {
+        let mut cancelled = Vec::new();
+        for token in tokens {
+            let task = self.leases.get(token).and_then(|lease| self.tasks.get(&lease.id));
+            if task.is_some_and(|task| task.cancelled) && !cancelled.contains(token) {
+                cancelled.push(*token);
+            }
+        }
+        cancelled
+    }
+
+    fn release(&mut self, release: Release, now: Millis) -> (Vec<Outcome>, Released) {
+        let (tokens, unsent, back) = match release {
+            Release::PutBack(put_back) => (put_back.tokens.clone(), None, Back::Put(put_back)),
+            Release::Unsent(tokens, holder) => (tokens, Some(holder), Back::Unsent),
         };
         let mut ended = Vec::new();
         let mut outcomes = Vec::new();
@@ -507,8 +665,7 @@ impl Queue {
                 ended.extend(self.end_lease(token));
             }
         }
-        self.give_to_head(ended, u32::from(unsent.is_none()), 0);
-        outcomes
+        (outcomes, self.give_back(ended, &back, now))
     }
 
     fn withdraw(&mut self, withdrawal: Withdrawal, withdrawn: &mut Withdrawn, now: Millis) -> u64 {
@@ -521,25 +678,50 @@ impl Queue {
             && let Some(first) = self.requests.get(&(Call::Pop, request.key.id), now)
         {
             // It may have been answered with what an earlier try had leased.
-            tokens.extend(first.answered.iter().copied().map(Token));
+            tokens.extend(tokens_answered(&first.answered).iter().copied());
         }
-        let outcomes = self.release(Release::Unsent(tokens, attempt), now);
-        outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64
+        self.release(Release::Unsent(tokens, attempt), now).1.put_back
     }
 
     fn release_held(&mut self, held_for: Millis, now: Millis) -> Released {
         let old = |lease: &Lease| now.saturating_sub(lease.renewed_at) >= held_for;
         let tokens: Vec<Token> = self.leases.iter().filter(|(_, lease)| old(lease)).map(|(token, _)| *token).collect();
         let ended: Vec<Lease> = tokens.iter().filter_map(|token| self.end_lease(token)).collect();
-        let count = ended.len() as u64;
-        let put_back = self.give_to_head(ended, 1, 1);
-        Released { put_back, dead_lettered: count - put_back }
+        self.give_back(ended, &Back::RanOut, now)
     }
 
-    /// Takes back the leases that ran out. Answers how many tasks went back to the head.
+    /// Does what its time has come for: tasks whose time is over go, leases that ran out are taken back, and what is due is
+    /// put at the tail. Answers how many tasks became ready.
     fn reclaim(&mut self, now: Millis) -> u64 {
         self.acked.forget(now);
         self.requests.forget(now);
+        while let Some((_, id)) = self.ends.first().copied().filter(|(at, _)| *at <= now) {
+            self.expire(id);
+        }
+        if let Some(kept) = self.settings.get(Setting::DeadLetterRetention) {
+            while let Some((_, _, id)) = self.dead.first().copied().filter(|(died_at, ..)| died_at + kept <= now) {
+                self.expire(id);
+            }
+        }
+        self.take_back(now) + self.make_due_ready(now)
+    }
+
+    fn expire(&mut self, id: TaskId) {
+        self.expired_count += 1;
+        self.remove(id);
+    }
+
+    fn make_due_ready(&mut self, now: Millis) -> u64 {
+        let mut count = 0;
+        while let Some((due, order, id)) = self.scheduled.first().copied().filter(|(due, ..)| *due <= now) {
+            self.scheduled.remove(&(due, order, id));
+            self.to_tail(id);
+            count += 1;
+        }
+        count
+    }
+
+    fn take_back(&mut self, now: Millis) -> u64 {
         let mut count = 0;
         let last_expired = (now, u64::MAX, Token([u8::MAX; 16]));
         loop {
@@ -549,7 +731,7 @@ impl Queue {
                 return count;
             }
             let ended: Vec<Lease> = step.iter().filter_map(|token| self.end_lease(token)).collect();
-            count += self.give_to_head(ended, 1, 1);
+            count += self.give_back(ended, &Back::RanOut, now).ready;
         }
     }
 
@@ -562,67 +744,70 @@ impl Queue {
         Some(lease)
     }
 
-    /// Answers how many; the others expired once too often.
-    fn give_to_head(&mut self, mut ended: Vec<Lease>, deliveries: u32, expiries: u32) -> u64 {
-        ended.sort_by_key(|lease| std::cmp::Reverse(lease.order));
-        let ready_before = self.ready.len();
-        for Lease { id, .. } in ended {
+    /// Where a task goes whose lease has ended, one after the other in the order of delivery; those for the head come in the
+    /// opposite order, as each is put in front.
+    fn give_back(&mut self, mut ended: Vec<Lease>, back: &Back, now: Millis) -> Released {
+        ended.sort_by_key(|lease| lease.order);
+        let rules = self.rules();
+        let (mut released, mut to_head) = (Released::default(), Vec::new());
+        for (nth, Lease { id, .. }) in ended.into_iter().enumerate() {
             let Some(task) = self.tasks.get_mut(&id) else { continue };
-            task.deliveries += deliveries;
-            task.expiries += expiries;
-            if expiries > 0 && task.expiries >= self.max_expiries {
-                self.dead.push(id);
+            task.deliveries += u32::from(!matches!(back, Back::Unsent));
+            task.expiries += u32::from(matches!(back, Back::RanOut));
+            let mut delay = None;
+            let is_last = matches!(back, Back::RanOut) && task.expiries >= rules.max_expiries;
+            task.cause = is_last.then_some(Cause::Expiries);
+            if let Back::Put(put_back) = back {
+                task.failures += u32::from(put_back.failed);
+                let backoff = || rules.backoff.after(task.failures, put_back.chance, nth);
+                delay = put_back.delay.or_else(|| put_back.failed.then(backoff));
+                let is_last = put_back.failed && task.failures >= rules.max_failures;
+                task.cause = is_last.then_some(Cause::Failures).or(put_back.dead_letter.then_some(Cause::Rejected));
+                if put_back.failed || put_back.dead_letter {
+                    task.last_error.clone_from(&put_back.reason);
+                }
+            }
+            if task.cancelled {
+                self.deleted_count += 1;
+                self.remove(id);
+            } else if task.cause.is_some() {
+                released.dead_lettered += 1;
+                self.bury(id, now);
+            } else if task.ends_at().is_some_and(|at| at <= now) {
+                self.expire(id);
+            } else if let Some(delay) = delay.filter(|delay| *delay > 0) {
+                released.put_back += 1;
+                self.schedule(id, now + delay);
             } else {
-                self.ready.push_front(id);
+                to_head.push(id);
             }
         }
-        (self.ready.len() - ready_before) as u64
+        released.put_back += to_head.len() as u64;
+        released.ready = to_head.len() as u64;
+        to_head.into_iter().rev().for_each(|id| self.to_head(id));
+        released
+    }
+
+    /// It is a dead letter, and its key is free.
+    fn bury(&mut self, id: TaskId, now: Millis) {
+        self.free_key(id);
+        self.dead_count += 1;
+        self.dead.insert((now, self.dead_count, id));
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.spot = Spot::Dead(now, self.dead_count);
+        }
     }
 
     fn due_in(&self, now: Millis) -> Option<Millis> {
-        self.deadlines.first().map(|(deadline, ..)| deadline.saturating_sub(now))
+        let first_lease = self.deadlines.first().map(|(deadline, ..)| *deadline);
+        let first_due = self.scheduled.first().map(|(due, ..)| *due);
+        let next = first_lease.into_iter().chain(first_due).min().filter(|_| !self.settings.paused());
+        next.map(|at| at.saturating_sub(now))
     }
 
     fn sight(&mut self, now: Millis) -> Sight {
         let reclaimed = self.reclaim(now);
-        Sight { ready: self.ready.len() as u64, due_in: self.due_in(now), reclaimed }
-    }
-}
-
-/// What is remembered, in two generations. A generation takes entries for the window, or until it has half of all; then
-/// the older one is dropped and a new one begins. It is seen until twice the window after its beginning: so an entry is
-/// remembered for at least the window and at most twice as long.
-struct Memory<K, V> {
-    remember: Remember,
-    current: (Millis, HashMap<K, V>),
-    older: (Millis, HashMap<K, V>),
-}
-
-impl<K: std::hash::Hash + Eq, V> Memory<K, V> {
-    fn new(remember: Remember) -> Self {
-        Self { remember, current: (0, HashMap::new()), older: (0, HashMap::new()) }
-    }
-
-    fn get(&self, key: &K, now: Millis) -> Option<&V> {
-        let seen = |generation: &&(Millis, HashMap<K, V>)| now < generation.0 + 2 * self.remember.window;
-        [&self.current, &self.older].into_iter().filter(seen).find_map(|generation| generation.1.get(key))
-    }
-
-    /// Drops what is not seen any more.
-    fn forget(&mut self, now: Millis) {
-        for (began, entries) in [&mut self.current, &mut self.older] {
-            if now >= *began + 2 * self.remember.window && !entries.is_empty() {
-                *entries = HashMap::new();
-            }
-        }
-    }
-
-    fn put(&mut self, key: K, value: V, now: Millis) {
-        let (began, entries) = &self.current;
-        if now >= began + self.remember.window || entries.len() as u64 >= self.remember.entries / 2 {
-            self.older = std::mem::replace(&mut self.current, (now, HashMap::new()));
-        }
-        self.current.1.insert(key, value);
+        Sight { ready: self.can_be_popped(), due_in: self.due_in(now), reclaimed }
     }
 }
 
@@ -632,10 +817,10 @@ impl Store for MemoryStore {
         let now = self.clock.now();
         let queues = &mut self.state().queues;
         if let Some(known) = queues.get_mut(queue) {
-            return known.insert(insert, self.capacity, now);
+            return known.insert(insert, now);
         }
         let mut made = Queue::new(self);
-        let inserted = made.insert(insert, self.capacity, now)?;
+        let inserted = made.insert(insert, now)?;
         queues.insert(queue.clone(), made);
         Ok(inserted)
     }
@@ -644,10 +829,10 @@ impl Store for MemoryStore {
         let now = self.clock.now();
         let queues = &mut self.state().queues;
         if let Some(known) = queues.get_mut(queue) {
-            return Ok(known.produce(produce, self.capacity, now));
+            return Ok(known.produce(produce, now));
         }
         let mut made = Queue::new(self);
-        let produced = made.produce(produce, self.capacity, now);
+        let produced = made.produce(produce, now);
         if !produced.inserted.is_empty() {
             queues.insert(queue.clone(), made);
         }
@@ -662,11 +847,16 @@ impl Store for MemoryStore {
         Ok(self.step(queue, |queue, _, now| queue.ack(tokens, now)))
     }
 
-    async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
+    async fn heartbeat(
+        &self,
+        queue: &QueueName,
+        tokens: &[Token],
+        lease: Option<Millis>,
+    ) -> Result<Beaten, StoreError> {
         Ok(self.step(queue, |queue, _, now| queue.heartbeat(tokens, lease, now)))
     }
 
-    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<(Vec<Outcome>, Released), StoreError> {
         Ok(self.step(queue, |queue, _, now| queue.release(release, now)))
     }
 
@@ -686,7 +876,7 @@ impl Store for MemoryStore {
         consumer: Consumer,
         tokens: &[Token],
         lease: Millis,
-    ) -> Result<Option<Vec<Outcome>>, StoreError> {
+    ) -> Result<Option<Kept>, StoreError> {
         Ok(self.step(queue, |queue, _, now| queue.keep(consumer, tokens, lease, now)))
     }
 
@@ -737,40 +927,5 @@ impl Store for MemoryStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         Ok(())
-    }
-}
-
-#[async_trait]
-impl Admin for MemoryStore {
-    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
-        let now = self.clock.now();
-        let known = &mut self.state().queues;
-        let mut count = |name| {
-            let queue = known.get_mut(name)?;
-            queue.reclaim(now);
-            let head = queue.ready.front().and_then(|id| queue.tasks.get(id));
-            Some(Counts {
-                ready: queue.ready.len() as u64,
-                leased: queue.leases.len() as u64,
-                dead: queue.dead.len() as u64,
-                inserted: queue.inserted_count,
-                acked: queue.acked_count,
-                oldest_ready: head.map(|task| now.saturating_sub(task.inserted_at)),
-            })
-        };
-        Ok(queues.iter().map(&mut count).collect())
-    }
-
-    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
-        let behind = |name: &&QueueName| after.is_none_or(|after| *name > after);
-        Ok(self.state().queues.keys().filter(behind).take(max).cloned().collect())
-    }
-
-    fn describe(&self) -> Description {
-        Description {
-            engine: "memory".to_owned(),
-            survives: Survives::Nothing,
-            note: "nothing: tasks are kept in the memory of the server and are gone when it ends".to_owned(),
-        }
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::{
     queue::{Seat, Waits},
-    store::{MintedMap, QueueName, Stem},
+    store::{Millis, MintedMap, QueueName, Stem},
 };
 
 /// The way that one task moves a queue of weight 1.
@@ -26,6 +26,8 @@ pub(super) struct Lanes {
 struct Lane {
     queue: QueueName,
     weight: u64,
+    /// How long tasks are held from their delivery, and from each extension.
+    lease: Millis,
     moved: u64,
     /// Nothing was there, and whoever brings something will wake the seat.
     is_empty: bool,
@@ -36,10 +38,11 @@ struct Lane {
 }
 
 impl Lanes {
-    pub(super) fn new(queues: Vec<(QueueName, u32)>) -> Self {
-        let lane = |(queue, weight)| Lane {
+    pub(super) fn new(queues: Vec<(QueueName, u32, Millis)>) -> Self {
+        let lane = |(queue, weight, lease)| Lane {
             queue,
             weight: u64::from(weight),
+            lease,
             moved: 0,
             is_empty: false,
             seat: None,
@@ -55,6 +58,14 @@ impl Lanes {
 
     pub(super) fn queue(&self, at: usize) -> &QueueName {
         &self.lanes[at].queue
+    }
+
+    pub(super) fn lease(&self, at: usize) -> Millis {
+        self.lanes[at].lease
+    }
+
+    pub(super) fn shortest_lease(&self) -> Millis {
+        self.lanes.iter().map(|lane| lane.lease).min().unwrap_or(Millis::MAX)
     }
 
     /// By its name; without one, the only queue.

@@ -8,7 +8,7 @@ use super::{ConsumeOpen, MAX_OUTSTANDING};
 use crate::{
     queue::{
         Error, Invalid, Span,
-        limits::{self, Limits, MAX_LEASE},
+        limits::{self, MAX_LEASE},
     },
     store::{Attempt, Consumer, Millis, QueueName, SessionId},
 };
@@ -23,7 +23,8 @@ const MAX_HOLD: Duration = Duration::from_secs(60 * 60);
 /// A stream as it was opened.
 pub(super) struct Opened {
     pub(super) queues: Vec<(QueueName, u32)>,
-    pub(super) lease: Millis,
+    /// Nothing: each queue has its own.
+    pub(super) lease: Option<Millis>,
     pub(super) max_outstanding: usize,
     pub(super) max_hold: Duration,
     pub(super) consumer: Consumer,
@@ -31,9 +32,9 @@ pub(super) struct Opened {
     pub(super) resumes: bool,
 }
 
-pub(super) fn check(open: ConsumeOpen, limits: &Limits) -> Result<Opened, Error> {
+pub(super) fn check(open: ConsumeOpen) -> Result<Opened, Error> {
     let queues = queues(open.queues)?;
-    let lease = limits.lease(open.lease).map_err(|invalid| invalid.within("open"))?;
+    let lease = limits::lease(open.lease).map_err(|invalid| invalid.within("open"))?;
     let max_outstanding = max_outstanding("open.max_outstanding", open.max_outstanding, 1)?;
     let max_hold = max_hold(open.max_hold)?;
     let session = match open.session.len() {

@@ -82,7 +82,7 @@ pub(super) async fn a_token_that_is_not_held_changes_nothing(open: Open) {
     ];
     let lost = vec![Outcome::LeaseLost; strangers.len()];
     assert_eq!(rig.ack(&q, &strangers).await.unwrap(), lost);
-    assert_eq!(rig.heartbeat(&q, &strangers, LEASE).await.unwrap().outcomes, lost);
+    assert_eq!(rig.heartbeat(&q, &strangers, Some(LEASE)).await.unwrap().outcomes, lost);
     assert_eq!(rig.put_back(&q, &strangers).await, lost);
     assert_eq!(rig.unsent(&q, &strangers, None).await, lost);
     for each in [&q, &other] {

@@ -100,7 +100,7 @@ pub(super) async fn what_was_never_inserted_is_not_listed(open: Open) {
     let nobody = Stem([7; 14]).token(0);
     rig.pop(&q, Pop { will_wait: true, acks: vec![nobody], ..attempt(1, "r", 1) }).await.unwrap();
     rig.ack(&q, &[nobody]).await.unwrap();
-    rig.heartbeat(&q, &[nobody], LEASE).await.unwrap();
+    rig.heartbeat(&q, &[nobody], Some(LEASE)).await.unwrap();
     rig.put_back(&q, &[nobody]).await;
     rig.unsent(&q, &[nobody], None).await;
     rig.release_held(&q, 0).await.unwrap();

@@ -76,13 +76,13 @@ pub(super) async fn what_was_held_too_often_is_dead(open: Open) {
     rig.insert_numbers(&q, 0..2).await;
     for _ in 1..MAX {
         rig.take(&q, 2).await;
-        assert_eq!(rig.release_held(&q, 0).await.unwrap(), Released { put_back: 2, dead_lettered: 0 });
+        assert_eq!(rig.release_held(&q, 0).await.unwrap(), Released { put_back: 2, ready: 2, dead_lettered: 0 });
     }
     rig.insert_numbers(&q, 2..4).await;
     rig.take(&q, 3).await;
     rig.pass(10);
     rig.take(&q, 1).await;
-    assert_eq!(rig.release_held(&q, 10).await.unwrap(), Released { put_back: 1, dead_lettered: 2 });
+    assert_eq!(rig.release_held(&q, 10).await.unwrap(), Released { put_back: 1, ready: 1, dead_lettered: 2 });
     assert_eq!(rig.counted(&q).await, Counts { ready: 1, leased: 1, dead: 2, inserted: 4, ..Counts::default() });
     let again = rig.take_one(&q).await;
     assert_eq!((numbers(std::slice::from_ref(&again)), again.expiries), (vec![2], 1));
@@ -126,7 +126,7 @@ pub(super) async fn the_token_of_a_dead_task_is_lost(open: Open) {
     assert_eq!(rig.pop(&q, attempt(1, "r", 2)).await.unwrap().tasks, []);
     // G3: it was inserted, and a repetition does not do it again.
     assert_eq!(rig.insert_repeatably(&q, 0..1, "i").await, Inserted { replayed: true, ..first.clone() });
-    let second_run = insert(vec![NewTask { id: first.ids[0], envelope: "0".into() }]);
+    let second_run = insert(vec![NewTask::new(first.ids[0], "0".into(), None)]);
     rig.insert(&q, second_run).await.unwrap();
     assert_eq!(rig.counted(&q).await, Counts { dead: 1, inserted: 1, ..Counts::default() });
 }
@@ -139,7 +139,7 @@ pub(super) async fn one_expiry_may_be_enough(open: Open) {
     rig.beat_one(&q, held[1].token, 2 * LEASE).await;
     rig.pass(LEASE);
     assert_eq!(numbers(&rig.take(&q, 5).await), [2]);
-    assert_eq!(rig.release_held(&q, 0).await.unwrap(), Released { put_back: 0, dead_lettered: 2 });
+    assert_eq!(rig.release_held(&q, 0).await.unwrap(), Released { put_back: 0, ready: 0, dead_lettered: 2 });
     assert_eq!(rig.counted(&q).await, Counts { dead: 3, inserted: 3, ..Counts::default() });
 }
 
@@ -164,7 +164,7 @@ pub(super) async fn hundreds_die_and_the_others_keep_their_order(open: Open) {
         }
         if by_age {
             let released = rig.release_held(&q, 0).await.unwrap();
-            assert_eq!(released, Released { put_back: 300, dead_lettered: 150 });
+            assert_eq!(released, Released { put_back: 300, ready: 300, dead_lettered: 150 });
         } else {
             rig.pass(LEASE);
             let popped = rig.pop(&q, Pop { max_bytes: 1, ..pop(1) }).await.unwrap();

@@ -8,7 +8,7 @@ pub(super) async fn a_heartbeat_extends_and_never_shortens(open: Open) {
     rig.insert_numbers(&q, 0..1).await;
     let leased = rig.take_one(&q).await;
     rig.pass(10_000);
-    let beat = async |lease| rig.heartbeat(&q, &[leased.token], lease).await.unwrap();
+    let beat = async |lease| rig.heartbeat(&q, &[leased.token], Some(lease)).await.unwrap();
     let answer = beat(1_000).await;
     assert_eq!((answer.outcomes, answer.earliest), (vec![Outcome::Applied], Some((20_000, leased.expires_at))));
     let answer = beat(20_001).await;
@@ -30,11 +30,11 @@ pub(super) async fn an_expired_lease_can_be_extended_until_it_is_taken_back(open
     rig.insert_numbers(&q, 0..2).await;
     let held = tokens(&rig.take(&q, 2).await);
     rig.pass(3 * LEASE);
-    let answer = rig.heartbeat(&q, &held[..1], LEASE).await.unwrap();
+    let answer = rig.heartbeat(&q, &held[..1], Some(LEASE)).await.unwrap();
     assert_eq!((answer.outcomes, answer.earliest), (vec![Outcome::Applied], Some((LEASE, rig.now() + LEASE))));
     let popped = rig.pop(&q, pop(5)).await.unwrap();
     assert_eq!((numbers(&popped.tasks), popped.reclaimed), (vec![1], 1));
-    assert_eq!(rig.heartbeat(&q, &held, LEASE).await.unwrap().outcomes, [Outcome::Applied, Outcome::LeaseLost]);
+    assert_eq!(rig.heartbeat(&q, &held, Some(LEASE)).await.unwrap().outcomes, [Outcome::Applied, Outcome::LeaseLost]);
     assert_eq!(rig.ack_one(&q, held[0]).await, Outcome::Applied);
 }
 
@@ -49,14 +49,14 @@ pub(super) async fn a_heartbeat_needs_the_current_token(open: Open) {
     rig.beat_one(&q, held[3], LEASE).await;
     rig.pass(1);
     assert_eq!(rig.look(std::slice::from_ref(&q)).await.unwrap()[0].reclaimed, 1);
-    let answer = rig.heartbeat(&q, &held[..3], LEASE).await.unwrap();
+    let answer = rig.heartbeat(&q, &held[..3], Some(LEASE)).await.unwrap();
     assert_eq!(answer.outcomes, [Outcome::AlreadyAcked, Outcome::LeaseLost, Outcome::LeaseLost]);
     assert_eq!(answer.earliest, None);
     let counts = rig.counted(&q).await;
     assert_eq!(counts, Counts { ready: 2, leased: 1, inserted: 4, acked: 1, ..Counts::default() });
     // The tasks that were lost have other holders now, whose deadlines the old tokens do not move.
     let again = rig.take(&q, 2).await;
-    assert_eq!(rig.heartbeat(&q, &held[1..3], 9 * LEASE).await.unwrap().outcomes, [Outcome::LeaseLost; 2]);
+    assert_eq!(rig.heartbeat(&q, &held[1..3], Some(9 * LEASE)).await.unwrap().outcomes, [Outcome::LeaseLost; 2]);
     rig.pass(LEASE);
     assert_eq!(rig.look(std::slice::from_ref(&q)).await.unwrap()[0].reclaimed, 3);
     assert_eq!(again.len(), 2);
@@ -68,10 +68,10 @@ pub(super) async fn the_answer_tells_the_lease_that_ends_first(open: Open) {
     rig.insert_numbers(&q, 0..3).await;
     let mut held = Vec::new();
     for lease in [60_000, 40_000, 5_000] {
-        held.extend(tokens(&rig.pop(&q, Pop { lease, ..pop(1) }).await.unwrap().tasks));
+        held.extend(tokens(&rig.pop(&q, Pop { lease: Some(lease), ..pop(1) }).await.unwrap().tasks));
     }
     let now = rig.now();
-    let earliest = async |tokens: &[Token], lease| rig.heartbeat(&q, tokens, lease).await.unwrap().earliest;
+    let earliest = async |tokens: &[Token], lease| rig.heartbeat(&q, tokens, Some(lease)).await.unwrap().earliest;
     assert_eq!(earliest(&held[..2], 1).await, Some((40_000, now + 40_000)));
     assert_eq!(earliest(&held, 10_000).await, Some((10_000, now + 10_000)));
     assert_eq!(earliest(&held, 50_000).await, Some((50_000, now + 50_000)));
@@ -85,7 +85,7 @@ pub(super) async fn a_token_twice_in_one_call_is_extended_once(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..2).await;
     let held = tokens(&rig.take(&q, 2).await);
-    let answer = rig.heartbeat(&q, &[held[0], held[1], held[0], Token([1; 16])], 2 * LEASE).await.unwrap();
+    let answer = rig.heartbeat(&q, &[held[0], held[1], held[0], Token([1; 16])], Some(2 * LEASE)).await.unwrap();
     assert_eq!(answer.outcomes, [Outcome::Applied, Outcome::Applied, Outcome::Applied, Outcome::LeaseLost]);
     assert_eq!(answer.earliest, Some((2 * LEASE, rig.now() + 2 * LEASE)));
     assert_eq!(rig.counted(&q).await, Counts { leased: 2, inserted: 2, ..Counts::default() });
@@ -98,10 +98,10 @@ pub(super) async fn hundreds_are_extended_in_one_call(open: Open) {
     let mut all = Vec::new();
     for part in 0..5 {
         let lease = if part == 3 { LEASE } else { 4 * LEASE };
-        all.extend(tokens(&rig.pop(&q, Pop { lease, ..pop(100) }).await.unwrap().tasks));
+        all.extend(tokens(&rig.pop(&q, Pop { lease: Some(lease), ..pop(100) }).await.unwrap().tasks));
     }
     all[450] = Token([9; 16]);
-    let answer = rig.heartbeat(&q, &all, 2 * LEASE).await.unwrap();
+    let answer = rig.heartbeat(&q, &all, Some(2 * LEASE)).await.unwrap();
     assert_eq!(answer.earliest, Some((2 * LEASE, rig.now() + 2 * LEASE)));
     let lost: Vec<usize> = (0..500).filter(|at| answer.outcomes[*at] != Outcome::Applied).collect();
     assert_eq!((answer.outcomes.len(), lost), (500, vec![450]));

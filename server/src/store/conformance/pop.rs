@@ -72,7 +72,7 @@ pub(super) async fn a_delivery_tells_its_lease(open: Open) {
     rig.insert_numbers(&q, 0..2).await;
     for lease in [12 * 3_600_000, 1] {
         rig.pass(5);
-        let popped = rig.pop(&q, Pop { lease, ..pop(1) }).await.unwrap();
+        let popped = rig.pop(&q, Pop { lease: Some(lease), ..pop(1) }).await.unwrap();
         assert_eq!((popped.tasks[0].left, popped.tasks[0].expires_at), (lease, rig.now() + lease));
     }
     let empty = rig.pop(&q, pop(1)).await.unwrap();

@@ -140,7 +140,7 @@ pub(super) async fn a_number_with_other_content_is_refused_with_all_behind_it(op
     let other = NumberedInsert { fingerprint: Fingerprint([2; 16]), ..numbered(2, 7..8) };
     let answer = rig.produce(&q, produce("p", vec![numbered(1, 1..2), other, numbered(4, 4..5)])).await.unwrap();
     assert!(matches!(answer.refused, Some(StoreError::RequestIdReused)));
-    assert_eq!(answer.inserted, [Inserted { ids: minted[0].clone(), replayed: true }]);
+    assert_eq!(answer.inserted, [Inserted { ids: minted[0].clone(), replayed: true, ..Inserted::default() }]);
     assert_eq!(rig.counted(&q).await, Counts { ready: 3, inserted: 3, ..Counts::default() });
     rig.produced_new(&q, "p", vec![numbered(4, 4..5)]).await;
     assert_eq!(rig.drain(&q).await, [1, 2, 3, 4]);

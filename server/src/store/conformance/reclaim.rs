@@ -43,7 +43,7 @@ pub(super) async fn what_ran_out_is_at_the_head_in_the_order_of_delivery(open: O
     let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..8).await;
     for lease in [500, 300, 400, 9 * LEASE, 100, 200] {
-        rig.pop(&q, Pop { lease, ..pop(1) }).await.unwrap();
+        rig.pop(&q, Pop { lease: Some(lease), ..pop(1) }).await.unwrap();
         rig.pass(1);
     }
     rig.pass(1000);
@@ -92,7 +92,7 @@ pub(super) async fn of_many_that_ran_out_the_latest_deadlines_go_back_first(open
     let mut left = Vec::new();
     for number in 0..MANY {
         let lease = 1000 + (number as u64 * 7919) % 449;
-        rig.pop(&q, Pop { lease, ..pop(1) }).await.unwrap();
+        rig.pop(&q, Pop { lease: Some(lease), ..pop(1) }).await.unwrap();
         left.push((lease, number));
     }
     rig.pass(2000);
@@ -114,7 +114,7 @@ pub(super) async fn a_look_takes_back_and_tells(open: Open) {
     rig.insert_numbers(&one, 0..3).await;
     rig.insert_numbers(&two, 0..2).await;
     for lease in [1000, 400] {
-        rig.pop(&one, Pop { lease, ..pop(1) }).await.unwrap();
+        rig.pop(&one, Pop { lease: Some(lease), ..pop(1) }).await.unwrap();
     }
     let nothing = Sight::default();
     assert_eq!(

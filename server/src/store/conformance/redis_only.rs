@@ -100,7 +100,7 @@ async fn what_is_split_while_it_is_listed_is_listed() {
     let first: Vec<Token> = held.iter().map(|batch| batch[0]).collect();
     let beat = async {
         for step in first.chunks(50) {
-            rig.heartbeat(&q, step, LEASE).await.unwrap();
+            rig.heartbeat(&q, step, Some(LEASE)).await.unwrap();
         }
     };
     tokio::join!(rig.held_released(&q, 10_000), beat);
@@ -147,7 +147,7 @@ async fn fields_of_a_later_version_are_kept() {
 
     let held = tokens(&rig.pop(&q, attempt(3, "r", 1)).await.unwrap().tasks);
     append(&redis, &leases, OF_LEASE);
-    assert_eq!(rig.heartbeat(&q, &held, 2 * LEASE).await.unwrap().outcomes, [Outcome::Applied; 3]);
+    assert_eq!(rig.heartbeat(&q, &held, Some(2 * LEASE)).await.unwrap().outcomes, [Outcome::Applied; 3]);
     assert_eq!(ending(&redis, &leases, OF_LEASE), (1, 1));
     let again = rig.pop(&q, attempt(3, "r", 2)).await.unwrap().tasks;
     assert_eq!((numbers(&again), again[0].left), (vec![0, 1, 2], 2 * LEASE));

@@ -102,7 +102,7 @@ pub(super) async fn held_for_zero_takes_all(open: Open) {
 pub(super) async fn held_for_looks_at_the_delivery_or_the_last_heartbeat(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));
     rig.insert_numbers(&q, 0..4).await;
-    let first = rig.pop(&q, Pop { lease: 9 * LEASE, ..pop(2) }).await.unwrap().tasks;
+    let first = rig.pop(&q, Pop { lease: Some(9 * LEASE), ..pop(2) }).await.unwrap().tasks;
     rig.pass(100);
     let second = rig.take(&q, 2).await;
     rig.pass(100);
@@ -126,7 +126,7 @@ pub(super) async fn what_was_held_comes_back_in_the_order_of_delivery(open: Open
     for part in 0..45 {
         rig.pass(part % 2);
         let lease = LEASE + (part * 7919) % 1000;
-        rig.pop(&q, Pop { lease, ..pop(10) }).await.unwrap();
+        rig.pop(&q, Pop { lease: Some(lease), ..pop(10) }).await.unwrap();
     }
     rig.pass(50);
     assert_eq!(rig.take(&q, 50).await.len(), 50);

@@ -35,7 +35,7 @@ pub(super) async fn a_repeated_pop_leaves_out_what_ended(open: Open) {
     rig.put_back(&q, &[held[3]]).await;
     let again = rig.pop(&q, attempt(5, "r", 2)).await.unwrap();
     assert_eq!(numbers(&again.tasks), [1, 2, 4]);
-    rig.heartbeat(&q, &[held[4], held[2]], 2 * LEASE).await.unwrap();
+    rig.heartbeat(&q, &[held[4], held[2]], Some(2 * LEASE)).await.unwrap();
     rig.pass(LEASE);
     let again = rig.pop(&q, attempt(5, "r", 3)).await.unwrap();
     assert_eq!((numbers(&again.tasks), again.reclaimed), (vec![2, 4], 1));
@@ -161,7 +161,7 @@ pub(super) async fn an_earlier_attempt_takes_nothing_back(open: Open) {
     }
     assert_eq!(rig.counted(&q).await, Counts { ready: 1, leased: 2, inserted: 3, acked: 0, ..Counts::default() });
     // A heartbeat does not change whose it is.
-    rig.heartbeat(&q, &held, 2 * LEASE).await.unwrap();
+    rig.heartbeat(&q, &held, Some(2 * LEASE)).await.unwrap();
     assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(1))).await, [Outcome::LeaseLost; 2]);
     assert_eq!(rig.ack(&q, &held).await.unwrap(), [Outcome::Applied; 2]);
     assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(2))).await, [Outcome::AlreadyAcked; 2]);
@@ -173,7 +173,7 @@ pub(super) async fn when_every_attempt_gave_up_it_goes_back(open: Open) {
     rig.insert_numbers(&q, 0..4).await;
     rig.pop(&q, attempt(3, "r", 1)).await.unwrap();
     let held = tokens(&rig.pop(&q, attempt(3, "r", 2)).await.unwrap().tasks);
-    rig.heartbeat(&q, &held, 2 * LEASE).await.unwrap();
+    rig.heartbeat(&q, &held, Some(2 * LEASE)).await.unwrap();
     assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(1))).await, [Outcome::LeaseLost; 3]);
     let back = [held[2], held[0], held[2]];
     let outcomes = rig.unsent(&q, &back, Some(name_of_attempt(2))).await;
@@ -194,7 +194,7 @@ pub(super) async fn a_later_attempt_takes_nothing_back_either(open: Open) {
         assert_eq!(tokens(&rig.pop(&q, attempt(1, "r", later)).await.unwrap().tasks), held);
         assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(later))).await, [Outcome::LeaseLost]);
     }
-    assert_eq!(rig.heartbeat(&q, &held, LEASE).await.unwrap().outcomes, [Outcome::Applied]);
+    assert_eq!(rig.heartbeat(&q, &held, Some(LEASE)).await.unwrap().outcomes, [Outcome::Applied]);
     assert_eq!(rig.unsent(&q, &held, Some(name_of_attempt(1))).await, [Outcome::Applied]);
     assert_eq!(rig.counted(&q).await, Counts { ready: 1, inserted: 1, ..Counts::default() });
 }
@@ -274,7 +274,7 @@ pub(super) async fn all_tries_of_a_pop_are_withdrawn(open: Open) {
     }
     for one in &tries[..2] {
         assert_eq!(rig.withdraw(&q, withdrawal(one)).await.unwrap(), 0);
-        assert_eq!(rig.heartbeat(&q, &held, LEASE).await.unwrap().outcomes, [Outcome::Applied]);
+        assert_eq!(rig.heartbeat(&q, &held, Some(LEASE)).await.unwrap().outcomes, [Outcome::Applied]);
     }
     assert_eq!(rig.withdraw(&q, withdrawal(&tries[2])).await.unwrap(), 1);
     let again = rig.take_one(&q).await;

@@ -96,11 +96,15 @@ pub(super) fn inserts(value: Value, calls: &[Insert]) -> Answers<InsertAnswer> {
     let made = from_value(made)?;
     let one = |(status, call): (&Value, &Insert)| {
         let inserted = match status {
-            Value::Int(0) => Inserted { ids: call.tasks.iter().map(|task| task.id).collect(), replayed: false },
+            Value::Int(0) => Inserted {
+                ids: call.tasks.iter().map(|task| task.id).collect(),
+                replayed: false,
+                ..Inserted::default()
+            },
             Value::Int(_) => return Err(StoreError::RequestIdReused),
             ids => {
                 let (ids, _) = bytes(ids)?.as_chunks::<16>();
-                Inserted { ids: ids.iter().copied().map(TaskId).collect(), replayed: true }
+                Inserted { ids: ids.iter().copied().map(TaskId).collect(), replayed: true, ..Inserted::default() }
             }
         };
         Ok(InsertAnswer { inserted, made })
@@ -124,7 +128,7 @@ pub(super) fn heartbeats(value: Value, calls: &[Vec<Token>]) -> Answers<Beaten> 
         let extended = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count();
         let own = deadlines.by_ref().take(extended).map(from_value::<Millis>).collect::<Result<Vec<_>, _>>()?;
         let earliest = own.into_iter().min().map(|deadline| (deadline.saturating_sub(now), deadline));
-        Ok(Beaten { outcomes, earliest })
+        Ok(Beaten { outcomes, earliest, cancelled: Vec::new() })
     };
     Ok(calls.iter().map(&mut one).collect())
 }
@@ -202,6 +206,7 @@ fn deliveries(value: Value, pop: &Pop, deadline: Millis, now: Millis) -> Result<
             envelope,
             inserted_at,
             deliveries: (tries >> 32) as u32 + 1,
+            failures: 0,
             expiries: tries as u32,
             left: expires_at.saturating_sub(now),
             expires_at,

@@ -106,6 +106,7 @@ impl Job {
             Self::Insert(_) => Some(Kind::Insert),
             Self::Pop(asks) => asks.first().filter(|ask| ask.call.is_plain()).map(|ask| {
                 let Pop { max_bytes, lease, will_wait, .. } = ask.call.pop;
+                let lease = lease.unwrap_or_default();
                 Kind::Pop { max_bytes, lease, will_wait }
             }),
             Self::Ack(_) => Some(Kind::Ack),

@@ -28,9 +28,10 @@ use self::{
     script::{Call, Source, holder},
 };
 use super::{
-    Admin, Attempt, Beaten, Consumer, Counts, Description, Insert, Inserted, Millis, NumberedInsert, OnWake, Outcome,
-    PRODUCER_ANSWERS, Pop, Popped, Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released,
-    Rules, Sight, Store, StoreError, Survives, TaskId, Token, Withdrawal,
+    Admin, Attempt, Beaten, Consumer, Counts, Deleted, Description, Insert, Inserted, Kept, Millis, NumberedInsert,
+    OnWake, Outcome, PRODUCER_ANSWERS, Place, Pop, Popped, Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor,
+    Reaped, Redriven, Release, Released, Rules, Seen, Setting, Settings, Sight, State, Store, StoreError, Survives,
+    TaskId, TaskPage, Token, Withdrawal,
     lanes::{Lane, Load},
 };
 
@@ -262,11 +263,11 @@ impl RedisStore {
             let ids = task_ids(ids)?;
             // The tasks of this very call: it runs a second time.
             let replayed = ids.first() != insert.tasks.first().map(|task| &task.id);
-            Ok(Inserted { ids, replayed })
+            Ok(Inserted { ids, replayed, ..Inserted::default() })
         };
         let mut inserted = known.iter().zip(inserts).map(again).collect::<Result<Vec<_>, _>>()?;
         for insert in inserts.iter().take(from_value(new)?) {
-            inserted.push(Inserted { ids: insert.tasks.iter().map(|task| task.id).collect(), replayed: false });
+            inserted.push(Inserted { ids: insert.tasks.iter().map(|task| task.id).collect(), ..Inserted::default() });
         }
         Ok(Produced { inserted, refused })
     }
@@ -446,13 +447,19 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
+    async fn heartbeat(
+        &self,
+        queue: &QueueName,
+        tokens: &[Token],
+        lease: Option<Millis>,
+    ) -> Result<Beaten, StoreError> {
         self.within_timeout(async {
-            let mut all = Beaten { outcomes: Vec::with_capacity(tokens.len()), earliest: None };
+            let lease = lease.unwrap_or(self.shared.rules.lease);
+            let mut all = Beaten::default();
             for step in tokens.chunks(BATCH_WEIGHT) {
                 let job = |asks| Job::Heartbeat(asks, lease);
                 let beaten = self.gatherer.run(Lane::Urgent, queue, step.to_vec(), job).await;
-                let Beaten { outcomes, earliest } =
+                let Beaten { outcomes, earliest, .. } =
                     beaten.map_err(|error| if all.outcomes.is_empty() { error } else { error.after_others() })?;
                 all.outcomes.extend(outcomes);
                 if let Some((_, deadline)) = earliest
@@ -466,14 +473,16 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<(Vec<Outcome>, Released), StoreError> {
         let call = self.call(&script::RELEASE, queue);
         // In one step, however many: tasks that are put back together keep their order.
         let call = match &release {
-            Release::PutBack(tokens) => call.arg("put_back").arg("").arg(call_id()?).tokens(tokens),
+            Release::PutBack(put_back) => call.arg("put_back").arg("").arg(call_id()?).tokens(&put_back.tokens),
             Release::Unsent(tokens, attempt) => call.arg("unsent").arg(holder(*attempt)).arg("").tokens(tokens),
         };
-        outcomes(&self.run_urgent(queue, call).await?)
+        let outcomes = outcomes(&self.run_urgent(queue, call).await?)?;
+        let put_back = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
+        Ok((outcomes, Released { put_back, ready: put_back, dead_lettered: 0 }))
     }
 
     async fn resume(
@@ -494,7 +503,7 @@ impl Store for RedisStore {
         consumer: Consumer,
         tokens: &[Token],
         lease: Millis,
-    ) -> Result<Option<Vec<Outcome>>, StoreError> {
+    ) -> Result<Option<Kept>, StoreError> {
         let mut all = Vec::with_capacity(tokens.len());
         for step in tokens.chunks(RECLAIM_STEP) {
             let call = self.session(queue, "keep", consumer, lease).tokens(step);
@@ -503,7 +512,7 @@ impl Store for RedisStore {
                 _ => return Ok(None),
             }
         }
-        Ok(Some(all))
+        Ok(Some(Kept { outcomes: all, cancelled: Vec::new() }))
     }
 
     async fn abandon(
@@ -537,6 +546,7 @@ impl Store for RedisStore {
             let step: Vec<u8> = self.run(call.tokens(step)).await?;
             let count = |wanted| step.iter().filter(|outcome| **outcome == wanted).count() as u64;
             released.put_back += count(APPLIED);
+            released.ready += count(APPLIED);
             released.dead_lettered += count(DEAD_LETTERED);
         }
         Ok(released)
@@ -614,7 +624,15 @@ impl RedisStore {
                 self.run(self.call(&script::COUNTS, queue)).await?;
             if !more || round == RECLAIM_ROUNDS {
                 let oldest_ready = u64::try_from(age).ok();
-                return Ok(exists.then_some(Counts { ready, leased, dead, inserted, acked, oldest_ready }));
+                return Ok(exists.then_some(Counts {
+                    ready,
+                    leased,
+                    dead,
+                    inserted,
+                    acked,
+                    oldest_ready,
+                    ..Counts::default()
+                }));
             }
         }
         Ok(None)
@@ -668,6 +686,38 @@ impl Admin for RedisStore {
             }
         })
         .await
+    }
+
+    async fn settings(&self, _: &QueueName) -> Result<Option<Settings>, StoreError> {
+        Ok(None)
+    }
+
+    async fn change(&self, _: &QueueName, _: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn list(&self, _: &QueueName, _: State, _: Option<&Place>, _: usize) -> Result<Option<TaskPage>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn tasks(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Option<Seen>>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn delete(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Deleted>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn redrive(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn purge(&self, _: &QueueName, _: State) -> Result<u64, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn drop_queue(&self, _: &QueueName, _: bool) -> Result<bool, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
     }
 
     fn describe(&self) -> Description {

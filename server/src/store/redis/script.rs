@@ -77,7 +77,8 @@ fn count(tasks: &[NewTask]) -> [u8; 2] {
 /// As `pop.lua` has it. Of several pops, the first tells what they have in common.
 pub(super) fn pop<'a>(mut call: Call, pops: impl Iterator<Item = &'a PopCall> + Clone) -> Call {
     if let Some(PopCall { pop, anyway }) = pops.clone().next() {
-        call = call.arg(pop.max_bytes).arg(pop.lease).arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 });
+        call =
+            call.arg(pop.max_bytes).arg(pop.lease.unwrap_or(30_000)).arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 });
         call = call.arg(u8::from(*anyway)).arg(pops.clone().count());
         call = match &pop.request {
             Some(PopRequest { key, attempt }) => call.arg(&key.id).arg(&key.fingerprint.0).arg(holder(Some(*attempt))),

@@ -32,9 +32,10 @@ use self::{
     writer::{Desk, Inbox, Job, Kind, Writer},
 };
 use super::{
-    Admin, Beaten, Clock, Consumer, Counts, Description, Insert, Inserted, Millis, OnWake, Outcome, Pop, Popped,
-    Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError,
-    Survives, SystemClock, Token, Withdrawal,
+    Admin, Beaten, Clock, Consumer, Counts, Deleted, Description, Insert, Inserted, Kept, Millis, OnWake, Outcome,
+    Place, Pop, Popped, Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Redriven, Release, Released,
+    Rules, Seen, Setting, Settings, Sight, State, Store, StoreError, Survives, SystemClock, TaskId, TaskPage, Token,
+    Withdrawal,
     lanes::{Lane, Load},
 };
 
@@ -270,23 +271,33 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn heartbeat(&self, queue: &QueueName, tokens: &[Token], lease: Millis) -> Result<Beaten, StoreError> {
+    async fn heartbeat(
+        &self,
+        queue: &QueueName,
+        tokens: &[Token],
+        lease: Option<Millis>,
+    ) -> Result<Beaten, StoreError> {
         let (queue, tokens) = (queue.clone(), tokens.to_vec());
         self.call(Kind::Lease, Lane::Urgent, items(tokens.len()), move |engine| {
-            engine.step(&queue, |queue, turn| queue.heartbeat(&tokens, lease, turn)).map(Ok)
+            engine.step(&queue, |queue, turn| queue.heartbeat(&tokens, lease.unwrap_or(30_000), turn)).map(Ok)
         })
         .await
     }
 
-    async fn release(&self, queue: &QueueName, release: Release) -> Result<Vec<Outcome>, StoreError> {
+    async fn release(&self, queue: &QueueName, release: Release) -> Result<(Vec<Outcome>, Released), StoreError> {
         let queue = queue.clone();
         let weight = match &release {
-            Release::PutBack(tokens) | Release::Unsent(tokens, _) => tokens.len(),
+            Release::PutBack(put_back) => put_back.tokens.len(),
+            Release::Unsent(tokens, _) => tokens.len(),
         };
         self.call(Kind::Change, Lane::Urgent, items(weight), move |engine| {
             engine.step(&queue, |queue, turn| queue.release(&release, turn)).map(Ok)
         })
         .await
+        .map(|outcomes: Vec<Outcome>| {
+            let put_back = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
+            (outcomes, Released { put_back, ready: put_back, dead_lettered: 0 })
+        })
     }
 
     async fn resume(
@@ -309,12 +320,13 @@ impl Store for SqliteStore {
         consumer: Consumer,
         tokens: &[Token],
         lease: Millis,
-    ) -> Result<Option<Vec<Outcome>>, StoreError> {
+    ) -> Result<Option<Kept>, StoreError> {
         let (queue, tokens) = (queue.clone(), tokens.to_vec());
         self.call(Kind::Lease, Lane::Urgent, items(tokens.len()), move |engine| {
             engine.step(&queue, |queue, turn| queue.keep(consumer, &tokens, lease, turn)).map(Ok)
         })
         .await
+        .map(|outcomes| outcomes.map(|outcomes| Kept { outcomes, cancelled: Vec::new() }))
     }
 
     async fn abandon(
@@ -359,6 +371,7 @@ impl Store for SqliteStore {
             });
             let step = step.await.map_err(StoreError::after_others)?;
             released.put_back += step.put_back;
+            released.ready += step.ready;
             released.dead_lettered += step.dead_lettered;
         }
         Ok(released)
@@ -444,6 +457,38 @@ impl Admin for SqliteStore {
             Ok(Ok(behind.take(max).map(|(name, _)| name.clone()).collect()))
         })
         .await
+    }
+
+    async fn settings(&self, _: &QueueName) -> Result<Option<Settings>, StoreError> {
+        Ok(None)
+    }
+
+    async fn change(&self, _: &QueueName, _: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn list(&self, _: &QueueName, _: State, _: Option<&Place>, _: usize) -> Result<Option<TaskPage>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn tasks(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Option<Seen>>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn delete(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Deleted>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn redrive(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn purge(&self, _: &QueueName, _: State) -> Result<u64, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
+    }
+
+    async fn drop_queue(&self, _: &QueueName, _: bool) -> Result<bool, StoreError> {
+        Err(StoreError::Broken("not there yet".to_owned()))
     }
 
     fn describe(&self) -> Description {

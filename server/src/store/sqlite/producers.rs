@@ -93,7 +93,7 @@ impl Producers {
                 let ids: Vec<TaskId> = answer.ids.iter().copied().map(TaskId).collect();
                 // The tasks of this very call: it runs a second time.
                 let replayed = ids.first() != insert.tasks.first().map(|task| &task.id);
-                Ok(Inserted { ids, replayed })
+                Ok(Inserted { ids, replayed, ..Inserted::default() })
             }
         })
     }

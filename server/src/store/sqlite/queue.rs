@@ -223,20 +223,24 @@ impl Queue {
         match known {
             Err(refused) => return Ok(Err(refused)),
             Ok(Some(first)) => {
-                return Ok(Ok(Inserted { ids: first.into_iter().map(TaskId).collect(), replayed: true }));
+                return Ok(Ok(Inserted {
+                    ids: first.into_iter().map(TaskId).collect(),
+                    replayed: true,
+                    ..Inserted::default()
+                }));
             }
             Ok(None) => {}
         }
         let ids: Vec<TaskId> = insert.tasks.iter().map(|task| task.id).collect();
         // A second run of the same call, even if some of its tasks are gone by now.
         if ids.iter().any(|id| self.ids.contains_key(id)) {
-            return Ok(Ok(Inserted { ids, replayed: false }));
+            return Ok(Ok(Inserted { ids, ..Inserted::default() }));
         }
         self.put_at_tail(name, &insert.tasks, turn)?;
         if let Some(request) = &insert.request {
             self.remember_request(Call::Insert, request, ids.iter().map(|id| id.0).collect(), turn)?;
         }
-        Ok(Ok(Inserted { ids, replayed: false }))
+        Ok(Ok(Inserted { ids, ..Inserted::default() }))
     }
 
     fn put_at_tail(&mut self, name: &str, tasks: &[NewTask], turn: &mut Turn<'_>) -> Sql<()> {
@@ -288,7 +292,7 @@ impl Queue {
         }
         self.producers.remember(self.key, producer, inserts, turn)?;
         let ids = |insert: &NumberedInsert| insert.tasks.iter().map(|task| task.id).collect();
-        Ok(inserts.iter().map(|insert| Inserted { ids: ids(insert), replayed: false }).collect())
+        Ok(inserts.iter().map(|insert| Inserted { ids: ids(insert), ..Inserted::default() }).collect())
     }
 
     /// Whether an insert would put tasks in, and not only repeat an answer.
@@ -352,7 +356,13 @@ impl Queue {
         let (mut tasks, mut bytes, max_bytes) = (Vec::new(), 0, pop.max_bytes.max(1));
         let (now, session) = (turn.now, pop.consumer.map(|consumer| consumer.session));
         let holders: Vec<Attempt> = pop.request.as_ref().map(|request| request.attempt).into_iter().collect();
-        let hold = Hold { renewed_at: now, deadline: now + pop.lease, length: pop.lease, holders: &holders, session };
+        let hold = Hold {
+            renewed_at: now,
+            deadline: now + pop.lease.unwrap_or(30_000),
+            length: pop.lease.unwrap_or(30_000),
+            holders: &holders,
+            session,
+        };
         let mut adding = turn.tables.add_leases(&hold)?;
         while tasks.len() < pop.max_tasks
             && bytes < max_bytes
@@ -420,6 +430,7 @@ impl Queue {
             envelope: stored.envelope,
             inserted_at: stored.inserted_at,
             deliveries: tries.deliveries + 1,
+            failures: tries.failures,
             expiries: tries.expiries,
             left: lease.deadline.saturating_sub(now),
             expires_at: lease.deadline,
@@ -465,7 +476,11 @@ impl Queue {
             earliest = Some(earliest.map_or(held.deadline, |other| other.min(held.deadline)));
             outcomes.push(Outcome::Applied);
         }
-        Ok(Beaten { outcomes, earliest: earliest.map(|deadline| (deadline.saturating_sub(now), deadline)) })
+        Ok(Beaten {
+            outcomes,
+            cancelled: Vec::new(),
+            earliest: earliest.map(|deadline| (deadline.saturating_sub(now), deadline)),
+        })
     }
 
     /// True if no other stream has it.
@@ -552,7 +567,7 @@ impl Queue {
 
     pub(super) fn release(&mut self, release: &Release, turn: &mut Turn<'_>) -> Sql<Vec<Outcome>> {
         let (tokens, unsent) = match release {
-            Release::PutBack(tokens) => (tokens, None),
+            Release::PutBack(put_back) => (&put_back.tokens, None),
             Release::Unsent(tokens, attempt) => (tokens, Some(*attempt)),
         };
         let mut ended = Vec::new();
@@ -619,7 +634,7 @@ impl Queue {
         }
         let count = ended.len() as u64;
         let put_back = self.give_to_head(ended, 1, 1, turn)?;
-        Ok(Released { put_back, dead_lettered: count - put_back })
+        Ok(Released { put_back, ready: put_back, dead_lettered: count - put_back })
     }
 
     /// Takes back the leases that ran out. Answers how many tasks went back to the head.
@@ -703,6 +718,7 @@ impl Queue {
             inserted: self.inserted_count,
             acked: self.acked_count,
             oldest_ready,
+            ..Counts::default()
         })
     }
 

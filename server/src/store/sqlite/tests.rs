@@ -12,7 +12,13 @@ use tempfile::TempDir;
 use super::*;
 use crate::store::{NewTask, Remember, RequestKey, Stem, TaskId};
 
-const RULES: Rules = Rules { remember: Remember { window: 300_000, entries: 100 }, max_expiries: 20 };
+const RULES: Rules = Rules {
+    remember: Remember { window: 300_000, entries: 100 },
+    lease: 30_000,
+    max_failures: 20,
+    max_expiries: 20,
+    backoff: crate::store::Backoff { min: 1_000, max: 60_000 },
+};
 
 #[derive(Default)]
 struct TestClock(AtomicU64);
@@ -71,7 +77,7 @@ fn q() -> QueueName {
 }
 
 fn insert(count: usize) -> Insert {
-    let task = |id| NewTask { id, envelope: "value".into() };
+    let task = |id| NewTask::new(id, "value".into(), None);
     let tasks = TaskId::mint(count).unwrap().into_iter().map(task).collect();
     Insert { tasks, request: None, waiting_here: 0 }
 }
@@ -82,7 +88,7 @@ fn pop(max_tasks: usize) -> Pop {
         acks: Vec::new(),
         max_tasks,
         max_bytes: 1 << 20,
-        lease: 30_000,
+        lease: Some(30_000),
         stem,
         request: None,
         will_wait: false,
@@ -107,7 +113,16 @@ async fn lived_in() -> Place {
     store.insert(&q(), Insert { request: Some(request), ..insert(10) }).await.unwrap();
     let tokens = take(&store, 5).await;
     store.ack(&q(), &tokens[..2]).await.unwrap();
-    store.release(&q(), Release::PutBack(tokens[2..3].to_vec())).await.unwrap();
+    store
+        .release(
+            &q(),
+            Release::PutBack(crate::store::PutBack {
+                tokens: tokens[2..3].to_vec(),
+                ..crate::store::PutBack::default()
+            }),
+        )
+        .await
+        .unwrap();
     drop(store);
     place
 }
@@ -232,7 +247,7 @@ async fn an_unreadable_task_stops_nobody() {
     let place = Place::new();
     let store = place.open();
     let bad = QueueName::parse("bad").unwrap();
-    let large = |byte| NewTask { id: TaskId::mint(1).unwrap()[0], envelope: vec![byte; 5 * PAGE].into() };
+    let large = |byte| NewTask::new(TaskId::mint(1).unwrap()[0], vec![byte; 5 * PAGE].into(), None);
     let tasks = vec![large(b'a'), large(b'b')];
     store.insert(&bad, Insert { tasks, ..insert(1) }).await.unwrap();
     store.insert(&q(), insert(1)).await.unwrap();

@@ -79,7 +79,7 @@ fn opening(wanted: Wanted) -> Opening {
     let entries = prop_oneof![3 => Just(RULES.remember.entries), 1 => 4_u64..12];
     let max_expiries = prop_oneof![2 => Just(RULES.max_expiries), 3 => 1_u32..4];
     let plot = move |(entries, max_expiries, crowded)| Plot {
-        rules: Rules { remember: Remember { window: WINDOW, entries }, max_expiries },
+        rules: Rules { remember: Remember { window: WINDOW, entries }, max_expiries, ..RULES },
         wanted: wanted.clone(),
         crowded,
         next_task: 0,

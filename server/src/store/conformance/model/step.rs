@@ -86,6 +86,10 @@ fn tokens_of(tickets: &[Ticket]) -> Vec<Token> {
     tickets.iter().map(|ticket| ticket.token()).collect()
 }
 
+fn id_of(number: TaskNumber) -> TaskId {
+    TaskId(spelled(number.0)).with_plan(false)
+}
+
 /// Names a task.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct TaskNumber(pub(super) u32);
@@ -93,7 +97,7 @@ pub(super) struct TaskNumber(pub(super) u32);
 impl TaskNumber {
     pub(super) fn of(id: TaskId) -> Self {
         let number = Self(read(&id.0));
-        assert_eq!(TaskId(spelled(number.0)), id, "an id that nobody minted");
+        assert_eq!(id_of(number), id, "an id that nobody minted");
         number
     }
 }
@@ -178,7 +182,7 @@ impl Batch {
         self.numbers().map(move |number| {
             let mut envelope = format!("{}:", number.0).into_bytes();
             envelope.resize(envelope.len() + self.padding.0, self.padding.1);
-            (number, NewTask { id: TaskId(spelled(number.0)), envelope: envelope.into() })
+            (number, NewTask::new(id_of(number), envelope.into(), None))
         })
     }
 }
@@ -230,7 +234,7 @@ impl PopStep {
             acks: tokens_of(&self.acks),
             max_tasks: self.max_tasks,
             max_bytes: self.max_bytes,
-            lease: self.lease,
+            lease: Some(self.lease),
             stem: Ticket::stem(self.number),
             request: self.request.map(Try::pop_request),
             will_wait: self.will_wait,
@@ -417,7 +421,7 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         Step::Insert(q, batch, request) => {
             let tasks = batch.tasks().map(|(_, task)| task).collect();
             let insert = Insert { tasks, request: request.map(Request::key), waiting_here: 0 };
-            let Inserted { ids, replayed } = rig.insert(&q.name(), insert).await?;
+            let Inserted { ids, replayed, .. } = rig.insert(&q.name(), insert).await?;
             Ok(Answer::Inserted { tasks: ids.into_iter().map(TaskNumber::of).collect(), replayed })
         }
         Step::Produce(q, step) => {
@@ -435,15 +439,16 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         }
         Step::Ack(q, tickets) => rig.ack(&q.name(), &tokens_of(tickets)).await.map(Answer::Outcomes),
         Step::Heartbeat(q, tickets, lease) => {
-            let Beaten { outcomes, earliest } = rig.heartbeat(&q.name(), &tokens_of(tickets), *lease).await?;
+            let Beaten { outcomes, earliest, .. } = rig.heartbeat(&q.name(), &tokens_of(tickets), Some(*lease)).await?;
             Ok(Answer::Beaten(outcomes, earliest.map(|(left, at)| (left, at.wrapping_sub(START)))))
         }
         Step::PutBack(q, tickets) => {
-            rig.release(&q.name(), Release::PutBack(tokens_of(tickets))).await.map(Answer::Outcomes)
+            let put_back = Release::PutBack(back(&tokens_of(tickets)));
+            rig.release(&q.name(), put_back).await.map(|(outcomes, _)| Answer::Outcomes(outcomes))
         }
         Step::Unsent(q, tickets, attempt) => {
             let unsent = Release::Unsent(tokens_of(tickets), attempt.map(name_of_attempt));
-            rig.release(&q.name(), unsent).await.map(Answer::Outcomes)
+            rig.release(&q.name(), unsent).await.map(|(outcomes, _)| Answer::Outcomes(outcomes))
         }
         Step::Withdraw(q, pop) => rig.withdraw(&q.name(), pop.withdrawal()).await.map(Answer::Withdrawn),
         Step::ReleaseHeld(q, held_for) => rig.release_held(&q.name(), *held_for).await.map(Answer::Released),
@@ -452,9 +457,10 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
             let (tokens, ages): (Vec<_>, Vec<_>) = held.into_iter().unzip();
             Ok(Answer::Resumed(tokens.into_iter().map(Ticket::of).collect(), ages))
         }
-        Step::Keep(q, stream, tickets, lease) => {
-            rig.keep(&q.name(), stream.consumer(), &tokens_of(tickets), *lease).await.map(Answer::Kept)
-        }
+        Step::Keep(q, stream, tickets, lease) => rig
+            .keep(&q.name(), stream.consumer(), &tokens_of(tickets), *lease)
+            .await
+            .map(|kept| Answer::Kept(kept.map(|kept| kept.outcomes))),
         Step::Abandon(q, stream, tickets, grace) => {
             rig.abandon(&q.name(), stream.consumer(), &tokens_of(tickets), *grace).await.map(|()| Answer::Done)
         }

@@ -4,7 +4,7 @@ use super::*;
 use crate::store::{Fingerprint, NumberedInsert};
 
 async fn produce(store: &SqliteStore, producer: &str, numbers: std::ops::Range<u64>) -> Vec<Inserted> {
-    let task = |id| NewTask { id, envelope: "value".into() };
+    let task = |id| NewTask::new(id, "value".into(), None);
     let insert = |number| NumberedInsert {
         number,
         fingerprint: Fingerprint([1; 16]),
