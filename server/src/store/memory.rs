@@ -100,8 +100,7 @@ struct Queue {
     ends: BTreeSet<(Millis, TaskId)>,
     unique: HashMap<String, TaskId>,
     /// By when they died.
-    dead: BTreeSet<(Millis, u64, TaskId)>,
-    dead_count: u64,
+    dead: BTreeSet<(Millis, TaskId)>,
     leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
@@ -130,8 +129,8 @@ enum Spot {
     /// When it falls due, and how many were scheduled before.
     Scheduled(Millis, u64),
     Leased(Token),
-    /// When it died, and how many died before.
-    Dead(Millis, u64),
+    /// When it died.
+    Dead(Millis),
 }
 
 /// The tasks of one priority that are ready, by their places: those put at the tail ascend, those put at the head descend.
@@ -247,7 +246,6 @@ impl Queue {
             rules: store.rules,
             settings: Settings::default(),
             dead: BTreeSet::new(),
-            dead_count: 0,
             tasks: HashMap::new(),
             ready: Default::default(),
             scheduled: BTreeSet::new(),
@@ -397,7 +395,7 @@ impl Queue {
         match task.spot {
             Spot::Ready(place) => drop(self.ready[usize::from(task.plan().priority)].0.remove(&place)),
             Spot::Scheduled(due, order) => drop(self.scheduled.remove(&(due, order, id))),
-            Spot::Dead(died_at, order) => drop(self.dead.remove(&(died_at, order, id))),
+            Spot::Dead(died_at) => drop(self.dead.remove(&(died_at, id))),
             Spot::Leased(token) => drop(self.end_lease(&token)),
         }
     }
@@ -699,7 +697,7 @@ impl Queue {
             self.expire(id);
         }
         if let Some(kept) = self.settings.get(Setting::DeadLetterRetention) {
-            while let Some((_, _, id)) = self.dead.first().copied().filter(|(died_at, ..)| died_at + kept <= now) {
+            while let Some((_, id)) = self.dead.first().copied().filter(|(died_at, _)| died_at + kept <= now) {
                 self.expire(id);
             }
         }
@@ -791,10 +789,9 @@ impl Queue {
     /// It is a dead letter, and its key is free.
     fn bury(&mut self, id: TaskId, now: Millis) {
         self.free_key(id);
-        self.dead_count += 1;
-        self.dead.insert((now, self.dead_count, id));
+        self.dead.insert((now, id));
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.spot = Spot::Dead(now, self.dead_count);
+            task.spot = Spot::Dead(now);
         }
     }
 
