@@ -296,12 +296,13 @@ impl Queue {
         let second_run = tasks.iter().any(|task| self.tasks.contains_key(&task.id));
         let mut inserted = Inserted { ids: Vec::new(), duplicates: Vec::new(), replayed: false };
         let mut new: Vec<NewTask> = Vec::new();
-        let mut keys = self.unique.clone();
+        let mut keys: HashMap<String, TaskId> = HashMap::new();
         for (at, task) in tasks.into_iter().enumerate() {
             let key = task.plan.as_ref().and_then(|plan| plan.unique_key.clone());
-            match key.as_ref().and_then(|key| keys.get(key)).filter(|first| **first != task.id) {
+            let first = key.as_ref().and_then(|key| keys.get(key).copied().or_else(|| self.holder_of_key(key, now)));
+            match first.filter(|first| *first != task.id) {
                 Some(first) => {
-                    inserted.ids.push(*first);
+                    inserted.ids.push(first);
                     inserted.duplicates.push(at);
                 }
                 None => {
@@ -407,6 +408,17 @@ impl Queue {
         if let Some(task) = self.tasks.remove(&id) {
             self.used.fetch_sub(size_of_task(&task.task), Ordering::Relaxed);
         }
+    }
+
+    /// The task that has a unique key. One that will never be delivered, because its time is over, goes and has none.
+    fn holder_of_key(&mut self, key: &str, now: Millis) -> Option<TaskId> {
+        let id = *self.unique.get(key)?;
+        let ends_at = self.tasks.get(&id)?.ends_at();
+        if ends_at.is_some_and(|at| at <= now && self.ends.contains(&(at, id))) {
+            self.expire(id);
+            return None;
+        }
+        Some(id)
     }
 
     fn free_key(&mut self, id: TaskId) {

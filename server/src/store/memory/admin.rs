@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{MemoryStore, Queue, Spot};
+use super::{MemoryStore, Queue, Spot, Task};
 use crate::store::{
     Admin, Counts, Deleted, Description, Millis, Place, QueueName, RECLAIM_STEP, Redriven, Seen, Setting, Settings,
     State, StoreError, Survives, TaskId, TaskPage,
@@ -104,16 +104,19 @@ impl Queue {
     }
 
     fn redrive(&mut self, id: TaskId, now: Millis) -> Redriven {
-        let Some(task) = self.tasks.get_mut(&id).filter(|task| task.cause.is_some()) else { return Redriven::Unknown };
+        let Some(task @ Task { spot: Spot::Dead(died_at), .. }) = self.tasks.get(&id) else { return Redriven::Unknown };
         let key = task.plan().unique_key;
-        if task.ends_at().is_some_and(|at| at <= now) {
+        let is_kept = self.settings.get(Setting::DeadLetterRetention).is_none_or(|kept| died_at + kept > now);
+        if !is_kept || task.ends_at().is_some_and(|at| at <= now) {
             self.expire(id);
             return Redriven::Expired;
         }
-        if key.as_ref().is_some_and(|key| self.unique.contains_key(key)) {
+        if key.as_ref().is_some_and(|key| self.holder_of_key(key, now).is_some()) {
             return Redriven::Duplicate;
         }
-        (task.failures, task.expiries, task.cause) = (0, 0, None);
+        if let Some(task) = self.tasks.get_mut(&id) {
+            (task.failures, task.expiries, task.cause) = (0, 0, None);
+        }
         self.take_out(id);
         self.unique.extend(key.map(|key| (key, id)));
         self.to_tail(id);
