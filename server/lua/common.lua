@@ -1,15 +1,33 @@
 -- What all scripts share. It stands behind the prelude, which gives `now` and `expire`; behind it stand `leases.lua`, where
 -- leases are touched, and the script itself.
 --
--- KEYS  1 meta HASH      counters, and where the memories stand
+-- KEYS  1 meta HASH      numbers: counters, where the memories stand, and those that `rare.lua` has
 --       2 tasks HASH     id -> envelope
---       3 ready LIST     of ids, the head first
+--       3 ready:0 LIST   of ids, the head first: the tasks of the lowest priority, which is that of most
 --       4 leased ZSET    what leases.lua calls a member -> deadline; of equal deadlines the first delivered is first
 --       5 leases HASH    as leases.lua says
---       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0
+--       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0. Behind
+--                        it, once the task failed or died, ' cause length error': see heads.lua
 --       7 waiters ZSET   server -> until when it waits
 --       8 spare          never written, see `first_free`
 --       9 dead ZSET      id -> when it was given up
+-- Built from the first one's name, and not there unless somebody uses them. Their names and all that touches them alone are in
+-- `rare.lua`, and scripts look there only if META has the field `rare`: whoever makes one of these keys writes it, and a look
+-- that finds none of them takes it away.
+--       ready:1 … ready:9 LISTs, as ready:0
+--       high HASH        priority, but for 0 -> how many ids of tasks that are there are ready in it
+--       scheduled ZSET   8 bytes of a counter, id -> when it falls due
+--       places HASH      id -> that counter, while it is scheduled
+--       plans HASH       id -> priority, end of its time (8 bytes, 0: none), 0 or 1 + length of the unique key (2 bytes), that;
+--                        for ids of version 8 and no others, as long as there is the task
+--       ends ZSET        id -> end of its time, while it is ready or scheduled
+--       unique HASH      unique key -> id, while that is ready, scheduled or leased
+--       settings HASH    name -> number; unknown names are kept
+--       cancelled SET    of ids of leased tasks that go when they would go back
+--       sizes HASH       id -> bytes of the envelope, of tasks that are not dead; while a setting limits them
+--       where HASH       id -> token, of leased tasks; while somebody asks for tasks by id, see where.lua
+-- Also, for some time: the keys of calls.lua and sessions.lua, the producers of produce.lua, and
+--       dropped STRING   of a queue that was dropped: what its next life is called, see sessions.lua
 -- ARGV  1 window, 2 half of the entries that a memory keeps, 3 this server, 4 the queue's name, 5 prefix of the channels
 --       6 after how many expiries a task is given up, 7 and on: the script's own
 -- Returns: nothing; each script states its own.
@@ -23,6 +41,42 @@ local STEM_BYTES, RANGE_BYTES = 14, 3
 
 local function int(number)
   return string.format('%.0f', number)
+end
+
+-- Fields of META, read together at the beginning and written together at the end: each command costs, and each write also an
+-- entry in Redis' file.
+local counts, changed = {}, {}
+
+local function read_counts(...)
+  local values = redis.call('HMGET', META, 'rare', ...)
+  counts.rare = values[1]
+  for i = 2, #values do
+    counts[select(i - 1, ...)] = tonumber(values[i] or '0')
+  end
+end
+
+local function count_of(name)
+  counts[name] = counts[name] or tonumber(redis.call('HGET', META, name) or '0')
+  return counts[name]
+end
+
+local function add(name, number)
+  if number ~= 0 then
+    counts[name], changed[name] = count_of(name) + number, true
+  end
+end
+
+-- The last write of every script that may have changed some. Passes the answer on.
+local function counted(answer)
+  local fields = {}
+  for name in pairs(changed) do
+    fields[#fields + 1] = name
+    fields[#fields + 1] = int(counts[name])
+  end
+  if #fields > 0 then
+    redis.call('HSET', META, unpack(fields))
+  end
+  return answer
 end
 
 local function args_from(first)

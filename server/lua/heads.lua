@@ -9,57 +9,140 @@ local function read_tries(record)
   return tonumber(deliveries), tonumber(failures), tonumber(expiries), rest
 end
 
--- Ends leases and puts their tasks at the head in the order of their delivery; each is given as {batch, place}. Counts for
--- each a delivery if `deliveries` is 1, and an expiry if `expiries` is; what expired once too often is a dead letter, and
--- its entry is marked so. Returns how many went to the head.
-local function to_head(leases, deliveries, expiries)
-  if #leases == 0 then
-    return 0
+-- How a task whose lease ended is judged: of its record of tries and how many of the call went before it, its cause of death if it
+-- dies, else after how long it can be popped again; and its record then. `back` as below. Behind the counters there is, once a
+-- task failed or died, why it is dead (0: it is not, 1 failures, 2 expiries, 3 rejected), and what its holder said last.
+local function judging(back)
+  local rare = counts.rare and rarely()
+  local function rule(name, otherwise)
+    return rare and rare.setting(name) or otherwise
   end
-  local ids, ready, dead, records = {}, {}, {}, {}
+  local max_expiries = rule('max_expiries', tonumber(ARGV[6]))
+  local max_failures = back.failed and rule('max_failures', back.max_failures)
+
+  -- As the store's `Backoff` has it.
+  local function backoff(failures, nth)
+    local min, max = rule('backoff_min', back.backoff_min), rule('backoff_max', back.backoff_max)
+    local span = math.min(min * 2 ^ math.min(math.max(failures - 1, 0), 40), math.max(min, max))
+    local part = (back.chance + 40503 * nth) % 65536
+    return span + math.floor(math.floor(span / 4) * part / 65536)
+  end
+
+  return function(record, nth)
+    local d, f, e, rest = read_tries(record)
+    local cause, delay = 0, 0
+    d, f, e = d + back.deliveries, f + (back.failed and 1 or 0), e + back.expiries
+    if back.expiries > 0 and e >= max_expiries then
+      cause = 2
+    elseif back.failed and f >= max_failures then
+      cause = 1
+    elseif back.is_rejected then
+      cause = 3
+    elseif back.delay or back.failed then
+      delay = back.delay or backoff(f, nth)
+    end
+    local known, length, from = string.match(rest, '^ (%d) (%d+) ()')
+    local said, later = '', rest
+    if known then
+      said, later = string.sub(rest, from, from + length - 1), string.sub(rest, from + length)
+    end
+    if back.failed or back.is_rejected then
+      said = back.reason
+    end
+    if known or cause > 0 or said ~= '' then
+      rest = table.concat({ ' ', int(cause), ' ', int(#said), ' ', said, later })
+    end
+    return cause > 0, delay, table.concat({ int(d), ' ', int(f), ' ', int(e), rest })
+  end
+end
+
+-- Ends leases, each given as {batch, place}, and gives their tasks back, one after the other in the order of their delivery:
+-- those without a delay go to the head. Of `back`: `deliveries` and `expiries`, 1 if that counts; of what a holder puts back
+-- also whether it `failed` or `is_rejected`, `delay`, `reason`, `chance`, and the rules for what failed. Returns how many were put
+-- back, how many of them are ready, how many are dead.
+local function give_back(leases, back)
+  if #leases == 0 then
+    return 0, 0, 0
+  end
+  local ids, ready, dead, later, records, gone, ended = {}, {}, {}, {}, {}, {}, {}
   for _, lease in ipairs(leases) do
     lease.order = lease[1].order + lease[2]
     lease.id = id_at(lease[1], lease[2])
     end_lease(lease[1], lease[2])
   end
-  table.sort(leases, function(a, b) return a.order > b.order end)
+  table.sort(leases, function(a, b) return a.order < b.order end)
   for i, lease in ipairs(leases) do
     ids[i] = lease.id
   end
-  if deliveries + expiries > 0 then
-    for i, record in ipairs(redis.call('HMGET', TRIES, unpack(ids))) do
-      local d, f, e, rest = read_tries(record)
-      records[2 * i - 1] = ids[i]
-      records[2 * i] = table.concat({ int(d + deliveries), ' ', int(f), ' ', int(e + expiries), rest })
-      leases[i].is_dead = expiries > 0 and e + expiries >= tonumber(ARGV[6])
+  local is_counted = back.deliveries + back.expiries > 0
+  local tries = is_counted and redis.call('HMGET', TRIES, unpack(ids)) or {}
+  local judge = is_counted and judging(back)
+  local rare = counts.rare and rarely()
+  local plans = rare and rare.plans_of(ids) or {}
+  local cancelled = rare and rare.cancelled_among(ids) or {}
+  for i, id in ipairs(ids) do
+    local is_dead, delay, record = false, 0, nil
+    if judge then
+      is_dead, delay, record = judge(tries[i], i - 1)
     end
-  end
-  for _, lease in ipairs(leases) do
-    if lease.is_dead then
-      dead[#dead + 1] = int(now)
-      dead[#dead + 1] = lease.id
+    if cancelled[id] then
+      gone[#gone + 1] = id
+    elseif not is_dead and plans[id] and plans[id].ends and plans[id].ends <= now then
+      ended[#ended + 1] = id
     else
-      ready[#ready + 1] = lease.id
+      if record then
+        records[#records + 1] = id
+        records[#records + 1] = record
+      end
+      if is_dead then
+        dead[#dead + 1] = id
+      elseif delay > 0 then
+        later[#later + 1] = { id, now + delay }
+      else
+        ready[#ready + 1] = id
+      end
     end
   end
   write_ends()
-  redis.call('HINCRBY', META, 'leased', -#leases)
-  if #ready > 0 then
-    redis.call('LPUSH', READY, unpack(ready))
-    redis.call('HINCRBY', META, 'ready', #ready)
+  add('leased', -#ids)
+  local from_last = {}
+  for i = #ready, 1, -1 do
+    from_last[#from_last + 1] = ready[i]
+  end
+  if rare then
+    rare.unlease(ids)
+    rare.push('LPUSH', from_last, plans)
+    rare.forget(gone, plans)
+    rare.forget(ended, plans)
+    add('deleted', #gone)
+    add('expired', #ended)
+  elseif #ready > 0 then
+    redis.call('LPUSH', READY, unpack(from_last))
+    add('ready', #ready)
+  end
+  if #later > 0 then
+    rarely().schedule(later, plans)
   end
   if #dead > 0 then
-    redis.call('ZADD', DEAD, unpack(dead))
+    local scores = {}
+    for i, id in ipairs(dead) do
+      scores[2 * i - 1], scores[2 * i] = int(now), id
+    end
+    redis.call('ZADD', DEAD, unpack(scores))
+    if rare then
+      rare.free_keys(dead, plans)
+      rare.forget_sizes(dead)
+    end
   end
   if #records > 0 then
     redis.call('HSET', TRIES, unpack(records))
   end
-  return #ready
+  return #ready + #later, #ready, #dead
 end
 
 -- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many tasks
 -- went to the head, and whether there are more.
-local function reclaim()
+local function take_back()
   local members = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
   if #members == 0 then
     return 0, false
@@ -92,18 +175,40 @@ local function reclaim()
     end
   end
   local count = #leases
-  local ready = to_head(leases, 1, 1)
+  local _, ready = give_back(leases, { deliveries = 1, expiries = 1 })
   return ready, count == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0
 end
 
--- How long until the first lease runs out, or -1.
-local function due_in()
-  local first = redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')
-  return first[2] and math.max(0, first[2] - now) or -1
+-- Does what its time has come for, a step of each: tasks whose time is over go, leases that ran out are taken back, and what is due
+-- is put at the tail. Returns how many tasks became ready, and whether there are more.
+local function reclaim()
+  if not counts.rare then
+    return take_back()
+  end
+  local rare = rarely()
+  local more_ended, more_dead = rare.end_tasks()
+  local ready, more = take_back()
+  -- What is due may have ended, too.
+  if more_ended then
+    return ready, true
+  end
+  local due, more_due = rare.make_due_ready()
+  return ready + due, more or more_dead or more_due
 end
 
+-- How long until the first lease runs out or the first task falls due; -1 if there is none, or nothing is delivered.
+local function due_in()
+  local first = redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')
+  local at = tonumber(first[2] or math.huge)
+  if counts.rare then
+    at = rarely().is_paused() and math.huge or math.min(at, rarely().first_due())
+  end
+  return at < math.huge and math.max(0, at - now) or -1
+end
+
+-- How many tasks can be popped.
 local function ready_count()
-  return tonumber(redis.call('HGET', META, 'ready') or '0')
+  return counts.rare and rarely().is_paused() and 0 or count_of('ready')
 end
 
 -- Says on this queue's behalf, until `ttl` ms from now, that this server waits.

@@ -1,14 +1,13 @@
 -- Moves deadlines to now + lease, never to an earlier time.
 --
 -- KEYS     as in common.lua
--- ARGV     7 lease in ms; then runs of tokens
+-- ARGV     7 lease in ms, or '?' and the one that holds unless the queue has a setting; then runs of tokens
 -- Returns  {outcomes, a digit for each, now, the deadline of each that was extended…}
-local lease_ms, runs = tonumber(ARGV[7]), args_from(8)
+read_counts()
+local lease_ms = tonumber(ARGV[7]) or counts.rare and rarely().setting('lease') or tonumber(string.sub(ARGV[7], 2))
+local runs = args_from(8)
 local found, places, count = find(runs)
-local outcomes, deadlines = {}, {}
-for i = 1, count do
-  outcomes[i] = found[i] and APPLIED
-end
+local outcomes, deadlines = outcomes_of_held(found, places, count), {}
 outcomes_of_others(runs, outcomes)
 local answer = { table.concat(outcomes), int(now) }
 local batches = apart(found, places, count)

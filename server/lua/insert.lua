@@ -3,21 +3,28 @@
 -- KEYS     as in common.lua
 -- ARGV     7 pops that wait on this server, 8 how many tasks each call has, in 2 bytes, 9 how many calls have a request id;
 --          of each of those which call it is, request id, fingerprint; then the ids of all, one behind the other, in one;
---          then the envelopes of all
+--          then the envelopes of all; then, if some tasks have a plan or fall due later, what `read_extras` reads
 -- Returns  {1 if this made the queue, of each call 0: inserted, 2: request id reused, or the ids that were answered before,
---          one behind the other}
+--          one behind the other, or {those}: inserted but for duplicates, or {setting, its value}: the queue is full}
+--          The ids of duplicates are those of the tasks that have their keys, marked: 16 is added to the 7th byte.
 local sub, byte = string.sub, string.byte
-local waiting, counts, asked, recalled, at = tonumber(ARGV[7]), ARGV[8], {}, {}, 10
+local waiting, sizes, asked, recalled, at = tonumber(ARGV[7]), ARGV[8], {}, {}, 10
 for _ = 1, tonumber(ARGV[9]) do
   asked[tonumber(ARGV[at])] = { id = 'i' .. ARGV[at + 1], fingerprint = ARGV[at + 2] }
   at = at + 3
 end
 local all, given = ARGV[at], {}
-for task = 1, #ARGV - at do
+for task = 1, #all / 16 do
   given[task] = sub(all, 16 * task - 15, 16 * task)
 end
 -- A second run of the same call changes nothing, even if some of its tasks are gone by now.
 local there = redis.call('HMGET', TASKS, unpack(given))
+read_counts('ready', 'inserted')
+local extras, gate = ARGV[at + #given + 1]
+if extras or counts.rare then
+  local rare = rarely()
+  gate = rare.gate(given, rare.read_extras(extras or ''), function(task) return #ARGV[at + task] end)
+end
 
 -- Nothing if the request id is new, else the answer to its call.
 local function answered(request)
@@ -27,39 +34,59 @@ local function answered(request)
   end
 end
 
-local ids, tasks, answer, requests, last, n = {}, {}, { 0 }, {}, 0, 0
+local ids, numbers, tasks, answer, requests, none, last, n = {}, {}, {}, { 0 }, {}, {}, 0, 0
 -- An envelope is a protobuf message; the time of the insert is its field 1, a fixed64, put behind the others.
 local inserted_at = '\9' .. struct.pack('<I8', now)
-for i = 1, #counts / 2 do
-  local high, low = byte(counts, 2 * i - 1, 2 * i)
+for i = 1, #sizes / 2 do
+  local high, low = byte(sizes, 2 * i - 1, 2 * i)
   local first, request = last + 1, asked[i]
   last = last + 256 * high + low
-  local known = request and answered(request)
-  for task = first, last do
-    known = known or there[task] and 0
-  end
-  answer[i + 1] = known or 0
+  local known, duplicates, is_full = request and answered(request), none, nil
   if not known then
+    local again = false
     for task = first, last do
-      n = n + 1
-      ids[n], tasks[2 * n - 1], tasks[2 * n] = given[task], given[task], ARGV[at + task] .. inserted_at
+      again = again or there[task]
     end
-    if request then
-      recalled[request.id] = request.fingerprint .. sub(all, 16 * first - 15, 16 * last)
+    if gate then
+      duplicates, is_full = gate.enter(first, last, again)
+    end
+    local as_given = next(duplicates) == nil
+    local answered_ids = as_given and sub(all, 16 * first - 15, 16 * last) or gate.ids(first, last, duplicates)
+    known = is_full or again and (as_given and 0 or { answered_ids })
+    answer[i + 1] = known or as_given and 0 or { answered_ids }
+    if request and not known then
+      recalled[request.id] = request.fingerprint .. answered_ids
       requests[#requests + 1] = request.id
+    end
+  else
+    answer[i + 1] = known
+  end
+  for task = known and last + 1 or first, last do
+    if not duplicates[task] then
+      n = n + 1
+      ids[n], numbers[n], tasks[2 * n - 1], tasks[2 * n] = given[task], task, given[task], ARGV[at + task] .. inserted_at
     end
   end
 end
-if #ids > 0 then
+local ready = n
+if gate then
+  ready = gate.put_in(numbers, tasks)
+elseif n > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(ids))
-  redis.call('HINCRBY', META, 'ready', #ids)
-  answer[1] = redis.call('HINCRBY', META, 'inserted', #ids) == #ids and 1 or 0
+  add('ready', n)
+  add('inserted', n)
+end
+if n > 0 and counts.inserted == n then
+  answer[1] = 1
+  if count_of('life') == 0 then
+    add('life', tonumber(redis.call('GET', BASE .. 'dropped') or '0'))
+  end
 end
 for _, request in ipairs(requests) do
   remember_request(request, recalled[request])
 end
-if #ids > waiting then
-  wake_others(#ids - waiting)
+if ready > waiting then
+  wake_others(ready - waiting)
 end
-return answer
+return counted(answer)

@@ -7,7 +7,8 @@
 -- A record: order of the first, lease, renewed; count, 1 if it is split, length of holders; holders, ids unless it is
 -- split. Holders are the tries of a repeatable pop that were answered with it, with commas between, or '-'.
 -- A member: the order as 8 bytes, then the key of the record.
-local APPLIED, ALREADY_ACKED, LEASE_LOST, DEAD_LETTERED = '1', '2', '3', '4'
+-- The last one tells of one that is held that its task goes when it would go back.
+local APPLIED, ALREADY_ACKED, LEASE_LOST, DOOMED = '1', '2', '3', '4'
 local RECLAIM_STEP = 200
 local ENDED = 1
 local HEADER = '>I8I8I8BBBc0'
@@ -332,7 +333,7 @@ local function maps_at(wide, stems)
   return redis.call('HMGET', LEASES, unpack(fields))
 end
 
--- Ends tasks. Returns the outcomes. A run that is one range of leases that all are held, as it is where tasks are popped one
+-- Ends tasks, whose number is counted as acked and as leased no more. Returns the outcomes. A run that is one range of leases that all are held, as it is where tasks are popped one
 -- by one, or acked as they came, is ended without much ado; records are read as `write_batch` makes them.
 local function ack(runs)
   if #runs == 0 then
@@ -404,7 +405,9 @@ local function ack(runs)
   end
   if #ids > 0 then
     redis.call('HDEL', TASKS, unpack(ids))
-    remember_acks(acked, more, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
+    remember_acks(acked, more, count_of('acked'))
+    add('acked', #ids)
+    add('leased', -#ids)
     if #fields > 0 then
       redis.call('HDEL', LEASES, unpack(fields))
       redis.call('ZREM', LEASED, unpack(members))
@@ -415,8 +418,11 @@ local function ack(runs)
     if #ending > 0 then
       write_ends()
     end
-    redis.call('HINCRBY', META, 'leased', -#ids)
-    if redis.call('EXISTS', TRIES) == 1 then
+    if counts.rare then
+      local rare = rarely()
+      rare.forget(ids, rare.plans_of(ids))
+      rare.unlease(ids)
+    elseif redis.call('EXISTS', TRIES) == 1 then
       redis.call('HDEL', TRIES, unpack(ids))
     end
   end

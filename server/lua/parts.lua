@@ -1,4 +1,4 @@
--- Where some of a batch's leases get another deadline or holder than the others.
+-- Where some of a batch's leases get another deadline or holder than the others, and what is told of those that are held.
 
 -- Gives each of a batch's leases a record of its own. Returns them by place.
 local function split(batch)
@@ -89,4 +89,20 @@ local function disown(batches, attempt)
     redis.call('HSET', LEASES, unpack(kept))
   end
   return ownerless
+end
+
+-- Of those that are held, whether their tasks go when they would go back.
+local function outcomes_of_held(found, places, count)
+  local outcomes, ids, at = {}, {}, {}
+  for i = 1, count do
+    outcomes[i] = found[i] and APPLIED
+    if found[i] and counts.rare then
+      ids[#ids + 1], at[#at + 1] = id_at(found[i], places[i]), i
+    end
+  end
+  local cancelled = #ids > 0 and rarely().cancelled_among(ids) or {}
+  for n, id in ipairs(ids) do
+    outcomes[at[n]] = cancelled[id] and DOOMED or APPLIED
+  end
+  return outcomes
 end

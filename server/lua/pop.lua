@@ -1,7 +1,8 @@
 -- Acks, takes back what ran out, then leases from the head, for some calls that differ in little.
 --
 -- KEYS     as in common.lua
--- ARGV     7 envelope bytes after which a call leases no further task, 8 lease in ms, 9 for how many ms to say that this
+-- ARGV     7 envelope bytes after which a call leases no further task, 8 lease in ms, or '?' and the one that holds unless the
+--          queue has a setting, 9 for how many ms to say that this
 --          server waits if a call finds nothing, or 0, 10 1: pop even if more leases ran out than one step takes back,
 --          11 how many calls; a call with one of the following is alone: 12 request id or '', 13 fingerprint, 14 attempt
 --          or '-', 15 session or '', 16 stream, 17 how many spent stems follow; those; of each call its stem and a byte,
@@ -9,11 +10,11 @@
 -- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, 1 if the
 --          request is known, of each call {ids, one behind
 --          the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
---          {1, reclaimed, outcomes}: more leases ran out, and nothing was popped for that; {2}: request id reused;
+--          {1, reclaimed, outcomes}: there is more to be done before a pop, and nothing was popped for that; {2}: request id reused;
 --          {3, ready, reclaimed, outcomes}: another stream has the session
---          Tries are 4 bytes for deliveries and for expiries of each, or '' if all are 0; tokens a stem and positions of
+--          Tries are 4 bytes for deliveries, for failures and for expiries of each, or '' if all are 0; tokens a stem and positions of
 --          2 bytes, and deadlines of 8 bytes, or '' where they are those of new leases.
-local max_bytes, lease_ms, calls = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[11])
+local max_bytes, calls = tonumber(ARGV[7]), tonumber(ARGV[11])
 local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
 local session, stream, spent = ARGV[15] ~= '' and ARGV[15], ARGV[16], tonumber(ARGV[17])
 local first_call = 18 + spent
@@ -34,18 +35,18 @@ local function with_holder(holders, one)
   return holders .. ',' .. (count < MAX_HOLDERS and one or '*')
 end
 
--- How many there are of two keys that are rarely there: tries, and withdrawn pops.
-local rare
+-- How many there are of two keys that are not often there: tries, and withdrawn pops.
+local odd
 
 -- The tries of tasks. The delivery under way counts, though it is in the lease and not yet in there.
 local function tries_of(ids)
-  if #ids == 0 or rare == 0 then
+  if #ids == 0 or odd == 0 then
     return ''
   end
   local tries, all = redis.call('HMGET', TRIES, unpack(ids)), {}
   for i = 1, #ids do
-    local deliveries, _, expiries = read_tries(tries[i])
-    all[i] = struct.pack('>I4I4', deliveries, expiries)
+    local deliveries, failures, expiries = read_tries(tries[i])
+    all[i] = struct.pack('>I4I4I4', deliveries, failures, expiries)
   end
   return table.concat(all)
 end
@@ -85,13 +86,20 @@ local record = request and recall_request(request)
 if record and string.sub(record, 1, 16) ~= ARGV[13] then
   return { 2 }
 end
+if session then
+  read_counts('ready', 'leased', 'delivered', 'acked', 'life')
+else
+  read_counts('ready', 'leased', 'delivered', 'acked')
+end
+local rare = counts.rare and rarely()
+local lease_ms = tonumber(ARGV[8]) or rare and rare.setting('lease') or tonumber(string.sub(ARGV[8], 2))
 local outcomes = ack(args_from(first_call + calls))
 local reclaimed, more = reclaim()
 if more and ARGV[10] ~= '1' then
-  return { 1, reclaimed, outcomes }
+  return counted({ 1, reclaimed, outcomes })
 end
 if session and not has_session(session, stream) then
-  return { 3, ready_count(), reclaimed, outcomes }
+  return counted({ 3, ready_count(), reclaimed, outcomes })
 end
 if spent > 0 then
   redis.call('HDEL', session_key(session), unpack(ARGV, 18, 17 + spent))
@@ -103,8 +111,8 @@ for i = 1, calls do
   local call = ARGV[first_call + i - 1]
   stems[i], most[i] = string.sub(call, 1, STEM_BYTES), string.byte(call, STEM_BYTES + 1)
 end
-rare = redis.call('EXISTS', TRIES, WITHDRAWN)
-if rare > 0 then
+odd = redis.call('EXISTS', TRIES, WITHDRAWN)
+if odd > 0 then
   for i, untill in ipairs(redis.call('ZMSCORE', WITHDRAWN, unpack(stems))) do
     answers[i] = untill and now < tonumber(untill) and { '' } or nil
   end
@@ -121,42 +129,69 @@ for i = 1, calls do
   total = total + (answers[i] and 0 or most[i])
 end
 
+-- Tasks come from these lists, one after the other, from the first that is not `over`. Of each it is told how many ids were taken
+-- off, and how many of their tasks are leased.
+local lists, over = { { key = READY, priority = 0 } }, 0
+if rare then
+  lists = rare.is_paused() and {} or rare.lists()
+end
+for _, list in ipairs(lists) do
+  list.taken, list.leased = 0, 0
+end
+
 -- Envelopes are read one for each call at first, then as many more as there may be room for if they are no smaller than
 -- those so far, and at most eight times as many each time, so that of large ones few are read in vain.
-local ids, envelopes, taken, read, before, step, size = {}, nil, 0, 0, 0, calls, 0
+local ids, envelopes, taken, read, before, all_read, step, size, skipped = {}, nil, 0, 0, 0, 0, calls, 0, 0
 local function read_more()
-  if read > 0 then
-    step = math.max(1, math.min(8 * step, math.ceil(calls * max_bytes * read / math.max(size, 1)) - read))
+  if all_read > 0 then
+    step = math.max(1, math.min(8 * step, math.ceil(calls * max_bytes * all_read / math.max(size, 1)) - all_read))
   end
   before, read = read, math.min(read + step, #ids)
+  all_read = all_read + read - before
   envelopes = redis.call('HMGET', TASKS, unpack(ids, before + 1, read))
 end
 
--- The next task from the head. The id of a task that is gone may still be in the list; it is not counted as ready any more.
-local function next_task()
-  while taken < #ids do
+-- So many further ids of the first list that has any. False if there are none, or too many are those of tasks that are gone.
+local function read_ids(count)
+  while over < #lists and skipped < MAX_SKIPPED do
+    local list = lists[over + 1]
+    if list.is_read then
+      over = over + 1
+    else
+      ids, taken, read = redis.call('LRANGE', list.key, list.taken, list.taken + count - 1), 0, 0
+      list.is_read = #ids < count
+      if #ids > 0 then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+-- The next task from the head, of those so many that may still be wanted. The id of a task that is gone may still be in a list; it
+-- is not counted as ready any more.
+local function next_task(wanted)
+  while taken < #ids or read_ids(wanted) do
     if taken == read then
       read_more()
     end
-    taken = taken + 1
-    local envelope = envelopes[taken - before]
+    local list, envelope = lists[over + 1], envelopes[taken + 1 - before]
+    taken, list.taken = taken + 1, list.taken + 1
     if envelope then
-      size = size + #envelope
+      size, list.leased = size + #envelope, list.leased + 1
       return ids[taken], envelope
     end
+    skipped = skipped + 1
   end
 end
 
-local leased, new, counts = {}, {}, {}
-if total > 0 then
-  ids = redis.call('LRANGE', READY, 0, total - 1)
-end
+local leased, new, sizes = {}, {}, {}
 for i = 1, calls do
   if not answers[i] then
     local answer, count, bytes = { '' }, 0, 0
     local first = #leased + 1
     while count < most[i] and (bytes < max_bytes or count == 0) do
-      local id, envelope = next_task()
+      local id, envelope = next_task(total - #leased)
       if not id then
         break
       end
@@ -169,18 +204,22 @@ for i = 1, calls do
     if count > 0 then
       answer[1] = count == 1 and leased[first] or table.concat(leased, '', first)
       new[#new + 1] = i
-      counts[i] = count
+      sizes[i] = count
     end
   end
 end
-if taken > 0 then
-  redis.call('LTRIM', READY, taken, -1)
+for _, list in ipairs(lists) do
+  if list.taken > 0 then
+    redis.call('LTRIM', list.key, list.taken, -1)
+  end
 end
-local ready
+if skipped >= MAX_SKIPPED and #leased == 0 and ARGV[10] ~= '1' then
+  return counted({ 1, reclaimed, outcomes })
+end
 if #leased > 0 then
-  ready = redis.call('HINCRBY', META, 'ready', -#leased)
-  local held = redis.call('HINCRBY', META, 'leased', #leased)
-  local delivered = redis.call('HINCRBY', META, 'delivered', #leased)
+  add('leased', #leased)
+  add('delivered', #leased)
+  local held, delivered = counts.leased, counts.delivered
   local order = delivered - #leased + 1
   local is_time = #new > 1 and held > LISTED and (delivered - 1) % LISTED_AGAIN < #leased
   if is_time then
@@ -190,7 +229,7 @@ if #leased > 0 then
   local records, scores, deadline, at = {}, {}, int(now + lease_ms), 0
   local tries, behind_order = tries_of(leased), {}
   for n, i in ipairs(new) do
-    local count = counts[i]
+    local count = sizes[i]
     local first = struct.pack('>I8', order)
     -- Of many records, all that differs but the order and the ids is the count.
     behind_order[count] = behind_order[count]
@@ -200,7 +239,7 @@ if #leased > 0 then
     scores[2 * n - 1] = deadline
     scores[2 * n] = first .. stems[i]
     if tries ~= '' then
-      answers[i][1] = { answers[i][1], string.sub(tries, 8 * at + 1, 8 * (at + count)), '', '' }
+      answers[i][1] = { answers[i][1], string.sub(tries, 12 * at + 1, 12 * (at + count)), '', '' }
     end
     order, at = order + count, at + count
   end
@@ -210,6 +249,17 @@ if #leased > 0 then
     redis.call('HDEL', LEASES, LONG)
     redis.call('ZREM', LEASED, LONG)
   end
+  if rare then
+    local tokens = {}
+    for _, i in ipairs(new) do
+      for position = 0, sizes[i] - 1 do
+        tokens[#tokens + 1] = stems[i] .. string.char(0, position)
+      end
+    end
+    rare.take_off(lists, leased, tokens)
+  else
+    add('ready', -#leased)
+  end
   if request then
     remember_request(request, ARGV[13] .. stems[1] .. string.char(#leased))
   end
@@ -218,7 +268,7 @@ if #leased > 0 then
   end
 end
 
-ready = ready or ready_count()
+local ready = ready_count()
 local is_empty = false
 if reclaimed > 0 and ready > 0 then
   wake_others(ready)
@@ -229,7 +279,7 @@ end
 if is_empty and ARGV[9] ~= '0' then
   announce(tonumber(ARGV[9]))
 end
-return {
+return counted({
   0, ready, reclaimed, is_empty and due_in() or -1, outcomes, int(now + lease_ms), int(now), record and 1 or 0,
   unpack(answers, 1, calls),
-}
+})

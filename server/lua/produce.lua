@@ -6,9 +6,11 @@
 --          producer:<producer> LIST of its last answers: number (8 bytes), fingerprint (16 bytes), ids
 -- ARGV     7 producer, 8 pops that wait on this server, 9 answers to remember, 10 of each insert number (8 bytes, the
 --          highest first), fingerprint, how many tasks (2 bytes); 11 the ids of all, one behind the other; then the
---          envelopes of all
--- Returns  {0 inserted or answered again | 2 the next number has other content | 3 the next number is not known any more,
---          1 if this made the queue, how many were inserted, the ids of each that is answered again…}
+--          envelopes of all; then, if some tasks have a plan or fall due later, what `read_extras` reads
+-- Returns  {0 inserted or answered again | 2 the next number has other content | 3 the next number is not known any more |
+--          {setting, its value}: the queue is too full for the next one, 1 if this made the queue, how many were inserted, the
+--          ids of each that is answered again, or, if there are duplicates, of each that was inserted…}
+--          The ids of duplicates are as in insert.lua.
 local PRODUCERS, PRODUCER = BASE .. 'producers', BASE .. 'producer:' .. ARGV[7]
 local NUMBER, FINGERPRINT, INSERT = 8, 16, 26
 local FORGOTTEN_AT_ONCE = 200
@@ -60,35 +62,68 @@ if last and not is_after(inserts, last) then
   return answers
 end
 
-local ids, new, tasks, records, last_task, n = {}, {}, {}, {}, 0, 0
+local ids, new, numbers, tasks, records, last_task, n = {}, {}, {}, {}, {}, 0, 0
 for task = 1, #given / 16 do
   ids[task] = sub(given, 16 * task - 15, 16 * task)
 end
 -- Tasks are there if this is a second run of the same call, so late that the producer was forgotten meanwhile.
 local there = redis.call('HMGET', TASKS, unpack(ids))
+read_counts('ready', 'inserted')
+local extras, gate = ARGV[12 + #ids], nil
+if extras or counts.rare then
+  local rare = rarely()
+  gate = rare.gate(ids, rare.read_extras(extras or ''), function(task) return #ARGV[11 + task] end)
+end
 -- As in insert.lua.
 local inserted_at = '\9' .. struct.pack('<I8', now)
+local answer, has_duplicates = { 0, 0, 0 }, false
 for i = 1, #inserts / INSERT do
   local head = INSERT * (i - 1)
   local high, low = string.byte(inserts, head + INSERT - 1, head + INSERT)
-  local first, is_there = last_task + 1, false
+  local first, is_there, duplicates, is_full = last_task + 1, false, {}, nil
   last_task = last_task + 256 * high + low
-  records[i] = sub(inserts, head + 1, head + HEAD) .. sub(given, 16 * first - 15, 16 * last_task)
   for task = first, last_task do
     is_there = is_there or there[task]
   end
+  if gate then
+    duplicates, is_full = gate.enter(first, last_task, is_there)
+  end
+  if is_full then
+    answer[1] = is_full
+    break
+  end
+  local of_insert = sub(given, 16 * first - 15, 16 * last_task)
+  if next(duplicates) then
+    of_insert, has_duplicates = gate.ids(first, last_task, duplicates), true
+  end
+  records[i] = sub(inserts, head + 1, head + HEAD) .. of_insert
+  answer[3 + i] = of_insert
   for task = is_there and last_task + 1 or first, last_task do
-    n = n + 1
-    new[n], tasks[2 * n - 1], tasks[2 * n] = ids[task], ids[task], ARGV[11 + task] .. inserted_at
+    if not duplicates[task] then
+      n = n + 1
+      new[n], numbers[n], tasks[2 * n - 1], tasks[2 * n] = ids[task], task, ids[task], ARGV[11 + task] .. inserted_at
+    end
   end
 end
+answer[3] = #records
 
-local made = false
-if #new > 0 then
+local ready = n
+if gate then
+  ready = gate.put_in(numbers, tasks)
+elseif n > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(new))
-  redis.call('HINCRBY', META, 'ready', #new)
-  made = redis.call('HINCRBY', META, 'inserted', #new) == #new
+  add('ready', n)
+  add('inserted', n)
+end
+if n > 0 and counts.inserted == n then
+  answer[2] = 1
+  if count_of('life') == 0 then
+    add('life', tonumber(redis.call('GET', BASE .. 'dropped') or '0'))
+  end
+end
+if #records == 0 then
+  return counted(answer)
 end
 if not known then
   redis.call('UNLINK', PRODUCER)
@@ -111,8 +146,7 @@ if old > 0 then
 end
 expire(PRODUCERS, 2 * window)
 expire(PRODUCER, 2 * window)
-local others = #new - tonumber(ARGV[8])
-if others > 0 then
-  wake_others(others)
+if ready > tonumber(ARGV[8]) then
+  wake_others(ready - tonumber(ARGV[8]))
 end
-return { 0, made and 1 or 0, #records }
+return counted(has_duplicates and answer or { answer[1], answer[2], answer[3] })

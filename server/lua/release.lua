@@ -1,18 +1,32 @@
--- Gives leased tasks back to the head.
+-- Gives leased tasks back.
 --
 -- KEYS     as in common.lua
 -- ARGV     7 'put_back': the delivery counts; 'unsent': it does not, and only leases are given back that no other try
 --          was answered with; 'held': delivery and expiry count, and only leases that were not renewed since a time are
---          given back, 8 the try, or that time, or '', 9 call id or '': a second run answers as the first; then runs of
---          tokens
--- Returns  outcomes, a digit for each, 4 for what 'held' made a dead letter
+--          given back, 8 the try, or that time, or '', 9 call id or '': a second run answers as the first; of what is put back:
+--          10 1 if it failed, 11 1 if it is rejected, 12 after how many ms it can be popped again, or '', 13 why, 14 what the
+--          random part of the backoff is made of, 15 after how many failures a task is given up, 16 least and 17 greatest
+--          backoff in ms, where no settings are; then runs of tokens
+-- Returns  outcomes, a digit for each; then how many were put back, how many of those are ready, how many are dead letters, a
+--          blank before each
 local kind, condition, call = ARGV[7], ARGV[8], ARGV[9] ~= '' and call_key(ARGV[9])
 local first = call and redis.call('GET', call)
 if first then
   return first
 end
 
-local runs = args_from(10)
+read_counts('ready', 'leased')
+local back = { deliveries = 0, expiries = 0 }
+if kind == 'held' then
+  back = { deliveries = 1, expiries = 1 }
+elseif kind == 'put_back' then
+  back = {
+    deliveries = 1, expiries = 0, failed = ARGV[10] == '1', is_rejected = ARGV[11] == '1', delay = tonumber(ARGV[12]),
+    reason = ARGV[13], chance = tonumber(ARGV[14]), max_failures = tonumber(ARGV[15]), backoff_min = tonumber(ARGV[16]),
+    backoff_max = tonumber(ARGV[17]),
+  }
+end
+local runs = args_from(18)
 local found, places, count = find(runs)
 local is_released = {}
 if kind == 'unsent' then
@@ -34,21 +48,19 @@ for i = 1, count do
     outcomes[i] = goes and APPLIED or LEASE_LOST
     if goes then
       taken[batch][place] = true
-      released[#released + 1] = { batch, place, at = i }
+      released[#released + 1] = { batch, place }
     end
   end
 end
 outcomes_of_others(runs, outcomes)
+local put_back, ready, dead = give_back(released, back)
+local answer = table.concat({ table.concat(outcomes), ' ', int(put_back), ' ', int(ready), ' ', int(dead) })
 if #released > 0 then
-  local ready = to_head(released, kind == 'unsent' and 0 or 1, kind == 'held' and 1 or 0)
-  for _, lease in ipairs(released) do
-    if lease.is_dead then
-      outcomes[lease.at] = DEAD_LETTERED
-    end
-  end
   if call then
-    redis.call('SET', call, table.concat(outcomes), 'PX', CALL_TTL)
+    redis.call('SET', call, answer, 'PX', CALL_TTL)
   end
-  wake_others(ready)
+  if ready > 0 then
+    wake_others(ready)
+  end
 end
-return table.concat(outcomes)
+return counted(answer)

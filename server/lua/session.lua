@@ -7,6 +7,7 @@
 -- Returns  resume: {token, ms since its delivery or last heartbeat, … in the order of delivery}; keep: {1, outcomes}; keep and abandon: {0} if another stream has it
 local kind, session, stream, ms = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
 local exists = redis.call('EXISTS', META) == 1
+read_counts('life')
 -- So many values a call of Redis takes from Lua without trouble.
 local AT_ONCE = 1000
 
@@ -64,10 +65,7 @@ if not has_session(session, stream) then
 end
 local runs = args_from(11)
 local found, places, count = find(runs)
-local outcomes = {}
-for i = 1, count do
-  outcomes[i] = found[i] and APPLIED
-end
+local outcomes = outcomes_of_held(found, places, count)
 local held = apart(found, places, count)
 if kind == 'abandon' then
   move(held, 'LT')

@@ -1,4 +1,6 @@
--- A session, a hash, knows its stream, when that last took a step, and how many tasks each of its pops leased, by stem.
+-- A session, a hash, knows its stream, when that last took a step, how many tasks each of its pops leased, by stem, and in which
+-- life of the queue that was: each drop of a queue begins another one, of which sessions from before know nothing. Scripts
+-- have read META's count of it, `life`.
 local SESSION_KEPT = 600000
 local function session_key(session)
   return BASE .. 'session:' .. session
@@ -8,15 +10,18 @@ end
 local owner, kept_until
 local function read_session(session)
   if not kept_until then
-    local seen = redis.call('HMGET', session_key(session), 'stream', 'at')
+    local seen = redis.call('HMGET', session_key(session), 'stream', 'at', 'life')
     owner, kept_until = seen[1], seen[2] and tonumber(seen[2]) + SESSION_KEPT or math.huge
+    if owner and tonumber(seen[3] or '0') ~= counts.life then
+      kept_until = 0
+    end
   end
 end
 
 -- True if no other stream has it.
 local function has_session(session, stream)
   read_session(session)
-  return not owner or owner == stream or now >= kept_until
+  return not owner or owner == stream or now >= kept_until or redis.call('EXISTS', META) == 0
 end
 
 local function forget_old_session(session)
@@ -30,5 +35,8 @@ end
 local function use_session(session, stream, ...)
   forget_old_session(session)
   redis.call('HSET', session_key(session), 'stream', stream, 'at', int(now), ...)
+  if counts.life > 0 then
+    redis.call('HSET', session_key(session), 'life', int(counts.life))
+  end
   expire(session_key(session), SESSION_KEPT)
 end

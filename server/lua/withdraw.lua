@@ -5,6 +5,7 @@
 -- ARGV     7 stem of its tokens, 8 request id or '', 9 attempt or '-'
 -- Returns  how many tasks went back
 local stem, attempt = ARGV[7], ARGV[9]
+read_counts('ready', 'leased')
 local held = held_under(stem)
 -- It may have been answered with what an earlier try had leased.
 local record = ARGV[8] ~= '' and recall_request('p' .. ARGV[8])
@@ -19,8 +20,8 @@ redis.call('ZREMRANGEBYSCORE', WITHDRAWN, '-inf', int(now))
 redis.call('ZADD', WITHDRAWN, int(now + CALL_TTL), stem)
 expire(WITHDRAWN, CALL_TTL)
 local ownerless = all_of(disown(held, attempt))
-to_head(ownerless, 0, 0)
-if #ownerless > 0 then
-  wake_others(#ownerless)
+local put_back, ready = give_back(ownerless, { deliveries = 0, expiries = 0 })
+if ready > 0 then
+  wake_others(ready)
 end
-return #ownerless
+return counted(put_back)

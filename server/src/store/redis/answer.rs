@@ -6,7 +6,9 @@ use bb8_redis::redis::{self, FromRedisValue, Value};
 use bytes::Bytes;
 
 use super::{gather::PopCall, script::STEM_BYTES};
-use crate::store::{Beaten, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, StoreError, TaskId, Token};
+use crate::store::{
+    Beaten, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, Released, Setting, StoreError, TaskId, Token,
+};
 
 /// `insert.lua` puts the time of the insert behind the envelope: a protobuf tag and eight bytes, little-endian.
 const INSERTED_AT_BYTES: usize = 9;
@@ -41,7 +43,7 @@ fn array(value: Value) -> Result<Vec<Value>, StoreError> {
     }
 }
 
-fn bytes(value: &Value) -> Result<&[u8], StoreError> {
+pub(super) fn bytes(value: &Value) -> Result<&[u8], StoreError> {
     match value {
         Value::BulkString(bytes) => Ok(bytes),
         _ => Err(unreadable()),
@@ -63,13 +65,60 @@ pub(super) fn tokens_under_stem(run: &[u8]) -> impl Iterator<Item = Token> {
     })
 }
 
+/// An outcome: of a lease that was extended, and whose task goes when it would go back.
+const DOOMED: u8 = b'4';
+
 fn outcome(digit: u8) -> Result<Outcome, StoreError> {
     match digit {
-        b'1' => Ok(Outcome::Applied),
+        b'1' | DOOMED => Ok(Outcome::Applied),
         b'2' => Ok(Outcome::AlreadyAcked),
         b'3' => Ok(Outcome::LeaseLost),
         _ => Err(unreadable()),
     }
+}
+
+/// Of these tokens those whose outcome tells that their tasks are to be deleted, each once.
+pub(super) fn cancelled(tokens: &[Token], digits: &[u8]) -> Vec<Token> {
+    let mut cancelled: Vec<Token> = Vec::new();
+    for (token, _) in tokens.iter().zip(digits).filter(|(_, digit)| **digit == DOOMED) {
+        if !cancelled.contains(token) {
+            cancelled.push(*token);
+        }
+    }
+    cancelled
+}
+
+/// Of a script that gives tasks back: what became of the tokens, and of the tasks.
+pub(super) fn released(value: &Value) -> Result<(Vec<Outcome>, Released), StoreError> {
+    let mut parts = bytes(value)?.split(|byte| *byte == b' ');
+    let outcomes = parts.next().ok_or_else(unreadable)?.iter().copied().map(outcome).collect::<Result<_, _>>()?;
+    let mut number = || {
+        let digits = parts.next().and_then(|digits| std::str::from_utf8(digits).ok());
+        digits.and_then(|digits| digits.parse().ok()).ok_or_else(unreadable)
+    };
+    Ok((outcomes, Released { put_back: number()?, ready: number()?, dead_lettered: number()? }))
+}
+
+/// Ids, one behind the other, and which of them are marked as those of tasks that others would have been duplicates of.
+pub(super) fn inserted_ids(value: &Value, replayed: bool) -> Result<Inserted, StoreError> {
+    const MARK: u8 = 0x10;
+    let mut inserted = Inserted { replayed, ..Inserted::default() };
+    for (at, id) in bytes(value)?.as_chunks::<16>().0.iter().enumerate() {
+        let mut id = *id;
+        if id[6] & MARK != 0 {
+            id[6] -= MARK;
+            inserted.duplicates.push(at);
+        }
+        inserted.ids.push(TaskId(id));
+    }
+    Ok(inserted)
+}
+
+/// That a queue is full: of which setting, and what that is.
+pub(super) fn queue_full(setting: &Value, max: &Value) -> Result<StoreError, StoreError> {
+    let name = bytes(setting)?;
+    let setting = Setting::ALL.into_iter().find(|setting| setting.name().as_bytes() == name).ok_or_else(unreadable)?;
+    Ok(StoreError::QueueFull(setting, from_value(max)?))
 }
 
 pub(super) fn outcomes(value: &Value) -> Result<Vec<Outcome>, StoreError> {
@@ -102,10 +151,12 @@ pub(super) fn inserts(value: Value, calls: &[Insert]) -> Answers<InsertAnswer> {
                 ..Inserted::default()
             },
             Value::Int(_) => return Err(StoreError::RequestIdReused),
-            ids => {
-                let (ids, _) = bytes(ids)?.as_chunks::<16>();
-                Inserted { ids: ids.iter().copied().map(TaskId).collect(), replayed: true, ..Inserted::default() }
-            }
+            Value::Array(parts) => match parts.as_slice() {
+                [ids] => inserted_ids(ids, false)?,
+                [setting, max] => return Err(queue_full(setting, max)?),
+                _ => return Err(unreadable()),
+            },
+            ids => inserted_ids(ids, true)?,
         };
         Ok(InsertAnswer { inserted, made })
     };
@@ -121,14 +172,16 @@ pub(super) fn heartbeats(value: Value, calls: &[Vec<Token>]) -> Answers<Beaten> 
     let values = array(value)?;
     let [outcomes, now, deadlines @ ..] = values.as_slice() else { return Err(unreadable()) };
     let now: Millis = from_value(now)?;
+    let mut digits = bytes(outcomes)?;
     let mut outcomes = Outcomes::read(outcomes, calls.iter().map(Vec::len))?;
     let mut deadlines = deadlines.iter();
     let mut one = |tokens: &Vec<Token>| -> Result<Beaten, StoreError> {
-        let outcomes = outcomes.next(tokens.len());
+        let own = digits.split_off(..tokens.len()).unwrap_or_default();
+        let (outcomes, cancelled) = (outcomes.next(tokens.len()), cancelled(tokens, own));
         let extended = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count();
         let own = deadlines.by_ref().take(extended).map(from_value::<Millis>).collect::<Result<Vec<_>, _>>()?;
         let earliest = own.into_iter().min().map(|deadline| (deadline.saturating_sub(now), deadline));
-        Ok(Beaten { outcomes, earliest, cancelled: Vec::new() })
+        Ok(Beaten { outcomes, earliest, cancelled })
     };
     Ok(calls.iter().map(&mut one).collect())
 }
@@ -194,20 +247,22 @@ fn deliveries(value: Value, pop: &Pop, deadline: Millis, now: Millis) -> Result<
         },
         ids => [bytes(ids)?, &[], &[], &[]],
     };
-    let (ids, tries, deadlines) = (ids.as_chunks::<16>().0, tries.as_chunks::<8>().0, deadlines.as_chunks::<8>().0);
+    let (ids, tries, deadlines) = (ids.as_chunks::<16>().0, tries.as_chunks::<12>().0, deadlines.as_chunks::<8>().0);
     let held: Vec<Token> = tokens_under_stem(run).collect();
     let one = |(at, (id, envelope)): (usize, (&[u8; 16], Value))| {
         let (envelope, inserted_at) = split_envelope(envelope)?;
-        let tries = tries.get(at).map_or(0, |tries| u64::from_be_bytes(*tries));
+        let tries = tries.get(at).map_or(&[][..], |tries| tries.as_chunks::<4>().0);
+        let [deliveries, failures, expiries] =
+            [0, 1, 2].map(|nth| tries.get(nth).copied().map_or(0, u32::from_be_bytes));
         let expires_at = deadlines.get(at).map_or(deadline, |deadline| u64::from_be_bytes(*deadline));
         Ok(Leased {
             token: held.get(at).copied().unwrap_or_else(|| pop.stem.token(at as u16)),
             id: TaskId(*id),
             envelope,
             inserted_at,
-            deliveries: (tries >> 32) as u32 + 1,
-            failures: 0,
-            expiries: tries as u32,
+            deliveries: deliveries + 1,
+            failures,
+            expiries,
             left: expires_at.saturating_sub(now),
             expires_at,
         })
@@ -215,7 +270,7 @@ fn deliveries(value: Value, pop: &Pop, deadline: Millis, now: Millis) -> Result<
     ids.iter().zip(values).enumerate().map(one).collect()
 }
 
-fn split_envelope(value: Value) -> Result<(Bytes, Millis), StoreError> {
+pub(super) fn split_envelope(value: Value) -> Result<(Bytes, Millis), StoreError> {
     let Value::BulkString(envelope) = value else { return Err(unreadable()) };
     let at = envelope.len().checked_sub(INSERTED_AT_BYTES).ok_or_else(unreadable)?;
     let inserted_at = envelope[at + 1..].try_into().map_err(|_| unreadable())?;

@@ -50,7 +50,7 @@ pub(super) enum Job {
     Insert(Vec<Ask<Insert, InsertAnswer>>),
     Pop(Vec<Ask<PopCall, PopAnswer>>),
     Ack(Vec<Ask<Vec<Token>, Vec<Outcome>>>),
-    Heartbeat(Vec<Ask<Vec<Token>, Beaten>>, Millis),
+    Heartbeat(Vec<Ask<Vec<Token>, Beaten>>, Option<Millis>),
     /// Any other script.
     Script(Vec<Ask<Call, Value>>, Load),
 }
@@ -59,9 +59,14 @@ pub(super) enum Job {
 #[derive(PartialEq, Eq, Hash)]
 enum Kind {
     Insert,
-    Pop { max_bytes: usize, lease: Millis, will_wait: bool },
+    /// Without a lease, the queue's is meant.
+    Pop {
+        max_bytes: usize,
+        lease: Option<Millis>,
+        will_wait: bool,
+    },
     Ack,
-    Heartbeat(Millis),
+    Heartbeat(Option<Millis>),
 }
 
 impl Job {
@@ -106,7 +111,6 @@ impl Job {
             Self::Insert(_) => Some(Kind::Insert),
             Self::Pop(asks) => asks.first().filter(|ask| ask.call.is_plain()).map(|ask| {
                 let Pop { max_bytes, lease, will_wait, .. } = ask.call.pop;
-                let lease = lease.unwrap_or_default();
                 Kind::Pop { max_bytes, lease, will_wait }
             }),
             Self::Ack(_) => Some(Kind::Ack),
@@ -130,9 +134,10 @@ impl Job {
         let call = |source| shared.call(source, queue);
         match self {
             Self::Insert(asks) => script::insert(call(&script::INSERT), asks.iter().map(|ask| &ask.call)),
-            Self::Pop(asks) => script::pop(call(&script::POP), asks.iter().map(|ask| &ask.call)),
+            Self::Pop(asks) => script::pop(call(&script::POP), asks.iter().map(|ask| &ask.call), &shared.rules),
             Self::Ack(asks) => call(&script::ACK).tokens(asks.iter().flat_map(|ask| &ask.call)),
             Self::Heartbeat(asks, lease) => {
+                let lease = script::lease(*lease, &shared.rules);
                 call(&script::HEARTBEAT).arg(lease).tokens(asks.iter().flat_map(|ask| &ask.call))
             }
             Self::Script(asks, _) => asks[0].call.clone(),

@@ -21,7 +21,10 @@ use bb8_redis::redis::{self, Client, FromRedisValue, IntoConnectionInfo, Value, 
 use futures_util::{StreamExt, future};
 
 use self::{
-    answer::{PopAnswer, from_value, outcomes, sixteen, tokens_under_stem, unreadable},
+    answer::{
+        PopAnswer, bytes, cancelled, from_value, inserted_ids, outcomes, queue_full, released, sixteen,
+        tokens_under_stem, unreadable,
+    },
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
     keys::{Keys, REGISTRY_PARTS},
     link::{Link, Presence, Probe, Standing},
@@ -29,9 +32,9 @@ use self::{
 };
 use super::{
     Admin, Attempt, Beaten, Consumer, Counts, Deleted, Description, Insert, Inserted, Kept, Millis, NumberedInsert,
-    OnWake, Outcome, PRODUCER_ANSWERS, Place, Pop, Popped, Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor,
-    Reaped, Redriven, Release, Released, Rules, Seen, Setting, Settings, Sight, State, Store, StoreError, Survives,
-    TaskId, TaskPage, Token, Withdrawal,
+    OnWake, Outcome, PRODUCER_ANSWERS, Place, Pop, Popped, Produce, Produced, PutBack, QueueName, RECLAIM_STEP,
+    ReapCursor, Reaped, Redriven, Release, Released, Rules, Seen, Setting, Settings, Sight, State, Store, StoreError,
+    Survives, TaskId, TaskPage, Token, Withdrawal,
     lanes::{Lane, Load},
 };
 
@@ -254,19 +257,23 @@ impl RedisStore {
         if from_value(made)? {
             self.register_made(queue).await;
         }
-        let refused = match from_value::<u64>(status)? {
-            0 => None,
-            2 => Some(StoreError::RequestIdReused),
-            _ => Some(StoreError::NumberForgotten),
+        let refused = match status {
+            Value::Int(0) => None,
+            Value::Int(2) => Some(StoreError::RequestIdReused),
+            Value::Int(_) => Some(StoreError::NumberForgotten),
+            Value::Array(full) if full.len() == 2 => Some(queue_full(&full[0], &full[1])?),
+            _ => return Err(unreadable()),
         };
-        let again = |(ids, insert): (&Value, &NumberedInsert)| {
-            let ids = task_ids(ids)?;
+        let new: usize = from_value(new)?;
+        let told = |(ids, insert): (&Value, &NumberedInsert)| {
+            let mut inserted = inserted_ids(ids, false)?;
             // The tasks of this very call: it runs a second time.
-            let replayed = ids.first() != insert.tasks.first().map(|task| &task.id);
-            Ok(Inserted { ids, replayed, ..Inserted::default() })
+            let is_own = inserted.ids.iter().zip(&insert.tasks).any(|(id, task)| *id == task.id);
+            inserted.replayed = new == 0 && !is_own;
+            Ok(inserted)
         };
-        let mut inserted = known.iter().zip(inserts).map(again).collect::<Result<Vec<_>, _>>()?;
-        for insert in inserts.iter().take(from_value(new)?) {
+        let mut inserted = known.iter().zip(inserts).map(told).collect::<Result<Vec<_>, _>>()?;
+        for insert in inserts.iter().take(if known.is_empty() { new } else { 0 }) {
             inserted.push(Inserted { ids: insert.tasks.iter().map(|task| task.id).collect(), ..Inserted::default() });
         }
         Ok(Produced { inserted, refused })
@@ -281,6 +288,14 @@ impl RedisStore {
     async fn run_urgent(&self, queue: &QueueName, call: Call) -> Result<Value, StoreError> {
         self.within_timeout(self.gatherer.run(Lane::Urgent, queue, call, |asks| Job::Script(asks, Load::new(1, 0))))
             .await
+    }
+
+    /// What `release.lua` is told of tasks that their holder puts back.
+    fn told_of(&self, put_back: &PutBack, call: Call) -> Call {
+        let Rules { max_failures, backoff, .. } = self.shared.rules;
+        let delay = put_back.delay.map_or_else(String::new, |delay| delay.to_string());
+        let call = call.arg(u8::from(put_back.failed)).arg(u8::from(put_back.dead_letter)).arg(delay);
+        call.arg(&put_back.reason).arg(put_back.chance).arg(max_failures).arg(backoff.min).arg(backoff.max)
     }
 
     fn session(&self, queue: &QueueName, what: &str, consumer: Consumer, span: Millis) -> Call {
@@ -368,18 +383,6 @@ fn unless_broken<T>(queue: &QueueName, seen: Result<T, StoreError>) -> Result<Op
     }
 }
 
-/// Ids, one behind the other.
-fn task_ids(value: &Value) -> Result<Vec<TaskId>, StoreError> {
-    match value {
-        Value::BulkString(bytes) => Ok(bytes.as_chunks::<16>().0.iter().copied().map(TaskId).collect()),
-        _ => Err(unreadable()),
-    }
-}
-
-/// As `leases.lua` has them.
-const APPLIED: u8 = b'1';
-const DEAD_LETTERED: u8 = b'4';
-
 #[async_trait]
 impl Store for RedisStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
@@ -454,14 +457,14 @@ impl Store for RedisStore {
         lease: Option<Millis>,
     ) -> Result<Beaten, StoreError> {
         self.within_timeout(async {
-            let lease = lease.unwrap_or(self.shared.rules.lease);
             let mut all = Beaten::default();
             for step in tokens.chunks(BATCH_WEIGHT) {
                 let job = |asks| Job::Heartbeat(asks, lease);
                 let beaten = self.gatherer.run(Lane::Urgent, queue, step.to_vec(), job).await;
-                let Beaten { outcomes, earliest, .. } =
+                let Beaten { outcomes, earliest, cancelled } =
                     beaten.map_err(|error| if all.outcomes.is_empty() { error } else { error.after_others() })?;
                 all.outcomes.extend(outcomes);
+                all.cancelled.extend(cancelled);
                 if let Some((_, deadline)) = earliest
                     && all.earliest.is_none_or(|(_, other)| deadline < other)
                 {
@@ -477,12 +480,16 @@ impl Store for RedisStore {
         let call = self.call(&script::RELEASE, queue);
         // In one step, however many: tasks that are put back together keep their order.
         let call = match &release {
-            Release::PutBack(put_back) => call.arg("put_back").arg("").arg(call_id()?).tokens(&put_back.tokens),
-            Release::Unsent(tokens, attempt) => call.arg("unsent").arg(holder(*attempt)).arg("").tokens(tokens),
+            Release::PutBack(put_back) => {
+                let call = call.arg("put_back").arg("").arg(call_id()?);
+                self.told_of(put_back, call).tokens(&put_back.tokens)
+            }
+            Release::Unsent(tokens, attempt) => {
+                let call = call.arg("unsent").arg(holder(*attempt)).arg("");
+                self.told_of(&PutBack::default(), call).tokens(tokens)
+            }
         };
-        let outcomes = outcomes(&self.run_urgent(queue, call).await?)?;
-        let put_back = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
-        Ok((outcomes, Released { put_back, ready: put_back, dead_lettered: 0 }))
+        released(&self.run_urgent(queue, call).await?)
     }
 
     async fn resume(
@@ -504,15 +511,18 @@ impl Store for RedisStore {
         tokens: &[Token],
         lease: Millis,
     ) -> Result<Option<Kept>, StoreError> {
-        let mut all = Vec::with_capacity(tokens.len());
+        let mut all = Kept::default();
         for step in tokens.chunks(RECLAIM_STEP) {
             let call = self.session(queue, "keep", consumer, lease).tokens(step);
             match self.run_urgent(queue, call).await? {
-                Value::Array(answer) if answer.len() == 2 => all.extend(outcomes(&answer[1])?),
+                Value::Array(answer) if answer.len() == 2 => {
+                    all.outcomes.extend(outcomes(&answer[1])?);
+                    all.cancelled.extend(cancelled(step, bytes(&answer[1])?));
+                }
                 _ => return Ok(None),
             }
         }
-        Ok(Some(Kept { outcomes: all, cancelled: Vec::new() }))
+        Ok(Some(all))
     }
 
     async fn abandon(
@@ -543,11 +553,11 @@ impl Store for RedisStore {
         let mut released = Released::default();
         for step in tokens.chunks(RECLAIM_STEP) {
             let call = self.call(&script::RELEASE, queue).arg("held").arg(since).arg(call_id()?);
-            let step: Vec<u8> = self.run(call.tokens(step)).await?;
-            let count = |wanted| step.iter().filter(|outcome| **outcome == wanted).count() as u64;
-            released.put_back += count(APPLIED);
-            released.ready += count(APPLIED);
-            released.dead_lettered += count(DEAD_LETTERED);
+            let call = self.told_of(&PutBack::default(), call).tokens(step);
+            let (_, of_step) = answer::released(&self.run(call).await?)?;
+            released.put_back += of_step.put_back;
+            released.ready += of_step.ready;
+            released.dead_lettered += of_step.dead_lettered;
         }
         Ok(released)
     }
@@ -620,19 +630,17 @@ fn call_id() -> Result<String, StoreError> {
 impl RedisStore {
     async fn counts_of(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
         for round in 0..=RECLAIM_ROUNDS {
-            let (more, exists, ready, leased, dead, inserted, acked, age): (bool, bool, u64, u64, u64, u64, u64, i64) =
-                self.run(self.call(&script::COUNTS, queue)).await?;
-            if !more || round == RECLAIM_ROUNDS {
-                let oldest_ready = u64::try_from(age).ok();
-                return Ok(exists.then_some(Counts {
-                    ready,
-                    leased,
-                    dead,
-                    inserted,
-                    acked,
-                    oldest_ready,
-                    ..Counts::default()
-                }));
+            let counts: Vec<i64> = self.run(self.call(&script::COUNTS, queue)).await?;
+            let [more, exists, numbers @ .., age] = counts.as_slice() else { return Err(unreadable()) };
+            if *more == 0 || round == RECLAIM_ROUNDS {
+                let numbers = numbers.iter().map(|number| u64::try_from(*number).unwrap_or(0)).collect::<Vec<_>>();
+                let [ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged] = numbers[..] else {
+                    return Err(unreadable());
+                };
+                let oldest_ready = u64::try_from(*age).ok();
+                let counts =
+                    Counts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready };
+                return Ok((*exists == 1).then_some(counts));
             }
         }
         Ok(None)

@@ -8,7 +8,10 @@ use bb8_redis::redis::{
 };
 
 use super::{ANNOUNCED_FOR, gather::PopCall};
-use crate::store::{Attempt, Insert, NewTask, NumberedInsert, PopRequest, RECLAIM_STEP, Token, hex};
+use crate::store::{
+    Attempt, Due, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, PopRequest, RECLAIM_STEP, Rules, TaskId,
+    Token, hex,
+};
 
 const COMMON: &str = include_str!("../../../lua/common.lua");
 
@@ -28,17 +31,17 @@ macro_rules! scripts {
 }
 
 scripts! {
-    INSERT = "insert.lua";
-    PRODUCE = "produce.lua";
-    POP = "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
-    ACK = "leases.lua" "ack.lua";
-    HEARTBEAT = "leases.lua" "parts.lua" "heartbeat.lua";
-    RELEASE = "leases.lua" "parts.lua" "heads.lua" "calls.lua" "release.lua";
-    WITHDRAW = "leases.lua" "parts.lua" "heads.lua" "calls.lua" "withdraw.lua";
+    INSERT = "rare.lua" "insert.lua";
+    PRODUCE = "rare.lua" "produce.lua";
+    POP = "rare.lua" "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
+    ACK = "rare.lua" "leases.lua" "ack.lua";
+    HEARTBEAT = "rare.lua" "leases.lua" "parts.lua" "heartbeat.lua";
+    RELEASE = "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "release.lua";
+    WITHDRAW = "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "withdraw.lua";
     HELD = "leases.lua" "held.lua";
-    SESSION = "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
-    LOOK = "leases.lua" "heads.lua" "look.lua";
-    COUNTS = "leases.lua" "heads.lua" "counts.lua";
+    SESSION = "rare.lua" "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
+    LOOK = "rare.lua" "leases.lua" "heads.lua" "look.lua";
+    COUNTS = "rare.lua" "leases.lua" "heads.lua" "counts.lua";
 }
 
 /// How many spent stems a pop may name.
@@ -69,16 +72,45 @@ pub(super) fn produce<'a>(call: Call, inserts: impl Iterator<Item = &'a Numbered
     call.arg(heads).tasks(inserts.flat_map(|insert| &insert.tasks))
 }
 
+/// What `rare.lua` reads of the tasks that have more than an envelope.
+fn extras<'a>(tasks: impl Iterator<Item = &'a NewTask>) -> Vec<u8> {
+    let mut packed = Vec::new();
+    for (number, task) in (1_u32..).zip(tasks) {
+        if task.due.is_none() && task.plan.is_none() {
+            continue;
+        }
+        let (bits, due) = match task.due {
+            None => (0, 0),
+            Some(Due::In(span)) => (1, span),
+            Some(Due::At(time)) => (2, time),
+        };
+        let plan = task.plan.as_deref().cloned().unwrap_or_default();
+        let key = plan.unique_key.as_deref().unwrap_or_default();
+        packed.extend(number.to_be_bytes());
+        packed.push(bits | u8::from(plan.ttl.is_some()) << 2 | u8::from(plan.unique_key.is_some()) << 3);
+        packed.extend(due.to_be_bytes());
+        packed.push(plan.priority.min(MAX_PRIORITY));
+        packed.extend(plan.ttl.unwrap_or_default().to_be_bytes());
+        packed.extend(u16::try_from(key.len()).unwrap_or(u16::MAX).to_be_bytes());
+        packed.extend(key.as_bytes());
+    }
+    packed
+}
+
+/// As scripts read it: the caller's lease, or the one that the queue's settings may change.
+pub(super) fn lease(said: Option<Millis>, rules: &Rules) -> String {
+    said.map_or_else(|| format!("?{}", rules.lease), |lease| lease.to_string())
+}
+
 /// How many there are; an insert has at most a thousand.
 fn count(tasks: &[NewTask]) -> [u8; 2] {
     u16::try_from(tasks.len()).unwrap_or(u16::MAX).to_be_bytes()
 }
 
 /// As `pop.lua` has it. Of several pops, the first tells what they have in common.
-pub(super) fn pop<'a>(mut call: Call, pops: impl Iterator<Item = &'a PopCall> + Clone) -> Call {
+pub(super) fn pop<'a>(mut call: Call, pops: impl Iterator<Item = &'a PopCall> + Clone, rules: &Rules) -> Call {
     if let Some(PopCall { pop, anyway }) = pops.clone().next() {
-        call =
-            call.arg(pop.max_bytes).arg(pop.lease.unwrap_or(30_000)).arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 });
+        call = call.arg(pop.max_bytes).arg(lease(pop.lease, rules)).arg(if pop.will_wait { ANNOUNCED_FOR } else { 0 });
         call = call.arg(u8::from(*anyway)).arg(pops.clone().count());
         call = match &pop.request {
             Some(PopRequest { key, attempt }) => call.arg(&key.id).arg(&key.fingerprint.0).arg(holder(Some(*attempt))),
@@ -144,10 +176,17 @@ impl Call {
         self
     }
 
-    /// The ids of all, one behind the other, in one argument, then their envelopes.
+    /// The ids of all, one behind the other, in one argument, then their envelopes; then what some have beside.
     fn tasks<'a>(self, tasks: impl Iterator<Item = &'a NewTask> + Clone) -> Self {
-        let call = self.arg(tasks.clone().flat_map(|task| task.id.0).collect::<Vec<u8>>());
-        tasks.fold(call, |call, task| call.arg(task.envelope.as_ref()))
+        let call = self.ids(tasks.clone().map(|task| &task.id));
+        let call = tasks.clone().fold(call, |call, task| call.arg(task.envelope.as_ref()));
+        let extras = extras(tasks);
+        if extras.is_empty() { call } else { call.arg(extras) }
+    }
+
+    /// One behind the other, in one argument.
+    pub(super) fn ids<'a>(self, ids: impl IntoIterator<Item = &'a TaskId>) -> Self {
+        self.arg(ids.into_iter().flat_map(|id| id.0).collect::<Vec<u8>>())
     }
 
     /// In runs: a stem, and of the tokens under it that follow each other the ranges of positions, as `common.lua` has them.

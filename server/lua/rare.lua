@@ -1,0 +1,531 @@
+-- What only some queues have: priorities, times, unique keys, settings, limits. common.lua says under which keys. One function
+-- makes all that touches them, so that a script has to make but that one where none of it is there.
+
+-- So many ids of tasks that are gone are taken off a list at once.
+local MAX_SKIPPED = 1000
+
+local rarities
+local function rarely()
+  if rarities then
+    return rarities
+  end
+  local call, sub, byte, pack = redis.call, string.sub, string.byte, struct.pack
+  local HIGH, SCHEDULED, PLACES, PLANS = BASE .. 'high', BASE .. 'scheduled', BASE .. 'places', BASE .. 'plans'
+  local ENDS, UNIQUE, SETTINGS, CANCELLED = BASE .. 'ends', BASE .. 'unique', BASE .. 'settings', BASE .. 'cancelled'
+  local SIZES, WHERE = BASE .. 'sizes', BASE .. 'where'
+  local ALL = { HIGH, SCHEDULED, PLANS, ENDS, UNIQUE, SETTINGS, CANCELLED, SIZES, WHERE }
+  local STEP, SCANNED = 200, 100
+  -- What insert.lua puts behind an envelope.
+  local INSERTED_AT_BYTES = 9
+  local settings
+  local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, ALL = ALL }
+  rarities = rare
+
+  function rare.mark()
+    if not counts.rare then
+      counts.rare, changed.rare = 1, true
+    end
+  end
+
+  function rare.setting(name)
+    if not settings then
+      settings = {}
+      local all = call('HGETALL', SETTINGS)
+      for at = 1, #all, 2 do
+        settings[all[at]] = tonumber(all[at + 1])
+      end
+    end
+    return settings[name]
+  end
+
+  function rare.is_paused()
+    return (rare.setting('paused') or 0) ~= 0
+  end
+
+  function rare.read_plan(record)
+    local priority, ends, length = struct.unpack('>BI8I2', record)
+    return { priority = priority, ends = ends > 0 and ends, key = length > 0 and sub(record, 12, 10 + length) }
+  end
+
+  local function write_plan(plan)
+    return pack('>BI8I2', plan.priority, plan.ends or 0, plan.key and 1 + #plan.key or 0) .. (plan.key or '')
+  end
+
+  -- By id, of those that have one.
+  function rare.plans_of(ids)
+    local plans, asked = {}, {}
+    for _, id in ipairs(ids) do
+      if byte(id, 7) >= 128 then
+        asked[#asked + 1] = id
+      end
+    end
+    if #asked > 0 then
+      for i, record in ipairs(call('HMGET', PLANS, unpack(asked))) do
+        plans[asked[i]] = record and rare.read_plan(record) or nil
+      end
+    end
+    return plans
+  end
+
+  local function list_of(priority)
+    return priority == 0 and READY or BASE .. 'ready:' .. priority
+  end
+
+  -- The lists in which tasks are ready, those of the highest priority first; each with how many are.
+  function rare.lists()
+    local high, lists, rest = {}, {}, count_of('ready')
+    local all = call('HGETALL', HIGH)
+    for at = 1, #all, 2 do
+      high[tonumber(all[at])] = tonumber(all[at + 1])
+    end
+    for priority = 9, 1, -1 do
+      if high[priority] then
+        lists[#lists + 1] = { key = list_of(priority), priority = priority, ready = high[priority] }
+        rest = rest - high[priority]
+      end
+    end
+    lists[#lists + 1] = { key = READY, priority = 0, ready = rest }
+    return lists
+  end
+
+  local function note_ends(ids, plans)
+    local scores = {}
+    for _, id in ipairs(ids) do
+      if plans[id] and plans[id].ends then
+        scores[#scores + 1] = int(plans[id].ends)
+        scores[#scores + 1] = id
+      end
+    end
+    if #scores > 0 then
+      call('ZADD', ENDS, unpack(scores))
+      rare.mark()
+    end
+  end
+
+  -- What is ready or scheduled no more has no end that anybody waits for.
+  local function forget_ends(ids, plans)
+    local ended = {}
+    for _, id in ipairs(ids) do
+      ended[#ended + 1] = plans[id] and plans[id].ends and id or nil
+    end
+    if #ended > 0 then
+      call('ZREM', ENDS, unpack(ended))
+    end
+  end
+
+  -- Makes tasks ready: 'LPUSH' puts them before the others of their priority, each before the last one, 'RPUSH' behind. How many
+  -- were ever put behind is counted: by that a place in a list has a number that stays, see list.lua.
+  function rare.push(command, ids, plans)
+    local lists = {}
+    for _, id in ipairs(ids) do
+      local priority = plans[id] and plans[id].priority or 0
+      lists[priority] = lists[priority] or {}
+      table.insert(lists[priority], id)
+    end
+    for priority, of_list in pairs(lists) do
+      call(command, list_of(priority), unpack(of_list))
+      if command == 'RPUSH' then
+        add('tail:' .. priority, #of_list)
+      end
+      if priority > 0 then
+        call('HINCRBY', HIGH, priority, #of_list)
+        rare.mark()
+      end
+    end
+    note_ends(ids, plans)
+    add('ready', #ids)
+  end
+
+  -- Each is given as {id, due}.
+  function rare.schedule(tasks, plans)
+    if #tasks == 0 then
+      return
+    end
+    local scores, places, ids, from = {}, {}, {}, count_of('schedules')
+    for i, task in ipairs(tasks) do
+      local place = pack('>I8', from + i)
+      ids[i] = task[1]
+      scores[2 * i - 1], scores[2 * i] = int(task[2]), place .. task[1]
+      places[2 * i - 1], places[2 * i] = task[1], place
+    end
+    call('ZADD', SCHEDULED, unpack(scores))
+    call('HSET', PLACES, unpack(places))
+    note_ends(ids, plans)
+    add('schedules', #tasks)
+    rare.mark()
+  end
+
+  -- So many tasks of a list are not ready any more. Ids of tasks that are gone may be left: a list of nothing else goes.
+  local function leave_list(list, count)
+    add('ready', -count)
+    if list.priority > 0 then
+      if call('HINCRBY', HIGH, list.priority, -count) <= 0 then
+        call('HDEL', HIGH, list.priority)
+        call('UNLINK', list.key)
+      end
+    elseif list.ready <= count then
+      call('UNLINK', READY)
+    end
+  end
+
+  -- Tasks were taken off the heads of these lists, which say how many of them were leased.
+  function rare.take_off(lists, ids, tokens)
+    for _, list in ipairs(lists) do
+      if list.leased > 0 then
+        leave_list(list, list.leased)
+      end
+    end
+    forget_ends(ids, rare.plans_of(ids))
+    if call('EXISTS', WHERE) == 1 then
+      local fields = {}
+      for i, id in ipairs(ids) do
+        fields[2 * i - 1], fields[2 * i] = id, tokens[i]
+      end
+      call('HSET', WHERE, unpack(fields))
+    end
+  end
+
+  -- These are leased no more.
+  function rare.unlease(ids)
+    call('HDEL', WHERE, unpack(ids))
+  end
+
+  -- Frees the unique keys that these tasks have.
+  function rare.free_keys(ids, plans)
+    local keys, owners, own = {}, {}, {}
+    for _, id in ipairs(ids) do
+      if plans[id] and plans[id].key then
+        keys[#keys + 1], owners[#owners + 1] = plans[id].key, id
+      end
+    end
+    for i, id in ipairs(#keys > 0 and call('HMGET', UNIQUE, unpack(keys)) or {}) do
+      own[#own + 1] = id == owners[i] and keys[i] or nil
+    end
+    if #own > 0 then
+      call('HDEL', UNIQUE, unpack(own))
+    end
+  end
+
+  -- They count no more where bytes are limited.
+  function rare.forget_sizes(ids)
+    if not rare.setting('max_bytes') then
+      return
+    end
+    local bytes = 0
+    for _, size in ipairs(call('HMGET', SIZES, unpack(ids))) do
+      bytes = bytes + (size or 0)
+    end
+    call('HDEL', SIZES, unpack(ids))
+    add('bytes', -bytes)
+  end
+
+  -- Sizes and ids in turn count from now on.
+  local function note_sizes(sizes)
+    local bytes = 0
+    for at = 2, #sizes, 2 do
+      bytes = bytes + sizes[at]
+    end
+    if #sizes > 0 then
+      call('HSET', SIZES, unpack(sizes))
+      add('bytes', bytes)
+    end
+  end
+
+  -- Of tasks that are there.
+  function rare.measure(ids)
+    local sizes = {}
+    for i, id in ipairs(rare.setting('max_bytes') and ids or {}) do
+      sizes[2 * i - 1], sizes[2 * i] = id, call('HSTRLEN', TASKS, id) - INSERTED_AT_BYTES
+    end
+    note_sizes(sizes)
+  end
+
+  -- These are gone; wherever they were, they are not there any more.
+  function rare.forget(ids, plans)
+    if #ids == 0 then
+      return
+    end
+    call('HDEL', TASKS, unpack(ids))
+    call('HDEL', TRIES, unpack(ids))
+    call('SREM', CANCELLED, unpack(ids))
+    rare.forget_sizes(ids)
+    rare.free_keys(ids, plans)
+    if next(plans) then
+      call('HDEL', PLANS, unpack(ids))
+    end
+  end
+
+  -- Tasks that are ready or scheduled are gone, and counted under this name. The ids of ready ones stay in their lists.
+  function rare.drop_waiting(ids, name)
+    if #ids == 0 then
+      return
+    end
+    local plans, places = rare.plans_of(ids), call('HMGET', PLACES, unpack(ids))
+    local members, scheduled, lists, by_priority = {}, {}, rare.lists(), {}
+    for i, id in ipairs(ids) do
+      if places[i] then
+        members[#members + 1], scheduled[#scheduled + 1] = places[i] .. id, id
+      else
+        local priority = plans[id] and plans[id].priority or 0
+        by_priority[priority] = (by_priority[priority] or 0) + 1
+      end
+    end
+    rare.forget(ids, plans)
+    if #members > 0 then
+      call('ZREM', SCHEDULED, unpack(members))
+      call('HDEL', PLACES, unpack(scheduled))
+    end
+    for _, list in ipairs(lists) do
+      if by_priority[list.priority] then
+        leave_list(list, by_priority[list.priority])
+      end
+    end
+    forget_ends(ids, plans)
+    add(name, #ids)
+    -- What is left in lists is to be tidied.
+    rare.mark()
+  end
+
+  -- Dead letters are gone, and counted under this name.
+  function rare.drop_dead(ids, name)
+    if #ids > 0 then
+      local plans = rare.plans_of(ids)
+      call('ZREM', DEAD, unpack(ids))
+      rare.forget(ids, plans)
+      add(name, #ids)
+    end
+  end
+
+  -- By id, whether these leased tasks go when they would go back.
+  function rare.cancelled_among(ids)
+    local cancelled = {}
+    if #ids > 0 and call('EXISTS', CANCELLED) == 1 then
+      for i, is_cancelled in ipairs(call('SMISMEMBER', CANCELLED, unpack(ids))) do
+        cancelled[ids[i]] = is_cancelled == 1
+      end
+    end
+    return cancelled
+  end
+
+  -- After how long a dead letter goes; never, if nothing is set.
+  function rare.is_kept(died_at)
+    local kept = rare.setting('dead_letter_retention')
+    return not kept or died_at + kept > now
+  end
+
+  -- Tasks whose time is over go, and dead letters that are kept no longer. Returns whether there are more of either.
+  function rare.end_tasks()
+    local ended = call('ZRANGEBYSCORE', ENDS, '-inf', now, 'LIMIT', 0, STEP)
+    rare.drop_waiting(ended, 'expired')
+    local kept, dead = rare.setting('dead_letter_retention'), {}
+    if kept then
+      dead = call('ZRANGEBYSCORE', DEAD, '-inf', int(now - kept), 'LIMIT', 0, STEP)
+      rare.drop_dead(dead, 'expired')
+    end
+    return #ended == STEP, #dead == STEP
+  end
+
+  -- What is due goes to the tail. Returns how many, and whether there are more.
+  function rare.make_due_ready()
+    local members, ids = call('ZRANGEBYSCORE', SCHEDULED, '-inf', now, 'LIMIT', 0, STEP), {}
+    for i, member in ipairs(members) do
+      ids[i] = sub(member, 9)
+    end
+    if #ids > 0 then
+      call('ZREM', SCHEDULED, unpack(members))
+      call('HDEL', PLACES, unpack(ids))
+      rare.push('RPUSH', ids, rare.plans_of(ids))
+    end
+    return #ids, #ids == STEP
+  end
+
+  -- When the first task falls due.
+  function rare.first_due()
+    local first = call('ZRANGE', SCHEDULED, 0, 0, 'WITHSCORES')
+    return tonumber(first[2] or math.huge)
+  end
+
+  function rare.live()
+    return count_of('ready') + count_of('leased') + call('ZCARD', SCHEDULED)
+  end
+
+  -- Takes ids of tasks that are gone off the heads of lists. Returns whether there are more.
+  function rare.trim()
+    local budget = MAX_SKIPPED
+    for _, list in ipairs(rare.lists()) do
+      local surplus, gone = call('LLEN', list.key) - list.ready, 0
+      while gone < math.min(surplus, budget)
+        and call('HEXISTS', TASKS, call('LINDEX', list.key, gone)) == 0 do
+        gone = gone + 1
+      end
+      if gone > 0 then
+        call('LTRIM', list.key, gone, -1)
+      end
+      budget = budget - gone
+    end
+    return budget == 0
+  end
+
+  -- Whether nothing is left of what is rare; then nobody needs to look for it.
+  function rare.is_over()
+    return call('EXISTS', unpack(ALL)) == 0 and call('LLEN', READY) == count_of('ready')
+  end
+
+  -- A step of measuring the tasks that were there before their bytes were limited. Returns whether there are more.
+  function rare.measure_some()
+    local cursor = rare.setting('max_bytes') and call('HGET', META, 'measuring')
+    if not cursor then
+      return false
+    end
+    local part, ids, sizes = call('HSCAN', TASKS, cursor, 'COUNT', SCANNED), {}, {}
+    for at = 1, #part[2], 2 do
+      ids[#ids + 1], sizes[part[2][at]] = part[2][at], #part[2][at + 1] - INSERTED_AT_BYTES
+    end
+    local new = {}
+    if #ids > 0 then
+      local known, died_at = call('HMGET', SIZES, unpack(ids)), call('ZMSCORE', DEAD, unpack(ids))
+      for i, id in ipairs(ids) do
+        if not known[i] and not died_at[i] and sizes[id] then
+          new[#new + 1], new[#new + 2] = id, sizes[id]
+          sizes[id] = nil
+        end
+      end
+    end
+    note_sizes(new)
+    if part[1] == '0' then
+      call('HDEL', META, 'measuring')
+      return false
+    end
+    call('HSET', META, 'measuring', part[1])
+    return true
+  end
+
+  -- What some of the tasks to insert have beside their envelopes, by their number. Of each, packed: its number, 4 bytes; a byte
+  -- of bits: 1 due after that time, 2 due at that time, 4 has an end, 8 has a unique key; due, 8 bytes; priority, a byte; time
+  -- to live, 8 bytes; length of the unique key, 2 bytes; that.
+  function rare.read_extras(packed)
+    local extras, at = {}, 1
+    while at <= #packed do
+      local task, bits, due, priority, ttl, length
+      task, bits, due, priority, ttl, length, at = struct.unpack('>I4BI8BI8I2', packed, at)
+      local extra = { priority = priority }
+      extra.due = bits % 2 >= 1 and now + due or bits % 4 >= 2 and due or 0
+      extra.ends = bits % 8 >= 4 and now + ttl
+      extra.key = bits % 16 >= 8 and sub(packed, at, at + length - 1)
+      extras[task], at = extra, at + length
+    end
+    return extras
+  end
+
+  -- An id, with a mark: it is of the task that another one would have been a duplicate of.
+  local function marked(id)
+    return sub(id, 1, 6) .. string.char(byte(id, 7) + 16) .. sub(id, 8)
+  end
+
+  -- Who decides on inserts: `given` and `extras` are the ids and extras of all tasks by number, `size_of` tells an envelope's.
+  function rare.gate(given, extras, size_of)
+    local gate, holders, ended = {}, {}, {}
+    local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
+    local live, bytes = max_tasks and rare.live(), max_bytes and count_of('bytes')
+
+    -- Who has a key. A task that will never be delivered, because its time is over, goes and has none.
+    local function holder_of(key)
+      if holders[key] == nil then
+        local id = call('HGET', UNIQUE, key)
+        local ends = id and call('ZSCORE', ENDS, id)
+        if ends and tonumber(ends) <= now then
+          ended[#ended + 1], id = id, false
+          live = live and live - 1
+          bytes = bytes and bytes - (call('HGET', SIZES, ended[#ended]) or 0)
+        end
+        holders[key] = id
+      end
+      return holders[key]
+    end
+
+    -- Of the tasks from one number to another: by number the ids of those that have the keys of duplicates, as they are answered;
+    -- and what is refused, if anything. `again` are tasks that are there already.
+    function gate.enter(first, last, again)
+      local duplicates, own, tasks, size = {}, {}, 0, 0
+      for task = first, last do
+        local key = extras[task] and extras[task].key
+        local holder = key and (own[key] or holder_of(key))
+        if holder and holder ~= given[task] then
+          duplicates[task] = marked(holder)
+        else
+          tasks, size = tasks + 1, size + size_of(task)
+          own[key or ''] = given[task]
+        end
+      end
+      own[''] = nil
+      if again or tasks == 0 then
+        return duplicates
+      elseif max_tasks and live + tasks > max_tasks then
+        return duplicates, { 'max_tasks', int(max_tasks) }
+      elseif max_bytes and bytes + size > max_bytes then
+        return duplicates, { 'max_bytes', int(max_bytes) }
+      end
+      live, bytes = live and live + tasks, bytes and bytes + size
+      for key, id in pairs(own) do
+        holders[key] = id
+      end
+      return duplicates
+    end
+
+    -- The ids of these tasks as they are answered.
+    function gate.ids(first, last, duplicates)
+      local ids = {}
+      for task = first, last do
+        ids[#ids + 1] = duplicates[task] or given[task]
+      end
+      return table.concat(ids)
+    end
+
+    -- Puts in tasks, given by their numbers; `fields` are ids and envelopes in turn. Returns how many are ready.
+    function gate.put_in(numbers, fields)
+      local ids, ready, later, plans, records, keys, sizes = {}, {}, {}, {}, {}, {}, {}
+      for i, task in ipairs(numbers) do
+        local id, extra = given[task], extras[task]
+        ids[i] = id
+        sizes[2 * i - 1], sizes[2 * i] = id, max_bytes and size_of(task)
+        if extra and byte(id, 7) >= 128 then
+          plans[id] = extra
+          records[#records + 1], records[#records + 2] = id, write_plan(extra)
+          if extra.key then
+            keys[#keys + 1], keys[#keys + 2] = extra.key, id
+          end
+        end
+        if extra and extra.due > now then
+          later[#later + 1] = { id, extra.due }
+        else
+          ready[#ready + 1] = id
+        end
+      end
+      -- A full Redis has to refuse this before anything frees.
+      if #ids > 0 then
+        call('HSET', TASKS, unpack(fields))
+      end
+      rare.drop_waiting(ended, 'expired')
+      if #records > 0 then
+        call('HSET', PLANS, unpack(records))
+        rare.mark()
+      end
+      if #keys > 0 then
+        call('HSET', UNIQUE, unpack(keys))
+      end
+      rare.push('RPUSH', ready, plans)
+      rare.schedule(later, plans)
+      add('inserted', #ids)
+      -- Those count at this tail already.
+      add('tail:0', -#ids)
+      if max_bytes then
+        note_sizes(sizes)
+      end
+      return #ready
+    end
+
+    return gate
+  end
+
+  return rare
+end
