@@ -140,13 +140,8 @@ local function give_back(leases, back)
   return #ready + #later, #ready, #dead
 end
 
--- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many tasks
--- went to the head, and whether there are more.
-local function take_back()
-  local members = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
-  if #members == 0 then
-    return 0, false
-  end
+-- The batches, or false, of members of LEASED, in order. Those that were split off know where they came from.
+local function batches_of(members)
   local keys, stems, by_stem = {}, {}, {}
   for i, of_batch in ipairs(members) do
     keys[i] = string.sub(of_batch, 9)
@@ -159,14 +154,27 @@ local function take_back()
   for i, batch in ipairs(read_batches(stems)) do
     by_stem[stems[i]] = batch
   end
+  local batches = read_batches(keys)
+  for _, batch in ipairs(batches) do
+    if batch and #batch.key > STEM_BYTES then
+      batch.parent, batch.place = by_stem[string.sub(batch.key, 1, STEM_BYTES)], string.byte(batch.key, 16) + 1
+    end
+  end
+  return batches
+end
+
+-- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many tasks
+-- went to the head, and whether there are more.
+local function take_back()
+  local members = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
+  if #members == 0 then
+    return 0, false
+  end
   local leases = {}
-  for i, batch in ipairs(read_batches(keys)) do
+  for i, batch in ipairs(batches_of(members)) do
     if not batch then
       redis.call('ZREM', LEASED, members[i])
     else
-      if #batch.key > STEM_BYTES then
-        batch.parent, batch.place = by_stem[string.sub(batch.key, 1, STEM_BYTES)], string.byte(batch.key, 16) + 1
-      end
       for place = batch.count, 1, -1 do
         if batch.ended[place] ~= ENDED and #leases < RECLAIM_STEP then
           leases[#leases + 1] = { batch, place }

@@ -17,7 +17,7 @@ local function rarely()
   local STEP, SCANNED = 200, 100
   -- What insert.lua puts behind an envelope.
   local INSERTED_AT_BYTES = 9
-  local settings
+  local settings, ended = nil, {}
   local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, ALL = ALL }
   rarities = rare
 
@@ -38,11 +38,15 @@ local function rarely()
     return settings[name]
   end
 
+  function rare.forget_settings()
+    settings = nil
+  end
+
   function rare.is_paused()
     return (rare.setting('paused') or 0) ~= 0
   end
 
-  function rare.read_plan(record)
+  local function read_plan(record)
     local priority, ends, length = struct.unpack('>BI8I2', record)
     return { priority = priority, ends = ends > 0 and ends, key = length > 0 and sub(record, 12, 10 + length) }
   end
@@ -51,18 +55,24 @@ local function rarely()
     return pack('>BI8I2', plan.priority, plan.ends or 0, plan.key and 1 + #plan.key or 0) .. (plan.key or '')
   end
 
-  -- By id, of those that have one.
-  function rare.plans_of(ids)
-    local plans, asked = {}, {}
+  -- Plans as they are kept, by id, of those that have one.
+  function rare.records_of(ids)
+    local records, asked = {}, {}
     for _, id in ipairs(ids) do
       if byte(id, 7) >= 128 then
         asked[#asked + 1] = id
       end
     end
-    if #asked > 0 then
-      for i, record in ipairs(call('HMGET', PLANS, unpack(asked))) do
-        plans[asked[i]] = record and rare.read_plan(record) or nil
-      end
+    for i, record in ipairs(#asked > 0 and call('HMGET', PLANS, unpack(asked)) or {}) do
+      records[asked[i]] = record or nil
+    end
+    return records
+  end
+
+  function rare.plans_of(ids)
+    local plans = {}
+    for id, record in pairs(rare.records_of(ids)) do
+      plans[id] = read_plan(record)
     end
     return plans
   end
@@ -417,6 +427,40 @@ local function rarely()
     return extras
   end
 
+  -- The task that has a unique key, or false. One that will never be delivered, because its time is over, has none, and goes with
+  -- `drop_ended`. To be asked once.
+  function rare.holder_of(key)
+    local id = call('HGET', UNIQUE, key)
+    local ends = id and call('ZSCORE', ENDS, id)
+    if ends and tonumber(ends) <= now then
+      ended[#ended + 1] = id
+      return false
+    end
+    return id
+  end
+
+  function rare.drop_ended()
+    rare.drop_waiting(ended, 'expired')
+    ended = {}
+  end
+
+  -- Keys and ids in turn.
+  function rare.take_keys(keys)
+    if #keys > 0 then
+      call('HSET', UNIQUE, unpack(keys))
+      rare.mark()
+    end
+  end
+
+  -- Of ids that stand one behind the other.
+  function rare.ids_in(packed)
+    local ids = {}
+    for from = 1, #packed, 16 do
+      ids[#ids + 1] = sub(packed, from, from + 15)
+    end
+    return ids
+  end
+
   -- An id, with a mark: it is of the task that another one would have been a duplicate of.
   local function marked(id)
     return sub(id, 1, 6) .. string.char(byte(id, 7) + 16) .. sub(id, 8)
@@ -424,21 +468,18 @@ local function rarely()
 
   -- Who decides on inserts: `given` and `extras` are the ids and extras of all tasks by number, `size_of` tells an envelope's.
   function rare.gate(given, extras, size_of)
-    local gate, holders, ended = {}, {}, {}
+    local gate, holders = {}, {}
     local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
     local live, bytes = max_tasks and rare.live(), max_bytes and count_of('bytes')
 
-    -- Who has a key. A task that will never be delivered, because its time is over, goes and has none.
     local function holder_of(key)
       if holders[key] == nil then
-        local id = call('HGET', UNIQUE, key)
-        local ends = id and call('ZSCORE', ENDS, id)
-        if ends and tonumber(ends) <= now then
-          ended[#ended + 1], id = id, false
+        local before = #ended
+        holders[key] = rare.holder_of(key)
+        if #ended > before then
           live = live and live - 1
           bytes = bytes and bytes - (call('HGET', SIZES, ended[#ended]) or 0)
         end
-        holders[key] = id
       end
       return holders[key]
     end
@@ -505,14 +546,12 @@ local function rarely()
       if #ids > 0 then
         call('HSET', TASKS, unpack(fields))
       end
-      rare.drop_waiting(ended, 'expired')
+      rare.drop_ended()
       if #records > 0 then
         call('HSET', PLANS, unpack(records))
         rare.mark()
       end
-      if #keys > 0 then
-        call('HSET', UNIQUE, unpack(keys))
-      end
+      rare.take_keys(keys)
       rare.push('RPUSH', ready, plans)
       rare.schedule(later, plans)
       add('inserted', #ids)

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::{gather::PopCall, script::STEM_BYTES};
 use crate::store::{
-    Beaten, Insert, Inserted, Leased, Millis, Outcome, Pop, Popped, Released, Setting, StoreError, TaskId, Token,
+    Beaten, Cause, Insert, Inserted, Leased, Millis, Outcome, Plan, Pop, Popped, Released, Seen, Setting, Settings,
+    State, StoreError, TaskId, Token,
 };
 
 /// `insert.lua` puts the time of the insert behind the envelope: a protobuf tag and eight bytes, little-endian.
@@ -114,10 +115,13 @@ pub(super) fn inserted_ids(value: &Value, replayed: bool) -> Result<Inserted, St
     Ok(inserted)
 }
 
+fn setting_named(name: &[u8]) -> Option<Setting> {
+    Setting::ALL.into_iter().find(|setting| setting.name().as_bytes() == name)
+}
+
 /// That a queue is full: of which setting, and what that is.
 pub(super) fn queue_full(setting: &Value, max: &Value) -> Result<StoreError, StoreError> {
-    let name = bytes(setting)?;
-    let setting = Setting::ALL.into_iter().find(|setting| setting.name().as_bytes() == name).ok_or_else(unreadable)?;
+    let setting = setting_named(bytes(setting)?).ok_or_else(unreadable)?;
     Ok(StoreError::QueueFull(setting, from_value(max)?))
 }
 
@@ -275,4 +279,123 @@ pub(super) fn split_envelope(value: Value) -> Result<(Bytes, Millis), StoreError
     let at = envelope.len().checked_sub(INSERTED_AT_BYTES).ok_or_else(unreadable)?;
     let inserted_at = envelope[at + 1..].try_into().map_err(|_| unreadable())?;
     Ok((Bytes::from(envelope).slice(..at), u64::from_le_bytes(inserted_at)))
+}
+
+/// Of a script on settings: whether the queue exists, whether more is to be measured, whether the script made it, what is set.
+pub(super) fn changed(value: Value) -> Result<(bool, bool, bool, Settings), StoreError> {
+    let values = array(value)?;
+    let [exists, more, made, pairs @ ..] = values.as_slice() else { return Err(unreadable()) };
+    let mut settings = Settings::default();
+    for [name, number] in pairs.as_chunks::<2>().0 {
+        // Those of a later version are kept, and not shown.
+        if let Some(setting) = setting_named(bytes(name)?) {
+            settings.set(setting, Some(from_value(number)?));
+        }
+    }
+    Ok((from_value(exists)?, from_value(more)?, from_value(made)?, settings))
+}
+
+/// Of a list: whether the queue exists, where the page ended, and its tasks.
+pub(super) fn page(value: Value) -> Result<(bool, Vec<u8>, Vec<Value>), StoreError> {
+    let mut values = array(value)?.into_iter();
+    let (Some(exists), Some(next)) = (values.next(), values.next()) else { return Err(unreadable()) };
+    Ok((from_value(&exists)?, bytes(&next)?.to_vec(), values.collect()))
+}
+
+/// Of tasks by id; nothing if they have to be asked for again.
+pub(super) fn seen_by_id(value: Value) -> Result<Option<Vec<Option<Seen>>>, StoreError> {
+    let mut values = array(value)?.into_iter();
+    if values.next() != Some(Value::Int(1)) {
+        return Ok(None);
+    }
+    let one = |value| {
+        let Value::Array(parts) = value else { return Ok(None) };
+        let Ok([state, task]) = <[Value; 2]>::try_from(parts) else { return Err(unreadable()) };
+        let state = match state {
+            Value::Int(1) => State::Ready,
+            Value::Int(2) => State::Scheduled,
+            Value::Int(3) => State::Leased,
+            Value::Int(4) => State::Dead,
+            _ => return Err(unreadable()),
+        };
+        seen(task, state).map(Some)
+    };
+    values.map(one).collect::<Result<_, _>>().map(Some)
+}
+
+/// A task as `seen.lua` tells it.
+pub(super) fn seen(value: Value, state: State) -> Result<Seen, StoreError> {
+    let Ok([id, at, envelope, tries, plan, cancelled]) = <[Value; 6]>::try_from(array(value)?) else {
+        return Err(unreadable());
+    };
+    let (envelope, inserted_at) = split_envelope(envelope)?;
+    let Tries { deliveries, failures, expiries, cause, last_error } = Tries::read(bytes(&tries)?)?;
+    let (ends_at, plan) = read_plan(bytes(&plan)?, inserted_at)?;
+    let at: i64 = from_value(&at)?;
+    Ok(Seen {
+        id: TaskId(sixteen(&id)?),
+        state,
+        at: u64::try_from(at).ok(),
+        envelope,
+        inserted_at,
+        ends_at,
+        plan,
+        deliveries: deliveries + u32::from(state == State::Leased),
+        failures,
+        expiries,
+        last_error,
+        // Who wrote no cause knew but one.
+        cause: (state == State::Dead).then(|| cause.unwrap_or(Cause::Expiries)),
+        cancelled: from_value(&cancelled)?,
+    })
+}
+
+/// What `common.lua` says of a task's tries.
+#[derive(Default)]
+struct Tries {
+    deliveries: u32,
+    failures: u32,
+    expiries: u32,
+    cause: Option<Cause>,
+    last_error: String,
+}
+
+impl Tries {
+    fn read(record: &[u8]) -> Result<Self, StoreError> {
+        if record.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut parts = record.splitn(6, |byte| *byte == b' ');
+        let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u32>().ok();
+        let (Some(deliveries), Some(failures), Some(expiries)) = (number(), number(), number()) else {
+            return Err(unreadable());
+        };
+        let tries = Self { deliveries, failures, expiries, ..Self::default() };
+        // What stands there instead may be a later version's.
+        let (Some(cause), Some(length)) = (number(), number()) else { return Ok(tries) };
+        let said = parts.next().and_then(|said| said.get(..length as usize)).unwrap_or_default();
+        let cause = match cause {
+            1 => Some(Cause::Failures),
+            2 => Some(Cause::Expiries),
+            3 => Some(Cause::Rejected),
+            _ => None,
+        };
+        Ok(Self { cause, last_error: String::from_utf8_lossy(said).into_owned(), ..tries })
+    }
+}
+
+/// What `common.lua` says of a plan: when the task's time is over, and the plan.
+fn read_plan(record: &[u8], inserted_at: Millis) -> Result<(Option<Millis>, Plan), StoreError> {
+    if record.is_empty() {
+        return Ok((None, Plan::default()));
+    }
+    let (Some((priority, rest)), Some(key)) = (record.split_first(), record.get(11..)) else {
+        return Err(unreadable());
+    };
+    let ends_at = rest.first_chunk().map(|ends| u64::from_be_bytes(*ends)).filter(|ends| *ends > 0);
+    let length = usize::from(u16::from_be_bytes([record[9], record[10]]));
+    let key = length.checked_sub(1).map(|length| key.get(..length).ok_or_else(unreadable)).transpose()?;
+    let unique_key = key.map(|key| String::from_utf8_lossy(key).into_owned());
+    let ttl = ends_at.map(|ends| ends.saturating_sub(inserted_at));
+    Ok((ends_at, Plan { priority: *priority, ttl, unique_key }))
 }

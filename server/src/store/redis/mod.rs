@@ -3,6 +3,7 @@
 //! Every step is one script of `server/lua`; `common.lua` there describes the keys. This module and those below are the
 //! only ones that name the engine.
 
+mod admin;
 mod answer;
 mod fitness;
 mod gather;
@@ -11,7 +12,7 @@ mod link;
 mod script;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -31,10 +32,9 @@ use self::{
     script::{Call, Source, holder},
 };
 use super::{
-    Admin, Attempt, Beaten, Consumer, Counts, Deleted, Description, Insert, Inserted, Kept, Millis, NumberedInsert,
-    OnWake, Outcome, PRODUCER_ANSWERS, Place, Pop, Popped, Produce, Produced, PutBack, QueueName, RECLAIM_STEP,
-    ReapCursor, Reaped, Redriven, Release, Released, Rules, Seen, Setting, Settings, Sight, State, Store, StoreError,
-    Survives, TaskId, TaskPage, Token, Withdrawal,
+    Attempt, Beaten, Consumer, Insert, Inserted, Kept, Millis, NumberedInsert, OnWake, Outcome, PRODUCER_ANSWERS, Pop,
+    Popped, Produce, Produced, PutBack, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight,
+    Store, StoreError, Token, Withdrawal,
     lanes::{Lane, Load},
 };
 
@@ -330,6 +330,11 @@ impl RedisStore {
         if since.elapsed() < FORGET_NAME_AFTER {
             return Ok(());
         }
+        self.unregister(queue).await
+    }
+
+    /// Drops the name of a queue that is not there.
+    async fn unregister(&self, queue: &QueueName) -> Result<(), StoreError> {
         self.shared.known(|known| {
             known.without_keys.remove(queue);
             known.registered.remove(queue);
@@ -625,121 +630,4 @@ impl Store for RedisStore {
 fn call_id() -> Result<String, StoreError> {
     let attempt = Attempt::mint().map_err(|error| StoreError::Broken(error.to_string()))?;
     Ok(holder(Some(attempt)))
-}
-
-impl RedisStore {
-    async fn counts_of(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
-        for round in 0..=RECLAIM_ROUNDS {
-            let counts: Vec<i64> = self.run(self.call(&script::COUNTS, queue)).await?;
-            let [more, exists, numbers @ .., age] = counts.as_slice() else { return Err(unreadable()) };
-            if *more == 0 || round == RECLAIM_ROUNDS {
-                let numbers = numbers.iter().map(|number| u64::try_from(*number).unwrap_or(0)).collect::<Vec<_>>();
-                let [ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged] = numbers[..] else {
-                    return Err(unreadable());
-                };
-                let oldest_ready = u64::try_from(*age).ok();
-                let counts =
-                    Counts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready };
-                return Ok((*exists == 1).then_some(counts));
-            }
-        }
-        Ok(None)
-    }
-
-    /// A queue that has to be left out of a list is told to the log the first time.
-    fn note_left_out(&self, queue: &QueueName, counts: &Result<Option<Counts>, StoreError>) {
-        let news = self.shared.known(|known| match counts {
-            Err(StoreError::Broken(_)) => known.left_out.insert(queue.clone()),
-            Ok(_) => {
-                known.left_out.remove(queue);
-                false
-            }
-            Err(_) => false,
-        });
-        if let (true, Err(StoreError::Broken(cause))) = (news, counts) {
-            tracing::warn!(?queue, cause, "lists of queues leave out one whose data cannot be read");
-        }
-    }
-}
-
-#[async_trait]
-impl Admin for RedisStore {
-    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
-        future::join_all(queues.iter().map(|queue| self.counts_of(queue))).await.into_iter().collect()
-    }
-
-    async fn counts_in_list(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
-        let all = future::join_all(queues.iter().map(|queue| self.counts_of(queue))).await;
-        let readable = |(queue, counts)| {
-            self.note_left_out(queue, &counts);
-            Ok(unless_broken(queue, counts)?.flatten())
-        };
-        queues.iter().zip(all).map(readable).collect()
-    }
-
-    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
-        self.within_timeout(async {
-            let mut first = BTreeSet::new();
-            let mut cursor = ReapCursor::default();
-            loop {
-                let (next, names) = self.registered_in(cursor, NAMES_PER_STEP).await?;
-                first.extend(names.into_iter().filter(|name| after.is_none_or(|after| name > after)));
-                while first.len() > max {
-                    first.pop_last();
-                }
-                cursor = next;
-                if cursor == ReapCursor::default() {
-                    return Ok(first.into_iter().collect());
-                }
-            }
-        })
-        .await
-    }
-
-    async fn settings(&self, _: &QueueName) -> Result<Option<Settings>, StoreError> {
-        Ok(None)
-    }
-
-    async fn change(&self, _: &QueueName, _: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn list(&self, _: &QueueName, _: State, _: Option<&Place>, _: usize) -> Result<Option<TaskPage>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn tasks(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Option<Seen>>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn delete(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Deleted>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn redrive(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn purge(&self, _: &QueueName, _: State) -> Result<u64, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn drop_queue(&self, _: &QueueName, _: bool) -> Result<bool, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    fn describe(&self) -> Description {
-        match self.shared.known(|known| known.report.clone()) {
-            Some(report) => Description {
-                engine: format!("Redis {}", report.version),
-                survives: report.survives,
-                note: report.note.to_owned(),
-            },
-            None => Description {
-                engine: "Redis".to_owned(),
-                survives: Survives::ServerKill,
-                note: fitness::UNKNOWN.to_owned(),
-            },
-        }
-    }
 }

@@ -42,6 +42,13 @@ scripts! {
     SESSION = "rare.lua" "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
     LOOK = "rare.lua" "leases.lua" "heads.lua" "look.lua";
     COUNTS = "rare.lua" "leases.lua" "heads.lua" "counts.lua";
+    CHANGE = "rare.lua" "change.lua";
+    LIST = "rare.lua" "leases.lua" "heads.lua" "seen.lua" "list.lua";
+    TASKS = "rare.lua" "leases.lua" "calls.lua" "where.lua" "seen.lua" "tasks.lua";
+    DELETE = "rare.lua" "leases.lua" "calls.lua" "where.lua" "delete.lua";
+    REDRIVE = "rare.lua" "leases.lua" "heads.lua" "calls.lua" "redrive.lua";
+    PURGE = "rare.lua" "leases.lua" "heads.lua" "calls.lua" "purge.lua";
+    DROP = "rare.lua" "sessions.lua" "calls.lua" "drop.lua";
 }
 
 /// How many spent stems a pop may name.
