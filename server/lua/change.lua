@@ -10,20 +10,13 @@ local rare, made = rarely(), false
 if ARGV[7] == '1' then
   local before = rare.setting('max_bytes')
   made = redis.call('EXISTS', META) == 0
-  local set, unset = {}, {}
   for at = 8, #ARGV, 2 do
     if ARGV[at + 1] ~= '' then
-      set[#set + 1], set[#set + 2] = ARGV[at], ARGV[at + 1]
+      redis.call('HSET', rare.SETTINGS, ARGV[at], ARGV[at + 1])
+      rare.mark()
     else
-      unset[#unset + 1] = ARGV[at]
+      redis.call('HDEL', rare.SETTINGS, ARGV[at])
     end
-  end
-  if #unset > 0 then
-    redis.call('HDEL', rare.SETTINGS, unpack(unset))
-  end
-  if #set > 0 then
-    redis.call('HSET', rare.SETTINGS, unpack(set))
-    rare.mark()
   end
   if made then
     redis.call('HSET', META, 'inserted', 0)

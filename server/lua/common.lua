@@ -25,6 +25,7 @@
 --       settings HASH    name -> number; unknown names are kept
 --       cancelled SET    of ids of leased tasks that go when they would go back
 --       sizes HASH       id -> bytes of the envelope, of tasks that are not dead; while a setting limits them
+--       gone SET         of ids in lists whose tasks are gone
 --       where HASH       id -> token, of leased tasks; while somebody asks for tasks by id, see where.lua
 -- Also, for some time: the keys of calls.lua and sessions.lua, the producers of produce.lua, and
 --       dropped STRING   of a queue that was dropped: what its next life is called, see sessions.lua

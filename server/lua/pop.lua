@@ -141,7 +141,7 @@ end
 
 -- Envelopes are read one for each call at first, then as many more as there may be room for if they are no smaller than
 -- those so far, and at most eight times as many each time, so that of large ones few are read in vain.
-local ids, envelopes, taken, read, before, all_read, step, size, skipped = {}, nil, 0, 0, 0, 0, calls, 0, 0
+local ids, envelopes, taken, read, before, all_read, step, size, skipped = {}, nil, 0, 0, 0, 0, calls, 0, {}
 local function read_more()
   if all_read > 0 then
     step = math.max(1, math.min(8 * step, math.ceil(calls * max_bytes * all_read / math.max(size, 1)) - all_read))
@@ -153,7 +153,7 @@ end
 
 -- So many further ids of the first list that has any. False if there are none, or too many are those of tasks that are gone.
 local function read_ids(count)
-  while over < #lists and skipped < MAX_SKIPPED do
+  while over < #lists and #skipped < MAX_SKIPPED do
     local list = lists[over + 1]
     if list.is_read then
       over = over + 1
@@ -181,7 +181,7 @@ local function next_task(wanted)
       size, list.leased = size + #envelope, list.leased + 1
       return ids[taken], envelope
     end
-    skipped = skipped + 1
+    skipped[#skipped + 1] = ids[taken]
   end
 end
 
@@ -213,7 +213,10 @@ for _, list in ipairs(lists) do
     redis.call('LTRIM', list.key, list.taken, -1)
   end
 end
-if skipped >= MAX_SKIPPED and #leased == 0 and ARGV[10] ~= '1' then
+if rare and #skipped > 0 then
+  redis.call('SREM', rare.GONE, unpack(skipped))
+end
+if #skipped >= MAX_SKIPPED and #leased == 0 and ARGV[10] ~= '1' then
   return counted({ 1, reclaimed, outcomes })
 end
 if #leased > 0 then

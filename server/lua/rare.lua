@@ -12,13 +12,13 @@ local function rarely()
   local call, sub, byte, pack = redis.call, string.sub, string.byte, struct.pack
   local HIGH, SCHEDULED, PLACES, PLANS = BASE .. 'high', BASE .. 'scheduled', BASE .. 'places', BASE .. 'plans'
   local ENDS, UNIQUE, SETTINGS, CANCELLED = BASE .. 'ends', BASE .. 'unique', BASE .. 'settings', BASE .. 'cancelled'
-  local SIZES, WHERE = BASE .. 'sizes', BASE .. 'where'
-  local ALL = { HIGH, SCHEDULED, PLANS, ENDS, UNIQUE, SETTINGS, CANCELLED, SIZES, WHERE }
+  local SIZES, WHERE, GONE = BASE .. 'sizes', BASE .. 'where', BASE .. 'gone'
+  local ALL = { HIGH, SCHEDULED, PLANS, ENDS, UNIQUE, SETTINGS, CANCELLED, SIZES, WHERE, GONE }
   local STEP, SCANNED = 200, 100
   -- What insert.lua puts behind an envelope.
   local INSERTED_AT_BYTES = 9
   local settings, ended = nil, {}
-  local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, ALL = ALL }
+  local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, GONE = GONE, ALL = ALL }
   rarities = rare
 
   function rare.mark()
@@ -165,16 +165,11 @@ local function rarely()
     rare.mark()
   end
 
-  -- So many tasks of a list are not ready any more. Ids of tasks that are gone may be left: a list of nothing else goes.
-  local function leave_list(list, count)
+  -- So many tasks of a priority are not ready any more.
+  local function leave(priority, count)
     add('ready', -count)
-    if list.priority > 0 then
-      if call('HINCRBY', HIGH, list.priority, -count) <= 0 then
-        call('HDEL', HIGH, list.priority)
-        call('UNLINK', list.key)
-      end
-    elseif list.ready <= count then
-      call('UNLINK', READY)
+    if priority > 0 and call('HINCRBY', HIGH, priority, -count) <= 0 then
+      call('HDEL', HIGH, priority)
     end
   end
 
@@ -182,7 +177,7 @@ local function rarely()
   function rare.take_off(lists, ids, tokens)
     for _, list in ipairs(lists) do
       if list.leased > 0 then
-        leave_list(list, list.leased)
+        leave(list.priority, list.leased)
       end
     end
     forget_ends(ids, rare.plans_of(ids))
@@ -265,19 +260,20 @@ local function rarely()
     end
   end
 
-  -- Tasks that are ready or scheduled are gone, and counted under this name. The ids of ready ones stay in their lists.
+  -- Tasks that are ready or scheduled are gone, and counted under this name. The ids of ready ones stay in their lists, until
+  -- they are met there.
   function rare.drop_waiting(ids, name)
     if #ids == 0 then
       return
     end
     local plans, places = rare.plans_of(ids), call('HMGET', PLACES, unpack(ids))
-    local members, scheduled, lists, by_priority = {}, {}, rare.lists(), {}
+    local members, scheduled, ready, by_priority = {}, {}, {}, {}
     for i, id in ipairs(ids) do
       if places[i] then
         members[#members + 1], scheduled[#scheduled + 1] = places[i] .. id, id
       else
         local priority = plans[id] and plans[id].priority or 0
-        by_priority[priority] = (by_priority[priority] or 0) + 1
+        ready[#ready + 1], by_priority[priority] = id, (by_priority[priority] or 0) + 1
       end
     end
     rare.forget(ids, plans)
@@ -285,15 +281,15 @@ local function rarely()
       call('ZREM', SCHEDULED, unpack(members))
       call('HDEL', PLACES, unpack(scheduled))
     end
-    for _, list in ipairs(lists) do
-      if by_priority[list.priority] then
-        leave_list(list, by_priority[list.priority])
-      end
+    for priority, count in pairs(by_priority) do
+      leave(priority, count)
+    end
+    if #ready > 0 then
+      call('SADD', GONE, unpack(ready))
+      rare.mark()
     end
     forget_ends(ids, plans)
     add(name, #ids)
-    -- What is left in lists is to be tidied.
-    rare.mark()
   end
 
   -- Dead letters are gone, and counted under this name.
@@ -359,26 +355,42 @@ local function rarely()
     return count_of('ready') + count_of('leased') + call('ZCARD', SCHEDULED)
   end
 
-  -- Takes ids of tasks that are gone off the heads of lists. Returns whether there are more.
+  -- Takes ids of tasks that are gone off the heads of lists. Returns whether there may be more.
   function rare.trim()
     local budget = MAX_SKIPPED
-    for _, list in ipairs(rare.lists()) do
-      local surplus, gone = call('LLEN', list.key) - list.ready, 0
-      while gone < math.min(surplus, budget)
-        and call('HEXISTS', TASKS, call('LINDEX', list.key, gone)) == 0 do
-        gone = gone + 1
+    for priority = 0, call('EXISTS', GONE) == 1 and 9 or -1 do
+      local ids, gone = call('LRANGE', list_of(priority), 0, budget - 1), {}
+      while #gone < #ids and call('HEXISTS', TASKS, ids[#gone + 1]) == 0 do
+        gone[#gone + 1] = ids[#gone + 1]
       end
-      if gone > 0 then
-        call('LTRIM', list.key, gone, -1)
+      if #gone > 0 then
+        call('LTRIM', list_of(priority), #gone, -1)
+        call('SREM', GONE, unpack(gone))
       end
-      budget = budget - gone
+      budget = budget - #gone
+      if budget == 0 then
+        return true
+      end
     end
-    return budget == 0
+    return false
+  end
+
+  -- Of tasks that are to be put in, takes the ids off lists that are still there: a call that deleted tasks came between two runs
+  -- of the one that puts them in.
+  local function take_gone_off(ids)
+    for i, is_gone in ipairs(#ids > 0 and call('SMISMEMBER', GONE, unpack(ids)) or {}) do
+      for priority = 0, is_gone == 1 and 9 or -1 do
+        call('LREM', list_of(priority), 1, ids[i])
+      end
+    end
+    if #ids > 0 then
+      call('SREM', GONE, unpack(ids))
+    end
   end
 
   -- Whether nothing is left of what is rare; then nobody needs to look for it.
   function rare.is_over()
-    return call('EXISTS', unpack(ALL)) == 0 and call('LLEN', READY) == count_of('ready')
+    return call('EXISTS', unpack(ALL)) == 0
   end
 
   -- A step of measuring the tasks that were there before their bytes were limited. Returns whether there are more.
@@ -547,6 +559,7 @@ local function rarely()
         call('HSET', TASKS, unpack(fields))
       end
       rare.drop_ended()
+      take_gone_off(ids)
       if #records > 0 then
         call('HSET', PLANS, unpack(records))
         rare.mark()

@@ -13,7 +13,7 @@ local function see(tasks)
   local envelopes, tries, plans = redis.call('HMGET', TASKS, unpack(ids)), redis.call('HMGET', TRIES, unpack(ids)), rare.records_of(ids)
   local cancelled = rare.cancelled_among(ids)
   for i, id in ipairs(ids) do
-    seen[i] = envelopes[i] and { id, tasks[i][2], envelopes[i], tries[i] or '', plans[i] or '', cancelled[id] and 1 or 0 } or ''
+    seen[i] = envelopes[i] and { id, tasks[i][2], envelopes[i], tries[i] or '', plans[id] or '', cancelled[id] and 1 or 0 } or ''
   end
   return seen
 end
