@@ -10,6 +10,8 @@ local rare, made = rarely(), false
 if ARGV[7] == '1' then
   local before = rare.setting('max_bytes')
   made = redis.call('EXISTS', META) == 0
+  -- A full Redis can be paused, too.
+  first_free()
   for at = 8, #ARGV, 2 do
     if ARGV[at + 1] ~= '' then
       redis.call('HSET', rare.SETTINGS, ARGV[at], ARGV[at + 1])

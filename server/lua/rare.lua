@@ -399,6 +399,7 @@ local function rarely()
     if not cursor then
       return false
     end
+    first_free()
     local part, ids, sizes = call('HSCAN', TASKS, cursor, 'COUNT', SCANNED), {}, {}
     for at = 1, #part[2], 2 do
       ids[#ids + 1], sizes[part[2][at]] = part[2][at], #part[2][at + 1] - INSERTED_AT_BYTES
@@ -443,7 +444,10 @@ local function rarely()
   -- `drop_ended`. To be asked once.
   function rare.holder_of(key)
     local id = call('HGET', UNIQUE, key)
-    local ends = id and call('ZSCORE', ENDS, id)
+    if not id or call('HEXISTS', TASKS, id) == 0 then
+      return false
+    end
+    local ends = call('ZSCORE', ENDS, id)
     if ends and tonumber(ends) <= now then
       ended[#ended + 1] = id
       return false
