@@ -3,5 +3,4 @@
 -- KEYS     as in common.lua
 -- ARGV     7 and on: runs of tokens
 -- Returns  outcomes, a digit for each
-read_counts('acked', 'leased')
-return counted(ack(args_from(7)))
+return ack(args_from(7))

@@ -5,7 +5,7 @@
 --          rules
 -- Returns  {1 if the queue exists, 1 if more is to be measured: call again, without changes, 1 if this made the queue, names and
 --          values in turn…}
-read_counts()
+is_rare = redis.call('EXISTS', RARE) == 1
 local rare, made = rarely(), false
 if ARGV[7] == '1' then
   local before = rare.setting('max_bytes')
@@ -21,8 +21,7 @@ if ARGV[7] == '1' then
     end
   end
   if made then
-    redis.call('HSET', META, 'inserted', 0)
-    add('life', tonumber(redis.call('GET', BASE .. 'dropped') or '0'))
+    redis.call('HSET', META, 'inserted', 0, 'life', redis.call('GET', BASE .. 'dropped') or 0)
   end
   rare.forget_settings()
   local after = rare.setting('max_bytes')
@@ -34,6 +33,6 @@ if ARGV[7] == '1' then
   end
 end
 local more = rare.measure_some()
-return counted({
+return {
   redis.call('EXISTS', META), more and 1 or 0, made and 1 or 0, unpack(redis.call('HGETALL', rare.SETTINGS)),
-})
+}

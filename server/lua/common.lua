@@ -1,7 +1,7 @@
 -- What all scripts share. It stands behind the prelude, which gives `now` and `expire`; behind it stand `leases.lua`, where
 -- leases are touched, and the script itself.
 --
--- KEYS  1 meta HASH      numbers: counters, where the memories stand, and those that `rare.lua` has
+-- KEYS  1 meta HASH      counters, and where the memories stand
 --       2 tasks HASH     id -> envelope
 --       3 ready:0 LIST   of ids, the head first: the tasks of the lowest priority, which is that of most
 --       4 leased ZSET    what leases.lua calls a member -> deadline; of equal deadlines the first delivered is first
@@ -12,8 +12,9 @@
 --       8 spare          never written, see `first_free`
 --       9 dead ZSET      id -> when it was given up
 -- Built from the first one's name, and not there unless somebody uses them. Their names and all that touches them alone are in
--- `rare.lua`, and scripts look there only if META has the field `rare`: whoever makes one of these keys writes it, and a look
--- that finds none of them takes it away.
+-- `rare.lua`, and scripts look there only if `rare` is there: whoever makes one of these keys makes that, and a look that finds
+-- none of them takes it away.
+--       rare STRING      tells that the following may be there
 --       ready:1 … ready:9 LISTs, as ready:0
 --       high HASH        priority, but for 0 -> how many ids of tasks that are there are ready in it
 --       scheduled ZSET   8 bytes of a counter, id -> when it falls due
@@ -38,46 +39,13 @@
 -- Fields that a later version appends to a record are kept. Numbers never go through tostring, which rounds.
 local META, TASKS, READY, LEASED, LEASES, TRIES, WAITERS, SPARE, DEAD = unpack(KEYS)
 local BASE = string.sub(META, 1, -5)
+local RARE = BASE .. 'rare'
 local STEM_BYTES, RANGE_BYTES = 14, 3
+-- Whether there may be anything that rare.lua knows of. Scripts find out at their beginning.
+local is_rare
 
 local function int(number)
   return string.format('%.0f', number)
-end
-
--- Fields of META, read together at the beginning and written together at the end: each command costs, and each write also an
--- entry in Redis' file.
-local counts, changed = {}, {}
-
-local function read_counts(...)
-  local values = redis.call('HMGET', META, 'rare', ...)
-  counts.rare = values[1]
-  for i = 2, #values do
-    counts[select(i - 1, ...)] = tonumber(values[i] or '0')
-  end
-end
-
-local function count_of(name)
-  counts[name] = counts[name] or tonumber(redis.call('HGET', META, name) or '0')
-  return counts[name]
-end
-
-local function add(name, number)
-  if number ~= 0 then
-    counts[name], changed[name] = count_of(name) + number, true
-  end
-end
-
--- The last write of every script that may have changed some. Passes the answer on.
-local function counted(answer)
-  local fields = {}
-  for name in pairs(changed) do
-    fields[#fields + 1] = name
-    fields[#fields + 1] = int(counts[name])
-  end
-  if #fields > 0 then
-    redis.call('HSET', META, unpack(fields))
-  end
-  return answer
 end
 
 local function args_from(first)

@@ -20,14 +20,19 @@ local function age_of_head(list)
   return -1
 end
 
-read_counts('ready', 'leased', 'inserted', 'acked', 'expired', 'deleted', 'purged')
+is_rare = redis.call('EXISTS', RARE) == 1
 local _, more = reclaim()
 local scheduled, list = 0, READY
-if counts.rare then
+if is_rare then
   more = rarely().trim() or more
   scheduled, list = redis.call('ZCARD', rarely().SCHEDULED), rarely().lists()[1].key
 end
-return counted({
-  more and 1 or 0, redis.call('EXISTS', META), counts.ready, scheduled, counts.leased, redis.call('ZCARD', DEAD),
-  counts.inserted, counts.acked, counts.expired, counts.deleted, counts.purged, age_of_head(list),
-})
+local counts = redis.call('HMGET', META, 'ready', 'leased', 'inserted', 'acked', 'expired', 'deleted', 'purged')
+for i = 1, #counts do
+  counts[i] = tonumber(counts[i] or '0')
+end
+local ready, leased, inserted, acked, expired, deleted, purged = unpack(counts)
+return {
+  more and 1 or 0, redis.call('EXISTS', META), ready, scheduled, leased, redis.call('ZCARD', DEAD), inserted, acked,
+  expired, deleted, purged, age_of_head(list),
+}

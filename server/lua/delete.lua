@@ -8,12 +8,12 @@ local first = redis.call('GET', call)
 if first then
   return first
 end
-read_counts('ready', 'leased')
+is_rare = redis.call('EXISTS', RARE) == 1
 local ids = rarely().ids_in(ARGV[7])
 local states = whereabouts(ids)
 if not states then
   index_leases()
-  return counted('')
+  return ''
 end
 local rare, outcomes, waiting, dead, leased, is_gone = rarely(), {}, {}, {}, {}, {}
 for i, id in ipairs(ids) do
@@ -34,4 +34,4 @@ if #leased > 0 then
   rare.mark()
 end
 redis.call('SET', call, table.concat(outcomes), 'PX', CALL_TTL)
-return counted(table.concat(outcomes))
+return table.concat(outcomes)

@@ -14,9 +14,9 @@ if redis.call('EXISTS', META) == 0 then
 elseif ARGV[7] ~= '1' and redis.call('EXISTS', TASKS) == 1 then
   return 2
 end
-read_counts('life')
+local life = tonumber(redis.call('HGET', META, 'life') or '0')
 local AT_ONCE = 1000
-local keys = { TASKS, READY, LEASED, LEASES, TRIES, DEAD, BASE .. 'places', BASE .. 'producers', META }
+local keys = { TASKS, READY, LEASED, LEASES, TRIES, DEAD, BASE .. 'places', BASE .. 'producers', RARE, META }
 for _, key in ipairs(rarely().ALL) do
   keys[#keys + 1] = key
 end
@@ -33,7 +33,7 @@ end
 for from = 1, #keys, AT_ONCE do
   redis.call('UNLINK', unpack(keys, from, math.min(from + AT_ONCE - 1, #keys)))
 end
-redis.call('SET', BASE .. 'dropped', int(counts.life + 1))
+redis.call('SET', BASE .. 'dropped', int(life + 1))
 expire(BASE .. 'dropped', 2 * SESSION_KEPT)
 redis.call('SET', call, 1, 'PX', CALL_TTL)
 return 1

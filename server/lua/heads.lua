@@ -13,7 +13,7 @@ end
 -- dies, else after how long it can be popped again; and its record then. `back` as below. Behind the counters there is, once a
 -- task failed or died, why it is dead (0: it is not, 1 failures, 2 expiries, 3 rejected), and what its holder said last.
 local function judging(back)
-  local rare = counts.rare and rarely()
+  local rare = is_rare and rarely()
   local function rule(name, otherwise)
     return rare and rare.setting(name) or otherwise
   end
@@ -77,7 +77,7 @@ local function give_back(leases, back)
   local is_counted = back.deliveries + back.expiries > 0
   local tries = is_counted and redis.call('HMGET', TRIES, unpack(ids)) or {}
   local judge = is_counted and judging(back)
-  local rare = counts.rare and rarely()
+  local rare = is_rare and rarely()
   local plans = rare and rare.plans_of(ids) or {}
   local cancelled = rare and rare.cancelled_among(ids) or {}
   for i, id in ipairs(ids) do
@@ -104,7 +104,7 @@ local function give_back(leases, back)
     end
   end
   write_ends()
-  add('leased', -#ids)
+  redis.call('HINCRBY', META, 'leased', -#ids)
   local from_last = {}
   for i = #ready, 1, -1 do
     from_last[#from_last + 1] = ready[i]
@@ -114,11 +114,11 @@ local function give_back(leases, back)
     rare.push('LPUSH', from_last, plans)
     rare.forget(gone, plans)
     rare.forget(ended, plans)
-    add('deleted', #gone)
-    add('expired', #ended)
+    rare.add('deleted', #gone)
+    rare.add('expired', #ended)
   elseif #ready > 0 then
     redis.call('LPUSH', READY, unpack(from_last))
-    add('ready', #ready)
+    redis.call('HINCRBY', META, 'ready', #ready)
   end
   if #later > 0 then
     rarely().schedule(later, plans)
@@ -136,6 +136,7 @@ local function give_back(leases, back)
   end
   if #records > 0 then
     redis.call('HSET', TRIES, unpack(records))
+    is_odd = true
   end
   return #ready + #later, #ready, #dead
 end
@@ -163,12 +164,17 @@ local function batches_of(members)
   return batches
 end
 
--- Takes back leases that ran out, the latest deadlines first, of equal ones the last delivered. Returns how many tasks
--- went to the head, and whether there are more.
-local function take_back()
+-- Does what its time has come for, a step of each: tasks whose time is over go; leases that ran out are taken back, the latest
+-- deadlines first, of equal ones the last delivered; what is due is put at the tail. Returns how many tasks became ready, and
+-- whether there are more.
+local function reclaim()
   local members = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
-  if #members == 0 then
+  if #members == 0 and not is_rare then
     return 0, false
+  end
+  local more_ended, more_dead
+  if is_rare then
+    more_ended, more_dead = rarely().end_tasks()
   end
   local leases = {}
   for i, batch in ipairs(batches_of(members)) do
@@ -184,31 +190,20 @@ local function take_back()
   end
   local count = #leases
   local _, ready = give_back(leases, { deliveries = 1, expiries = 1 })
-  return ready, count == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0
-end
-
--- Does what its time has come for, a step of each: tasks whose time is over go, leases that ran out are taken back, and what is due
--- is put at the tail. Returns how many tasks became ready, and whether there are more.
-local function reclaim()
-  if not counts.rare then
-    return take_back()
-  end
-  local rare = rarely()
-  local more_ended, more_dead = rare.end_tasks()
-  local ready, more = take_back()
+  local more = count == RECLAIM_STEP and redis.call('ZCOUNT', LEASED, '-inf', now) > 0 or more_ended or more_dead or false
   -- What is due may have ended, too.
-  if more_ended then
-    return ready, true
+  if is_rare and not more_ended then
+    local due, more_due = rarely().make_due_ready()
+    ready, more = ready + due, more or more_due
   end
-  local due, more_due = rare.make_due_ready()
-  return ready + due, more or more_dead or more_due
+  return ready, more
 end
 
 -- How long until the first lease runs out or the first task falls due; -1 if there is none, or nothing is delivered.
 local function due_in()
   local first = redis.call('ZRANGE', LEASED, 0, 0, 'WITHSCORES')
   local at = tonumber(first[2] or math.huge)
-  if counts.rare then
+  if is_rare then
     at = rarely().is_paused() and math.huge or math.min(at, rarely().first_due())
   end
   return at < math.huge and math.max(0, at - now) or -1
@@ -216,7 +211,7 @@ end
 
 -- How many tasks can be popped.
 local function ready_count()
-  return counts.rare and rarely().is_paused() and 0 or count_of('ready')
+  return is_rare and rarely().is_paused() and 0 or tonumber(redis.call('HGET', META, 'ready') or '0')
 end
 
 -- Says on this queue's behalf, until `ttl` ms from now, that this server waits.

@@ -3,8 +3,8 @@
 -- KEYS     as in common.lua
 -- ARGV     7 lease in ms, or '?' and the one that holds unless the queue has a setting; then runs of tokens
 -- Returns  {outcomes, a digit for each, now, the deadline of each that was extended…}
-read_counts()
-local lease_ms = tonumber(ARGV[7]) or counts.rare and rarely().setting('lease') or tonumber(string.sub(ARGV[7], 2))
+is_rare = redis.call('EXISTS', RARE) == 1
+local lease_ms = tonumber(ARGV[7]) or is_rare and rarely().setting('lease') or tonumber(string.sub(ARGV[7], 2))
 local runs = args_from(8)
 local found, places, count = find(runs)
 local outcomes, deadlines = outcomes_of_held(found, places, count), {}

@@ -19,9 +19,9 @@ for task = 1, #all / 16 do
 end
 -- A second run of the same call changes nothing, even if some of its tasks are gone by now.
 local there = redis.call('HMGET', TASKS, unpack(given))
-read_counts('ready', 'inserted')
+is_rare = redis.call('EXISTS', RARE) == 1
 local extras, gate = ARGV[at + #given + 1]
-if extras or counts.rare then
+if extras or is_rare then
   local rare = rarely()
   gate = rare.gate(given, rare.read_extras(extras or ''), function(task) return #ARGV[at + task] end)
 end
@@ -68,20 +68,19 @@ for i = 1, #sizes / 2 do
     end
   end
 end
-local ready = n
+local ready, inserted = n, 0
 if gate then
-  ready = gate.put_in(numbers, tasks)
+  ready, inserted = gate.put_in(numbers, tasks)
 elseif n > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(ids))
-  add('ready', n)
-  add('inserted', n)
+  redis.call('HINCRBY', META, 'ready', n)
+  inserted = redis.call('HINCRBY', META, 'inserted', n)
 end
-if n > 0 and counts.inserted == n then
+if n > 0 and inserted == n then
   answer[1] = 1
-  if count_of('life') == 0 then
-    add('life', tonumber(redis.call('GET', BASE .. 'dropped') or '0'))
-  end
+  -- See sessions.lua. A change of settings may have made the queue before.
+  redis.call('HSETNX', META, 'life', redis.call('GET', BASE .. 'dropped') or 0)
 end
 for _, request in ipairs(requests) do
   remember_request(request, recalled[request])
@@ -89,4 +88,4 @@ end
 if ready > waiting then
   wake_others(ready - waiting)
 end
-return counted(answer)
+return answer

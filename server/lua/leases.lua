@@ -11,6 +11,8 @@
 local APPLIED, ALREADY_ACKED, LEASE_LOST, DOOMED = '1', '2', '3', '4'
 local RECLAIM_STEP = 200
 local ENDED = 1
+-- Whether there is what is not often there: tries, and what is rare.
+local is_odd
 local HEADER = '>I8I8I8BBBc0'
 local sub, byte = string.sub, string.byte
 
@@ -333,7 +335,7 @@ local function maps_at(wide, stems)
   return redis.call('HMGET', LEASES, unpack(fields))
 end
 
--- Ends tasks, whose number is counted as acked and as leased no more. Returns the outcomes. A run that is one range of leases that all are held, as it is where tasks are popped one
+-- Ends tasks. Returns the outcomes. A run that is one range of leases that all are held, as it is where tasks are popped one
 -- by one, or acked as they came, is ended without much ado; records are read as `write_batch` makes them.
 local function ack(runs)
   if #runs == 0 then
@@ -405,9 +407,7 @@ local function ack(runs)
   end
   if #ids > 0 then
     redis.call('HDEL', TASKS, unpack(ids))
-    remember_acks(acked, more, count_of('acked'))
-    add('acked', #ids)
-    add('leased', -#ids)
+    remember_acks(acked, more, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
     if #fields > 0 then
       redis.call('HDEL', LEASES, unpack(fields))
       redis.call('ZREM', LEASED, unpack(members))
@@ -418,11 +418,16 @@ local function ack(runs)
     if #ending > 0 then
       write_ends()
     end
-    if counts.rare then
+    redis.call('HINCRBY', META, 'leased', -#ids)
+    if is_rare == nil then
+      is_odd = redis.call('EXISTS', TRIES, RARE) > 0
+      is_rare = is_odd and redis.call('EXISTS', RARE) == 1
+    end
+    if is_rare then
       local rare = rarely()
       rare.forget(ids, rare.plans_of(ids))
       rare.unlease(ids)
-    elseif redis.call('EXISTS', TRIES) == 1 then
+    elseif is_odd then
       redis.call('HDEL', TRIES, unpack(ids))
     end
   end

@@ -14,7 +14,7 @@ local MAX_BYTES = 4194304
 local AT_ONCE = 20
 -- Tasks that were put back may stand before the first that was ever put in.
 local FIRST = 2 ^ 50
-read_counts('ready', 'inserted')
+is_rare = redis.call('EXISTS', RARE) == 1
 local rare, page, bytes, skipped, last, has_more = rarely(), {}, 0, 0, nil, false
 
 -- Takes a task into the page, unless it is gone. False if that is full, and there is more.
@@ -38,7 +38,7 @@ local function list_ready()
     priority, number = struct.unpack('>BI8', after)
   end
   for _, list in ipairs(rare.lists()) do
-    local tail = count_of('tail:' .. list.priority) + (list.priority == 0 and counts.inserted or 0)
+    local tail = rare.count_of('tail:' .. list.priority) + (list.priority == 0 and rare.count_of('inserted') or 0)
     local head = tail - redis.call('LLEN', list.key)
     local at = priority == list.priority and math.max(0, number - FIRST - head + 1) or 0
     local ids = (not priority or list.priority <= priority) and { '' } or {}

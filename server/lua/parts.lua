@@ -96,7 +96,7 @@ local function outcomes_of_held(found, places, count)
   local outcomes, ids, at = {}, {}, {}
   for i = 1, count do
     outcomes[i] = found[i] and APPLIED
-    if found[i] and counts.rare then
+    if found[i] and is_rare then
       ids[#ids + 1], at[#at + 1] = id_at(found[i], places[i]), i
     end
   end

@@ -35,12 +35,9 @@ local function with_holder(holders, one)
   return holders .. ',' .. (count < MAX_HOLDERS and one or '*')
 end
 
--- How many there are of two keys that are not often there: tries, and withdrawn pops.
-local odd
-
 -- The tries of tasks. The delivery under way counts, though it is in the lease and not yet in there.
 local function tries_of(ids)
-  if #ids == 0 or odd == 0 then
+  if #ids == 0 or not is_odd then
     return ''
   end
   local tries, all = redis.call('HMGET', TRIES, unpack(ids)), {}
@@ -86,20 +83,17 @@ local record = request and recall_request(request)
 if record and string.sub(record, 1, 16) ~= ARGV[13] then
   return { 2 }
 end
-if session then
-  read_counts('ready', 'leased', 'delivered', 'acked', 'life')
-else
-  read_counts('ready', 'leased', 'delivered', 'acked')
-end
-local rare = counts.rare and rarely()
+is_odd = redis.call('EXISTS', TRIES, WITHDRAWN, RARE) > 0
+is_rare = is_odd and redis.call('EXISTS', RARE) == 1
+local rare = is_rare and rarely()
 local lease_ms = tonumber(ARGV[8]) or rare and rare.setting('lease') or tonumber(string.sub(ARGV[8], 2))
 local outcomes = ack(args_from(first_call + calls))
 local reclaimed, more = reclaim()
 if more and ARGV[10] ~= '1' then
-  return counted({ 1, reclaimed, outcomes })
+  return { 1, reclaimed, outcomes }
 end
 if session and not has_session(session, stream) then
-  return counted({ 3, ready_count(), reclaimed, outcomes })
+  return { 3, ready_count(), reclaimed, outcomes }
 end
 if spent > 0 then
   redis.call('HDEL', session_key(session), unpack(ARGV, 18, 17 + spent))
@@ -111,8 +105,7 @@ for i = 1, calls do
   local call = ARGV[first_call + i - 1]
   stems[i], most[i] = string.sub(call, 1, STEM_BYTES), string.byte(call, STEM_BYTES + 1)
 end
-odd = redis.call('EXISTS', TRIES, WITHDRAWN)
-if odd > 0 then
+if is_odd then
   for i, untill in ipairs(redis.call('ZMSCORE', WITHDRAWN, unpack(stems))) do
     answers[i] = untill and now < tonumber(untill) and { '' } or nil
   end
@@ -217,12 +210,13 @@ if rare and #skipped > 0 then
   redis.call('SREM', rare.GONE, unpack(skipped))
 end
 if #skipped >= MAX_SKIPPED and #leased == 0 and ARGV[10] ~= '1' then
-  return counted({ 1, reclaimed, outcomes })
+  return { 1, reclaimed, outcomes }
 end
+local ready
 if #leased > 0 then
-  add('leased', #leased)
-  add('delivered', #leased)
-  local held, delivered = counts.leased, counts.delivered
+  ready = redis.call('HINCRBY', META, 'ready', -#leased)
+  local held = redis.call('HINCRBY', META, 'leased', #leased)
+  local delivered = redis.call('HINCRBY', META, 'delivered', #leased)
   local order = delivered - #leased + 1
   local is_time = #new > 1 and held > LISTED and (delivered - 1) % LISTED_AGAIN < #leased
   if is_time then
@@ -260,8 +254,6 @@ if #leased > 0 then
       end
     end
     rare.take_off(lists, leased, tokens)
-  else
-    add('ready', -#leased)
   end
   if request then
     remember_request(request, ARGV[13] .. stems[1] .. string.char(#leased))
@@ -271,7 +263,7 @@ if #leased > 0 then
   end
 end
 
-local ready = ready_count()
+ready = ready or ready_count()
 local is_empty = false
 if reclaimed > 0 and ready > 0 then
   wake_others(ready)
@@ -282,7 +274,7 @@ end
 if is_empty and ARGV[9] ~= '0' then
   announce(tonumber(ARGV[9]))
 end
-return counted({
+return {
   0, ready, reclaimed, is_empty and due_in() or -1, outcomes, int(now + lease_ms), int(now), record and 1 or 0,
   unpack(answers, 1, calls),
-})
+}

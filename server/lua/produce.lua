@@ -68,9 +68,9 @@ for task = 1, #given / 16 do
 end
 -- Tasks are there if this is a second run of the same call, so late that the producer was forgotten meanwhile.
 local there = redis.call('HMGET', TASKS, unpack(ids))
-read_counts('ready', 'inserted')
+is_rare = redis.call('EXISTS', RARE) == 1
 local extras, gate = ARGV[12 + #ids], nil
-if extras or counts.rare then
+if extras or is_rare then
   local rare = rarely()
   gate = rare.gate(ids, rare.read_extras(extras or ''), function(task) return #ARGV[11 + task] end)
 end
@@ -107,23 +107,22 @@ for i = 1, #inserts / INSERT do
 end
 answer[3] = #records
 
-local ready = n
+local ready, inserted = n, 0
 if gate then
-  ready = gate.put_in(numbers, tasks)
+  ready, inserted = gate.put_in(numbers, tasks)
 elseif n > 0 then
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(new))
-  add('ready', n)
-  add('inserted', n)
+  redis.call('HINCRBY', META, 'ready', n)
+  inserted = redis.call('HINCRBY', META, 'inserted', n)
 end
-if n > 0 and counts.inserted == n then
+if n > 0 and inserted == n then
   answer[2] = 1
-  if count_of('life') == 0 then
-    add('life', tonumber(redis.call('GET', BASE .. 'dropped') or '0'))
-  end
+  -- As in insert.lua.
+  redis.call('HSETNX', META, 'life', redis.call('GET', BASE .. 'dropped') or 0)
 end
 if #records == 0 then
-  return counted(answer)
+  return answer
 end
 if not known then
   redis.call('UNLINK', PRODUCER)
@@ -149,4 +148,4 @@ expire(PRODUCER, 2 * window)
 if ready > tonumber(ARGV[8]) then
   wake_others(ready - tonumber(ARGV[8]))
 end
-return counted(has_duplicates and answer or { answer[1], answer[2], answer[3] })
+return has_duplicates and answer or { answer[1], answer[2], answer[3] }

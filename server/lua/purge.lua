@@ -8,7 +8,7 @@ local first = redis.call('GET', call)
 if first then
   return tonumber(first)
 end
-read_counts('ready', 'leased')
+is_rare = redis.call('EXISTS', RARE) == 1
 local rare, ids = rarely(), {}
 
 -- The ids of tasks that are ready, with those that lists have of tasks that are gone left where they are.
@@ -51,8 +51,8 @@ local function first_leased()
     write_ends()
     rare.forget(ids, rare.plans_of(ids))
     rare.unlease(ids)
-    add('leased', -#ids)
-    add('purged', #ids)
+    rare.add('leased', -#ids)
+    rare.add('purged', #ids)
   end
 end
 
@@ -71,4 +71,4 @@ else
   rare.drop_waiting(ids, 'purged')
 end
 redis.call('SET', call, int(#ids), 'PX', CALL_TTL)
-return counted(#ids)
+return #ids

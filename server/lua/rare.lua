@@ -9,7 +9,10 @@ local function rarely()
   if rarities then
     return rarities
   end
+  -- What could be taken from outside costs each script for it, also those that never call this.
+  local META, TASKS, READY, _, _, TRIES, _, SPARE, DEAD = unpack(KEYS)
   local call, sub, byte, pack = redis.call, string.sub, string.byte, struct.pack
+  local BASE = sub(META, 1, -5)
   local HIGH, SCHEDULED, PLACES, PLANS = BASE .. 'high', BASE .. 'scheduled', BASE .. 'places', BASE .. 'plans'
   local ENDS, UNIQUE, SETTINGS, CANCELLED = BASE .. 'ends', BASE .. 'unique', BASE .. 'settings', BASE .. 'cancelled'
   local SIZES, WHERE, GONE = BASE .. 'sizes', BASE .. 'where', BASE .. 'gone'
@@ -21,11 +24,28 @@ local function rarely()
   local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, GONE = GONE, ALL = ALL }
   rarities = rare
 
+  local function int(number)
+    return string.format('%.0f', number)
+  end
+
   function rare.mark()
-    if not counts.rare then
-      counts.rare, changed.rare = 1, true
+    if not is_rare then
+      is_rare = true
+      call('SET', BASE .. 'rare', 1)
     end
   end
+
+  -- A counter of META.
+  local function count_of(name)
+    return tonumber(call('HGET', META, name) or '0')
+  end
+
+  local function add(name, number)
+    if number ~= 0 then
+      call('HINCRBY', META, name, int(number))
+    end
+  end
+  rare.count_of, rare.add = count_of, add
 
   function rare.setting(name)
     if not settings then
@@ -167,13 +187,12 @@ local function rarely()
 
   -- So many tasks of a priority are not ready any more.
   local function leave(priority, count)
-    add('ready', -count)
     if priority > 0 and call('HINCRBY', HIGH, priority, -count) <= 0 then
       call('HDEL', HIGH, priority)
     end
   end
 
-  -- Tasks were taken off the heads of these lists, which say how many of them were leased.
+  -- Tasks were taken off the heads of these lists, which say how many of them were leased. The caller counts them.
   function rare.take_off(lists, ids, tokens)
     for _, list in ipairs(lists) do
       if list.leased > 0 then
@@ -284,6 +303,7 @@ local function rarely()
     for priority, count in pairs(by_priority) do
       leave(priority, count)
     end
+    add('ready', -#ready)
     if #ready > 0 then
       call('SADD', GONE, unpack(ready))
       rare.mark()
@@ -399,7 +419,7 @@ local function rarely()
     if not cursor then
       return false
     end
-    first_free()
+    call('DEL', SPARE)
     local part, ids, sizes = call('HSCAN', TASKS, cursor, 'COUNT', SCANNED), {}, {}
     for at = 1, #part[2], 2 do
       ids[#ids + 1], sizes[part[2][at]] = part[2][at], #part[2][at + 1] - INSERTED_AT_BYTES
@@ -538,7 +558,8 @@ local function rarely()
       return table.concat(ids)
     end
 
-    -- Puts in tasks, given by their numbers; `fields` are ids and envelopes in turn. Returns how many are ready.
+    -- Puts in tasks, given by their numbers; `fields` are ids and envelopes in turn. Returns how many are ready, and
+    -- how many were ever inserted.
     function gate.put_in(numbers, fields)
       local ids, ready, later, plans, records, keys, sizes = {}, {}, {}, {}, {}, {}, {}
       for i, task in ipairs(numbers) do
@@ -571,13 +592,12 @@ local function rarely()
       rare.take_keys(keys)
       rare.push('RPUSH', ready, plans)
       rare.schedule(later, plans)
-      add('inserted', #ids)
       -- Those count at this tail already.
       add('tail:0', -#ids)
       if max_bytes then
         note_sizes(sizes)
       end
-      return #ready
+      return #ready, #ids > 0 and call('HINCRBY', META, 'inserted', #ids)
     end
 
     return gate

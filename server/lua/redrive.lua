@@ -8,7 +8,7 @@ local first = redis.call('GET', call)
 if first then
   return first
 end
-read_counts('ready')
+is_rare = redis.call('EXISTS', RARE) == 1
 local rare, ids = rarely(), rarely().ids_in(ARGV[7])
 local plans, died_at = rare.plans_of(ids), redis.call('ZMSCORE', DEAD, unpack(ids))
 local outcomes, back, ended, keys, taken, is_done = {}, {}, {}, {}, {}, {}
@@ -54,4 +54,4 @@ if #back > 0 then
   wake_others(#back)
 end
 redis.call('SET', call, table.concat(outcomes), 'PX', CALL_TTL)
-return counted(table.concat(outcomes))
+return table.concat(outcomes)

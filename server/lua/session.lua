@@ -6,9 +6,8 @@
 --          tokens, or for 'resume' after how many ms a lease is not extended any more
 -- Returns  resume: {token, ms since its delivery or last heartbeat, … in the order of delivery}; keep: {1, outcomes}; keep and abandon: {0} if another stream has it
 local kind, session, stream, ms = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
-local seen = redis.call('HMGET', META, 'rare', 'life', 'inserted')
-local exists = seen[3]
-counts.rare, counts.life = seen[1], tonumber(seen[2] or '0')
+local exists = redis.call('EXISTS', META) == 1
+is_rare = redis.call('EXISTS', RARE) == 1
 -- So many values a call of Redis takes from Lua without trouble.
 local AT_ONCE = 1000
 

@@ -4,12 +4,12 @@
 -- ARGV     7 ids, one behind the other
 -- Returns  {1, of each what `see` tells, with its state before it: 1 ready, 2 scheduled, 3 leased, 4 dead; or ''}; or {0}: leases
 --          are being indexed, ask again
-read_counts()
+is_rare = redis.call('EXISTS', RARE) == 1
 local ids = rarely().ids_in(ARGV[7])
 local states, by = whereabouts(ids)
 if not states then
   index_leases()
-  return counted({ 0 })
+  return { 0 }
 end
 local tasks = {}
 for i, id in ipairs(ids) do

@@ -5,7 +5,7 @@
 -- ARGV     7 stem of its tokens, 8 request id or '', 9 attempt or '-'
 -- Returns  how many tasks went back
 local stem, attempt = ARGV[7], ARGV[9]
-read_counts('ready', 'leased')
+is_rare = redis.call('EXISTS', RARE) == 1
 local held = held_under(stem)
 -- It may have been answered with what an earlier try had leased.
 local record = ARGV[8] ~= '' and recall_request('p' .. ARGV[8])
@@ -24,4 +24,4 @@ local put_back, ready = give_back(ownerless, { deliveries = 0, expiries = 0 })
 if ready > 0 then
   wake_others(ready)
 end
-return counted(put_back)
+return put_back
