@@ -289,7 +289,7 @@ impl Queue {
         }
         released.put_back += to_head.len() as u64;
         released.ready = to_head.len() as u64;
-        to_head.into_iter().rev().for_each(|id| self.to_head(id));
+        to_head.into_iter().rev().for_each(|id| self.put_at_head(id));
         released
     }
 }

@@ -24,15 +24,15 @@ impl Queue {
             self.unique.insert(key, id);
         }
         self.tasks.insert(id, task);
-        if due <= now { self.to_tail(id) } else { self.schedule(id, due) }
+        if due <= now { self.put_at_tail(id) } else { self.schedule(id, due) }
     }
 
     /// It is ready now.
-    pub(super) fn to_tail(&mut self, id: TaskId) {
+    pub(super) fn put_at_tail(&mut self, id: TaskId) {
         self.make_ready(id, Line::next_at_tail);
     }
 
-    pub(super) fn to_head(&mut self, id: TaskId) {
+    pub(super) fn put_at_head(&mut self, id: TaskId) {
         self.make_ready(id, Line::next_at_head);
     }
 
@@ -129,7 +129,7 @@ impl Queue {
         let mut count = 0;
         while let Some((due, order, id)) = self.scheduled.first().copied().filter(|(due, ..)| *due <= now) {
             self.scheduled.remove(&(due, order, id));
-            self.to_tail(id);
+            self.put_at_tail(id);
             count += 1;
         }
         count
