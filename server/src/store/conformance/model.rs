@@ -22,7 +22,7 @@ use proptest::{
 use self::{
     author::{Plot, Wanted, histories},
     books::Books,
-    step::{Answer, Batch, PopStep, QUEUES, Queue, Step, Stream, TaskNumber, Ticket},
+    step::{Answer, Batch, PopStep, QUEUES, Queue, Step, Stream, TaskNumber, Ticket, Which},
 };
 use super::*;
 
@@ -195,13 +195,13 @@ impl Comparison {
     /// Where each task is, in which order, and all that is known of it.
     async fn look_at_tasks(&mut self) -> Result<(), String> {
         for q in Queue::all() {
-            self.same(&Step::Settings(q)).await?;
+            self.step(&Step::Settings(q)).await?;
             for state in [State::Ready, State::Scheduled, State::Leased, State::Dead] {
-                self.same(&Step::List(q, state, 70)).await?;
+                self.step(&Step::List(q, state, 70)).await?;
             }
             let own: Vec<TaskNumber> = self.tasks.iter().filter(|(of, _)| *of == q).map(|(_, task)| *task).collect();
             for tasks in own.chunks(RECLAIM_STEP) {
-                self.same(&Step::Tasks(q, tasks.to_vec())).await?;
+                self.step(&Step::Tasks(q, Which::Named(tasks.to_vec()))).await?;
             }
         }
         Ok(())
@@ -355,8 +355,8 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
             labels
         }
         Answer::Told(told) => told.iter().flatten().map(|view| format!("{kind}: {:?}", view.0.state)).collect(),
-        Answer::Deleted(deleted) => deleted.iter().map(|deleted| format!("{kind}: {deleted:?}")).collect(),
-        Answer::Redriven(redriven) => redriven.iter().map(|redriven| format!("{kind}: {redriven:?}")).collect(),
+        Answer::Deleted(deleted) => deleted.iter().map(|(_, deleted)| format!("{kind}: {deleted:?}")).collect(),
+        Answer::Redriven(redriven) => redriven.iter().map(|(_, redriven)| format!("{kind}: {redriven:?}")).collect(),
         Answer::Purged(1..) => vec![format!("{kind}: some")],
         Answer::Dropped(true) => vec![format!("{kind}: done")],
         Answer::Kept(None) => vec![format!("{kind}: taken over")],
