@@ -51,7 +51,7 @@ for i = 1, #sizes / 2 do
       duplicates, is_full = gate.enter(first, last, again)
     end
     local as_given = next(duplicates) == nil
-    local answered_ids = as_given and sub(all, 16 * first - 15, 16 * last) or gate.ids(first, last, duplicates)
+    local answered_ids = not as_given and gate.ids(first, last, duplicates) or request and sub(all, 16 * first - 15, 16 * last)
     known = is_full or again and (as_given and 0 or { answered_ids })
     answer[i + 1] = known or as_given and 0 or { answered_ids }
     if request and not known then
