@@ -67,7 +67,7 @@ impl Queue {
     }
 
     fn insert(&mut self, tasks: Vec<v1::NewTask>) -> Vec<v1::InsertResult> {
-        tasks.into_iter().map(|task| v1::InsertResult { id: self.put(task) }).collect()
+        tasks.into_iter().map(|task| v1::InsertResult { id: self.put(task), duplicate: false }).collect()
     }
 
     fn put(&mut self, task: v1::NewTask) -> String {
@@ -288,7 +288,7 @@ impl QueueAdmin for Fake {
         let queue = self.queue.lock().unwrap();
         let (ready, leased) = (queue.ready.len() as u64, queue.leased.len() as u64);
         let counts = Some(v1::QueueCounts { ready, leased, ..queue.counts });
-        let queue = Some(v1::Queue { name: request.into_inner().queue, counts });
+        let queue = Some(v1::Queue { name: request.into_inner().queue, counts, settings: None });
         Ok(Response::new(v1::GetQueueResponse { queue }))
     }
 
@@ -301,6 +301,66 @@ impl QueueAdmin for Fake {
         _: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
         Err(Status::unimplemented("an older server"))
+    }
+
+    async fn update_queue(
+        &self,
+        _: Request<v1::UpdateQueueRequest>,
+    ) -> Result<Response<v1::UpdateQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn delete_queue(
+        &self,
+        _: Request<v1::DeleteQueueRequest>,
+    ) -> Result<Response<v1::DeleteQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn purge_queue(&self, _: Request<v1::PurgeQueueRequest>) -> Result<Response<v1::PurgeQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn pause_queue(&self, _: Request<v1::PauseQueueRequest>) -> Result<Response<v1::PauseQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn resume_queue(
+        &self,
+        _: Request<v1::ResumeQueueRequest>,
+    ) -> Result<Response<v1::ResumeQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Result<Response<v1::ListTasksResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Result<Response<v1::GetTaskResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn delete_tasks(
+        &self,
+        _: Request<v1::DeleteTasksRequest>,
+    ) -> Result<Response<v1::DeleteTasksResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn redrive_tasks(
+        &self,
+        _: Request<v1::RedriveTasksRequest>,
+    ) -> Result<Response<v1::RedriveTasksResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    type WatchQueuesStream = Pin<Box<dyn Stream<Item = Result<v1::WatchQueuesResponse, Status>> + Send>>;
+
+    async fn watch_queues(
+        &self,
+        _: Request<v1::WatchQueuesRequest>,
+    ) -> Result<Response<Self::WatchQueuesStream>, Status> {
+        Err(Status::unimplemented("not for bench"))
     }
 }
 

@@ -108,7 +108,7 @@ pub fn heartbeat_request(queue: &str, tokens: &[String]) -> HeartbeatRequest {
 }
 
 pub fn putback_request(queue: &str, tokens: &[String]) -> PutbackRequest {
-    let tokens = PutbackTokens { lease_tokens: tokens.to_vec() };
+    let tokens = PutbackTokens { lease_tokens: tokens.to_vec(), ..PutbackTokens::default() };
     PutbackRequest { queue: queue.to_owned(), selection: Some(Selection::Tokens(tokens)) }
 }
 
