@@ -1,4 +1,4 @@
-//! Sessions with clients that do what no well-behaved one does for long.
+//! Sessions with a client that never stops talking, and with one that does not read.
 
 use std::{
     future::pending,
