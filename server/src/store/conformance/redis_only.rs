@@ -280,11 +280,15 @@ async fn servers_that_wait_are_told() {
         let held = tokens(&here.take(&q, 4).await);
         here.put_back(&q, &held[..2]).await;
         here.release_held(&q, 0).await.unwrap();
-        // The word that a server waits holds for 3 s; this one gives it anew.
-        here.pass(2_999);
+        // The word that a server waits holds for 10 s, and who looks when half of that is over gives it anew.
+        here.pass(4_999);
         there.set_now(here.now());
-        here.insert_numbers(&q, 6..7).await;
+        there.look(&[q.clone(), last.clone()]).await.unwrap();
+        here.pass(2);
+        there.set_now(here.now());
         there.look(std::slice::from_ref(&last)).await.unwrap();
+        here.pass(4_998);
+        here.insert_numbers(&q, 6..7).await;
         here.pass(2);
         here.insert_numbers(&q, 7..8).await;
         here.insert_numbers(&last, 0..1).await;

@@ -33,7 +33,9 @@ impl Keys {
     pub(super) fn of_queue(&self, queue: &QueueName) -> [String; PARTS.len()] {
         const SHARD: u8 = 0;
         let (tag, name) = (URL_SAFE_NO_PAD.encode(queue.tag()), URL_SAFE_NO_PAD.encode(queue.as_str()));
-        PARTS.map(|part| format!("{}:{{{tag}.{SHARD}}}:{name}:{part}", self.prefix))
+        // Every call needs them.
+        let stem = format!("{}:{{{tag}.{SHARD}}}:{name}:", self.prefix);
+        PARTS.map(|part| [stem.as_str(), part].concat())
     }
 
     pub(super) fn format(&self) -> String {
