@@ -111,7 +111,7 @@ impl RedisShared {
     }
 
     fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
-        Call::new(script, &self.keys.of_queue(queue))
+        Call::new(script, &self.keys.meta(queue))
             .arg(self.rules.remember.window)
             .arg((self.rules.remember.entries / 2).max(1))
             .arg(&self.server)
@@ -128,8 +128,8 @@ impl RedisShared {
 
     /// A key of a queue, by the name of its part.
     #[cfg(test)]
-    pub(super) fn key_of(&self, queue: &QueueName, part: &str) -> Option<String> {
-        self.keys.of_queue(queue).into_iter().find(|key| key.rsplit(':').next() == Some(part))
+    pub(super) fn key_of(&self, queue: &QueueName, part: &str) -> String {
+        self.keys.part_of(queue, part)
     }
 
     fn known<T>(&self, with: impl FnOnce(&mut Known) -> T) -> T {

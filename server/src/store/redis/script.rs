@@ -133,7 +133,7 @@ impl Source {
     }
 }
 
-/// A call of a script: its keys are given, its arguments are added.
+/// A call of a script: its key is given, its arguments are added.
 #[derive(Clone)]
 pub(super) struct Call {
     source: &'static Source,
@@ -141,9 +141,9 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(source: &'static Source, keys: &[String]) -> Self {
+    pub(super) fn new(source: &'static Source, meta: &str) -> Self {
         let mut command = Cmd::with_capacity(ARGS, ARGS_BYTES);
-        command.arg("EVALSHA").arg(&source.hash).arg(keys.len()).arg(keys);
+        command.arg("EVALSHA").arg(&source.hash).arg(1).arg(meta);
         Self { source, command }
     }
 
