@@ -2,23 +2,27 @@
 -- leases are touched, and the script itself.
 --
 -- KEYS  1 meta HASH      counters, and where the memories stand
---       2 tasks HASH     id -> envelope
---       3 ready LIST     of ids, the head first
---       4 leased ZSET    what leases.lua calls a member -> deadline; of equal deadlines the first delivered is first
---       5 leases HASH    as leases.lua says
---       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0
---       7 waiters ZSET   server -> until when it waits
---       8 spare          never written, see `first_free`
---       9 dead ZSET      id -> when it was given up
+--       The names of the others are built from that of the first: each that is sent costs a script as much as a read does.
+--       tasks HASH       id -> envelope
+--       ready:0 LIST     of ids, the head first
+--       leased ZSET      what leases.lua calls a member -> deadline; of equal deadlines the first delivered is first
+--       leases HASH      as leases.lua says
+--       tries HASH       id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0
+--       waiters ZSET     server -> until when it waits
+--       spare            never written, see `first_free`
+--       dead ZSET        id -> when it was given up
 -- ARGV  1 window, 2 half of the entries that a memory keeps, 3 this server, 4 the queue's name, 5 prefix of the channels
 --       6 after how many expiries a task is given up, 7 and on: the script's own
 -- Returns: nothing; each script states its own.
 --
 -- A token is a stem of 14 bytes, and its position in 2. Tokens come in runs: a stem, then ranges of positions that follow
 -- each other: the first one, and a byte for how many.
--- Fields that a later version appends to a record are kept. Numbers never go through tostring, which rounds.
-local META, TASKS, READY, LEASED, LEASES, TRIES, WAITERS, SPARE, DEAD = unpack(KEYS)
+-- Fields that a later version appends to a record are kept. Numbers never go through tostring, which rounds. Where a script
+-- changes several counters, it reads them and writes them all at once: a write costs Redis an entry in its file as well.
+local META = KEYS[1]
 local BASE = string.sub(META, 1, -5)
+local TASKS, READY, LEASED, LEASES = BASE .. 'tasks', BASE .. 'ready:0', BASE .. 'leased', BASE .. 'leases'
+local TRIES, WAITERS, SPARE, DEAD = BASE .. 'tries', BASE .. 'waiters', BASE .. 'spare', BASE .. 'dead'
 local STEM_BYTES, RANGE_BYTES = 14, 3
 
 local function int(number)

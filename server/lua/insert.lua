@@ -51,10 +51,12 @@ for i = 1, #counts / 2 do
   end
 end
 if #ids > 0 then
+  local before = redis.call('HMGET', META, 'ready', 'inserted')
+  local ready, inserted = (before[1] or 0) + #ids, (before[2] or 0) + #ids
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(ids))
-  redis.call('HINCRBY', META, 'ready', #ids)
-  answer[1] = redis.call('HINCRBY', META, 'inserted', #ids) == #ids and 1 or 0
+  redis.call('HSET', META, 'ready', int(ready), 'inserted', int(inserted))
+  answer[1] = inserted == #ids and 1 or 0
 end
 for _, request in ipairs(requests) do
   remember_request(request, recalled[request])

@@ -403,8 +403,11 @@ local function ack(runs)
     at = at + length
   end
   if #ids > 0 then
+    local before = redis.call('HMGET', META, 'acked', 'leased')
+    local entered, leased = tonumber(before[1] or '0'), (before[2] or 0) - #ids
     redis.call('HDEL', TASKS, unpack(ids))
-    remember_acks(acked, more, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
+    redis.call('HSET', META, 'acked', int(entered + #ids), 'leased', int(leased))
+    remember_acks(acked, more, entered)
     if #fields > 0 then
       redis.call('HDEL', LEASES, unpack(fields))
       redis.call('ZREM', LEASED, unpack(members))
@@ -415,7 +418,6 @@ local function ack(runs)
     if #ending > 0 then
       write_ends()
     end
-    redis.call('HINCRBY', META, 'leased', -#ids)
     if redis.call('EXISTS', TRIES) == 1 then
       redis.call('HDEL', TRIES, unpack(ids))
     end

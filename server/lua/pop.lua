@@ -173,14 +173,16 @@ for i = 1, calls do
     end
   end
 end
+local ready, held, delivered
+if #leased > 0 then
+  local before = redis.call('HMGET', META, 'ready', 'leased', 'delivered')
+  ready, held, delivered = (before[1] or 0) - #leased, (before[2] or 0) + #leased, (before[3] or 0) + #leased
+end
 if taken > 0 then
   redis.call('LTRIM', READY, taken, -1)
 end
-local ready
 if #leased > 0 then
-  ready = redis.call('HINCRBY', META, 'ready', -#leased)
-  local held = redis.call('HINCRBY', META, 'leased', #leased)
-  local delivered = redis.call('HINCRBY', META, 'delivered', #leased)
+  redis.call('HSET', META, 'ready', int(ready), 'leased', int(held), 'delivered', int(delivered))
   local order = delivered - #leased + 1
   local is_time = #new > 1 and held > LISTED and (delivered - 1) % LISTED_AGAIN < #leased
   if is_time then

@@ -85,10 +85,12 @@ end
 
 local made = false
 if #new > 0 then
+  local before = redis.call('HMGET', META, 'ready', 'inserted')
+  local ready, inserted = (before[1] or 0) + #new, (before[2] or 0) + #new
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(new))
-  redis.call('HINCRBY', META, 'ready', #new)
-  made = redis.call('HINCRBY', META, 'inserted', #new) == #new
+  redis.call('HSET', META, 'ready', int(ready), 'inserted', int(inserted))
+  made = inserted == #new
 end
 if not known then
   redis.call('UNLINK', PRODUCER)

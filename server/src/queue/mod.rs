@@ -10,6 +10,8 @@ mod limits;
 mod pop_batch;
 mod produce;
 mod task;
+#[cfg(test)]
+mod tests;
 mod uncancelled;
 mod waits;
 

@@ -1,6 +1,7 @@
 //! What only a store in a file can get wrong. What it shares with the others is in the conformance suite.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod overload;
 mod producers;
 
 use std::{fs, sync::atomic::Ordering};
