@@ -9,6 +9,7 @@ mod files;
 mod flood;
 mod frames;
 mod queues;
+mod plans;
 mod request_ids;
 mod sockets;
 mod stalled;
