@@ -8,22 +8,35 @@
 mod ack;
 mod admin;
 mod dead;
+mod delete;
+mod drop_queue;
 mod engines;
+mod failure;
 mod full;
 mod heartbeat;
 mod insert;
 mod isolation;
+mod life;
+mod limits;
+mod list;
 mod model;
 mod pop;
+mod priority;
 mod produce;
+mod purge;
 mod reap;
 mod reclaim;
 mod redis_only;
 #[path = "../../../tests/support/redis.rs"]
 mod redis_server;
+mod redrive;
 mod release;
 mod retry;
+mod schedule;
 mod session;
+mod settings;
+mod ttl;
+mod unique;
 
 use std::{
     ops::{Deref, Range},
@@ -35,9 +48,10 @@ use bytes::Bytes;
 
 use self::engines::{memory, redis, sqlite};
 use super::{
-    Admin, Attempt, Backoff, Consumer, Counts, Fingerprint, Insert, Inserted, Kept, Leased, Millis, NewTask,
-    NumberedInsert, Outcome, Pop, PopRequest, Popped, Produce, Produced, PutBack, QueueName, Release, Released,
-    Remember, RequestKey, Rules, SESSION_KEPT, SessionId, Stem, Store, StoreError, TaskId, Token, Withdrawal,
+    Admin, Attempt, Backoff, Cause, Consumer, Counts, Deleted, Due, Fingerprint, Insert, Inserted, Kept, Leased,
+    MAX_PRIORITY, Millis, NewTask, NumberedInsert, Outcome, Plan, Pop, PopRequest, Popped, Produce, Produced, PutBack,
+    QueueName, RECLAIM_STEP, Redriven, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT, Seen, SessionId,
+    Setting, Settings, Sight, State, Stem, Store, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// Runs every case on every store that is named here.
@@ -165,6 +179,113 @@ macro_rules! conformance {
                     one_expiry_may_be_enough,
                     hundreds_die_and_the_others_keep_their_order,
                 }
+                schedule {
+                    a_delayed_task_is_delivered_when_it_is_due_and_not_before,
+                    a_task_is_delivered_at_its_time,
+                    a_time_that_has_passed_is_now,
+                    what_falls_due_joins_the_tail_in_due_order,
+                    hundreds_fall_due_in_order,
+                    whoever_looks_makes_ready_what_is_due,
+                    an_empty_pop_tells_what_comes_first,
+                    what_is_put_back_with_a_delay_waits,
+                    what_waits_is_not_held,
+                }
+                ttl {
+                    a_ready_task_is_gone_when_its_time_is_over,
+                    a_scheduled_task_is_gone_when_its_time_is_over,
+                    what_fell_due_and_ended_meanwhile_is_never_delivered,
+                    a_leased_task_may_be_finished,
+                    what_would_go_back_when_its_time_is_over_is_gone,
+                    what_was_put_back_ends_when_it_would_have_ended,
+                    hundreds_that_end_at_once_are_never_delivered,
+                    the_reaper_drops_what_ended,
+                    dead_letters_are_gone_when_they_were_kept_long_enough,
+                }
+                priority {
+                    the_highest_priority_comes_first_and_in_order_within,
+                    a_batch_goes_on_to_lower_priorities,
+                    what_comes_back_is_at_the_head_of_its_own_priority,
+                    what_falls_due_joins_the_tail_of_its_own_priority,
+                    hundreds_of_each_priority_come_out_in_order,
+                    the_oldest_is_the_head_of_the_highest_priority,
+                }
+                failure {
+                    a_failure_is_counted_and_waits,
+                    the_backoff_doubles_up_to_its_maximum,
+                    the_backoff_has_a_random_part,
+                    a_delay_is_taken_instead_of_the_backoff,
+                    the_last_failure_makes_a_dead_letter,
+                    failures_and_expiries_are_counted_apart,
+                    a_put_back_is_no_failure,
+                    a_rejected_task_is_a_dead_letter_at_once,
+                    the_last_error_is_kept,
+                    a_failure_is_counted_once,
+                    hundreds_fail_in_one_call,
+                }
+                unique {
+                    a_duplicate_is_answered_with_the_first_id,
+                    duplicates_within_one_insert_are_told,
+                    a_repeated_request_tells_duplicates_again,
+                    a_producer_is_told_of_duplicates,
+                    the_key_is_free_when_its_task_is_gone,
+                    the_key_of_a_task_is_free_when_its_time_is_over,
+                    a_dead_letter_does_not_free_the_key_of_another,
+                    a_second_run_changes_nothing,
+                    keys_are_apart,
+                    a_thousand_keys_go_in_at_once,
+                }
+                settings {
+                    settings_are_changed_and_read,
+                    a_setting_makes_a_queue,
+                    the_lease_is_that_of_the_queue,
+                    limits_of_counters_hold_at_once,
+                    the_backoff_is_that_of_the_queue,
+                    a_paused_queue_delivers_nothing,
+                    what_is_held_may_be_finished_while_a_queue_is_paused,
+                }
+                list {
+                    every_state_is_listed_in_its_order,
+                    a_task_is_seen_whole,
+                    hundreds_are_listed_page_by_page,
+                    pages_are_stable_while_others_come_and_go,
+                    what_is_unknown_is_not_listed,
+                }
+                delete {
+                    a_task_is_deleted_wherever_it_is,
+                    the_holder_of_a_cancelled_task_is_told,
+                    a_cancelled_task_may_be_finished,
+                    a_cancelled_task_is_deleted_when_it_would_go_back,
+                    what_ran_out_is_not_held,
+                    hundreds_are_deleted_in_one_call,
+                }
+                redrive {
+                    what_is_redriven_joins_the_tail,
+                    its_failures_and_expiries_are_counted_anew,
+                    a_duplicate_stays_dead,
+                    what_is_over_is_not_redriven,
+                    what_is_not_dead_is_not_redriven,
+                    hundreds_are_redriven_in_order,
+                }
+                purge {
+                    all_tasks_of_a_state_are_purged,
+                    a_purge_is_of_what_is_there_now,
+                }
+                drop_queue {
+                    a_queue_with_tasks_is_kept_without_force,
+                    nothing_is_remembered_of_a_dropped_queue,
+                    a_queue_with_thousands_is_dropped,
+                }
+                limits {
+                    a_queue_has_at_most_its_number_of_tasks,
+                    full_is_not_stuck,
+                    a_queue_has_at_most_its_number_of_bytes,
+                    bytes_that_are_there_already_are_counted,
+                    duplicates_need_no_room,
+                    a_limit_may_be_lower_than_what_is_there,
+                }
+                life {
+                    a_task_lives_through_everything,
+                }
                 admin {
                     the_oldest_is_the_head,
                     several_queues_are_counted_at_once,
@@ -178,6 +299,7 @@ macro_rules! conformance {
                 }
                 isolation {
                     queues_do_not_touch_each_other,
+                    plans_settings_and_administration_are_of_one_queue,
                 }
                 full {
                     a_full_store_refuses_inserts_and_drains,
@@ -349,6 +471,51 @@ impl Rig {
         self.release(queue, Release::Unsent(tokens.to_vec(), attempt)).await.unwrap().0
     }
 
+    /// All of these were held.
+    async fn give_back(&self, queue: &QueueName, put_back: PutBack) -> Released {
+        let (outcomes, released) = self.release(queue, Release::PutBack(put_back)).await.unwrap();
+        assert!(outcomes.iter().all(|outcome| *outcome == Outcome::Applied), "{outcomes:?}");
+        released
+    }
+
+    /// Inserts tasks, none of which is a duplicate.
+    async fn insert_new(&self, queue: &QueueName, tasks: Vec<NewTask>) -> Vec<TaskId> {
+        let minted: Vec<TaskId> = tasks.iter().map(|task| task.id).collect();
+        let new = Inserted { ids: minted.clone(), ..Inserted::default() };
+        assert_eq!(self.insert(queue, insert(tasks)).await.unwrap(), new);
+        minted
+    }
+
+    async fn set(&self, queue: &QueueName, setting: Setting, value: impl Into<Option<u64>>) -> Settings {
+        self.change(queue, &[(setting, value.into())]).await.unwrap()
+    }
+
+    async fn look_one(&self, queue: &QueueName) -> Sight {
+        self.look(std::slice::from_ref(queue)).await.unwrap()[0]
+    }
+
+    async fn seen(&self, queue: &QueueName, id: TaskId) -> Option<Seen> {
+        self.tasks(queue, &[id]).await.unwrap().pop().expect("one answer for one id")
+    }
+
+    /// All tasks in a state, of a queue that must be there, in pages of so many.
+    async fn listed(&self, queue: &QueueName, state: State, page: usize) -> Vec<Seen> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.list(queue, state, after.as_ref(), page).await.unwrap().expect("the queue is known");
+            all.extend(page.tasks);
+            after = page.next;
+            if after.is_none() {
+                return all;
+            }
+        }
+    }
+
+    /// The numbers of all tasks in a state.
+    async fn list_numbers(&self, queue: &QueueName, state: State) -> Vec<usize> {
+        self.listed(queue, state, 100).await.iter().map(|seen| number(&seen.envelope)).collect()
+    }
+
     /// How many tasks went back to the head, when none became a dead letter.
     async fn held_released(&self, queue: &QueueName, held_for: Millis) -> u64 {
         let Released { put_back, dead_lettered, .. } = self.release_held(queue, held_for).await.unwrap();
@@ -384,6 +551,27 @@ fn task(envelope: impl Into<Bytes>) -> NewTask {
     NewTask::new(TaskId::mint(1).unwrap()[0], envelope.into(), None)
 }
 
+/// A task whose envelope is a number, with a plan.
+fn planned(number: usize, plan: Plan) -> NewTask {
+    NewTask::new(TaskId::mint(1).unwrap()[0], number.to_string().into(), Some(plan))
+}
+
+fn of_priority(number: usize, priority: u8) -> NewTask {
+    planned(number, Plan { priority, ..Plan::default() })
+}
+
+fn with_ttl(number: usize, ttl: Millis) -> NewTask {
+    planned(number, Plan { ttl: Some(ttl), ..Plan::default() })
+}
+
+fn with_key(number: usize, key: &str) -> NewTask {
+    planned(number, Plan { unique_key: Some(key.to_owned()), ..Plan::default() })
+}
+
+fn after(delay: Millis, task: NewTask) -> NewTask {
+    NewTask { due: Some(Due::In(delay)), ..task }
+}
+
 fn tasks(numbers: Range<usize>) -> Vec<NewTask> {
     numbers.map(|number| task(number.to_string())).collect()
 }
@@ -412,6 +600,15 @@ fn back(tokens: &[Token]) -> PutBack {
     PutBack { tokens: tokens.to_vec(), ..PutBack::default() }
 }
 
+/// These failed; the random part of their backoff is nothing for the first of them.
+fn failed(tokens: &[Token], reason: &str) -> PutBack {
+    PutBack { failed: true, reason: reason.to_owned(), ..back(tokens) }
+}
+
+fn rejected(tokens: &[Token], reason: &str) -> PutBack {
+    PutBack { dead_letter: true, reason: reason.to_owned(), ..back(tokens) }
+}
+
 fn key(id: &str, fingerprint: u8) -> RequestKey {
     RequestKey { id: id.to_owned(), fingerprint: Fingerprint([fingerprint; 16]) }
 }
@@ -431,7 +628,11 @@ fn name_of_attempt(number: u8) -> Attempt {
 }
 
 fn numbers(tasks: &[Leased]) -> Vec<usize> {
-    tasks.iter().map(|task| std::str::from_utf8(&task.envelope).unwrap().parse().unwrap()).collect()
+    tasks.iter().map(|task| number(&task.envelope)).collect()
+}
+
+fn number(envelope: &[u8]) -> usize {
+    std::str::from_utf8(envelope).unwrap().parse().unwrap()
 }
 
 fn tokens(tasks: &[Leased]) -> Vec<Token> {

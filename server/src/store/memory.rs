@@ -100,8 +100,7 @@ struct Queue {
     ends: BTreeSet<(Millis, TaskId)>,
     unique: HashMap<String, TaskId>,
     /// By when they died.
-    dead: BTreeSet<(Millis, u64, TaskId)>,
-    dead_count: u64,
+    dead: BTreeSet<(Millis, TaskId)>,
     leases: HashMap<Token, Lease>,
     /// Of equal deadlines, the first delivered is first.
     deadlines: BTreeSet<(Millis, u64, Token)>,
@@ -130,8 +129,8 @@ enum Spot {
     /// When it falls due, and how many were scheduled before.
     Scheduled(Millis, u64),
     Leased(Token),
-    /// When it died, and how many died before.
-    Dead(Millis, u64),
+    /// When it died.
+    Dead(Millis),
 }
 
 /// The tasks of one priority that are ready, by their places: those put at the tail ascend, those put at the head descend.
@@ -247,7 +246,6 @@ impl Queue {
             rules: store.rules,
             settings: Settings::default(),
             dead: BTreeSet::new(),
-            dead_count: 0,
             tasks: HashMap::new(),
             ready: Default::default(),
             scheduled: BTreeSet::new(),
@@ -298,12 +296,13 @@ impl Queue {
         let second_run = tasks.iter().any(|task| self.tasks.contains_key(&task.id));
         let mut inserted = Inserted { ids: Vec::new(), duplicates: Vec::new(), replayed: false };
         let mut new: Vec<NewTask> = Vec::new();
-        let mut keys = self.unique.clone();
+        let mut keys: HashMap<String, TaskId> = HashMap::new();
         for (at, task) in tasks.into_iter().enumerate() {
             let key = task.plan.as_ref().and_then(|plan| plan.unique_key.clone());
-            match key.as_ref().and_then(|key| keys.get(key)).filter(|first| **first != task.id) {
+            let first = key.as_ref().and_then(|key| keys.get(key).copied().or_else(|| self.holder_of_key(key, now)));
+            match first.filter(|first| *first != task.id) {
                 Some(first) => {
-                    inserted.ids.push(*first);
+                    inserted.ids.push(first);
                     inserted.duplicates.push(at);
                 }
                 None => {
@@ -397,7 +396,7 @@ impl Queue {
         match task.spot {
             Spot::Ready(place) => drop(self.ready[usize::from(task.plan().priority)].0.remove(&place)),
             Spot::Scheduled(due, order) => drop(self.scheduled.remove(&(due, order, id))),
-            Spot::Dead(died_at, order) => drop(self.dead.remove(&(died_at, order, id))),
+            Spot::Dead(died_at) => drop(self.dead.remove(&(died_at, id))),
             Spot::Leased(token) => drop(self.end_lease(&token)),
         }
     }
@@ -409,6 +408,17 @@ impl Queue {
         if let Some(task) = self.tasks.remove(&id) {
             self.used.fetch_sub(size_of_task(&task.task), Ordering::Relaxed);
         }
+    }
+
+    /// The task that has a unique key. One that will never be delivered, because its time is over, goes and has none.
+    fn holder_of_key(&mut self, key: &str, now: Millis) -> Option<TaskId> {
+        let id = *self.unique.get(key)?;
+        let ends_at = self.tasks.get(&id)?.ends_at();
+        if ends_at.is_some_and(|at| at <= now && self.ends.contains(&(at, id))) {
+            self.expire(id);
+            return None;
+        }
+        Some(id)
     }
 
     fn free_key(&mut self, id: TaskId) {
@@ -699,7 +709,7 @@ impl Queue {
             self.expire(id);
         }
         if let Some(kept) = self.settings.get(Setting::DeadLetterRetention) {
-            while let Some((_, _, id)) = self.dead.first().copied().filter(|(died_at, ..)| died_at + kept <= now) {
+            while let Some((_, id)) = self.dead.first().copied().filter(|(died_at, _)| died_at + kept <= now) {
                 self.expire(id);
             }
         }
@@ -791,10 +801,9 @@ impl Queue {
     /// It is a dead letter, and its key is free.
     fn bury(&mut self, id: TaskId, now: Millis) {
         self.free_key(id);
-        self.dead_count += 1;
-        self.dead.insert((now, self.dead_count, id));
+        self.dead.insert((now, id));
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.spot = Spot::Dead(now, self.dead_count);
+            task.spot = Spot::Dead(now);
         }
     }
 

@@ -2,14 +2,28 @@
 
 use async_trait::async_trait;
 
-use super::{MemoryStore, Queue, Spot};
+use super::{MemoryStore, Queue, Spot, Task};
 use crate::store::{
     Admin, Counts, Deleted, Description, Millis, Place, QueueName, RECLAIM_STEP, Redriven, Seen, Setting, Settings,
     State, StoreError, Survives, TaskId, TaskPage,
 };
 
 /// What the tasks of a state are ordered by.
-type Key = (u64, u64);
+type Key = (u64, u128);
+
+/// How long a key is as a place.
+const PLACE: usize = 24;
+
+fn place((first, second): Key) -> Place {
+    [&first.to_be_bytes()[..], &second.to_be_bytes()[..]].concat()
+}
+
+fn key_at(place: &Place) -> Result<Key, StoreError> {
+    let place: [u8; PLACE] = place.as_slice().try_into().map_err(|_| StoreError::PlaceUnknown)?;
+    let number = |bytes: &[u8]| bytes.iter().fold(0, |all, byte| all << 8 | u128::from(*byte));
+    let (first, second) = place.split_at(8);
+    Ok((number(first) as u64, number(second)))
+}
 
 impl Queue {
     /// The tasks of a state, in their order.
@@ -17,16 +31,19 @@ impl Queue {
         match state {
             State::Ready => {
                 let lines = self.ready.iter().enumerate().rev();
-                let key =
-                    |rank: usize, place: i64| ((self.ready.len() - rank) as u64, place.wrapping_sub(i64::MIN) as u64);
+                let from_head = |place: i64| u128::from(place.wrapping_sub(i64::MIN) as u64);
+                let key = |rank: usize, place| ((self.ready.len() - rank) as u64, from_head(place));
                 lines.flat_map(|(rank, line)| line.0.iter().map(move |(place, id)| (key(rank, *place), *id))).collect()
             }
-            State::Scheduled => self.scheduled.iter().map(|(due, order, id)| ((*due, *order), *id)).collect(),
-            State::Dead => self.dead.iter().map(|(died_at, order, id)| ((*died_at, *order), *id)).collect(),
+            State::Scheduled => {
+                self.scheduled.iter().map(|(due, order, id)| ((*due, u128::from(*order)), *id)).collect()
+            }
+            State::Dead => self.dead.iter().map(|(died_at, id)| ((*died_at, u128::from_be_bytes(id.0)), *id)).collect(),
             State::Leased => {
                 let of = |token| self.leases.get(token).map(|lease| lease.id);
                 let held = self.deadlines.iter();
-                held.filter_map(|(deadline, order, token)| Some(((*deadline, *order), of(token)?))).collect()
+                held.filter_map(|(deadline, order, token)| Some(((*deadline, u128::from(*order)), of(token)?)))
+                    .collect()
             }
         }
     }
@@ -39,7 +56,7 @@ impl Queue {
             && let Some((key, id)) = all.next()
         {
             page.tasks.extend(self.seen(id));
-            page.next = all.peek().is_some().then(|| [key.0.to_be_bytes(), key.1.to_be_bytes()].concat());
+            page.next = all.peek().is_some().then(|| place(key));
         }
         page
     }
@@ -50,7 +67,7 @@ impl Queue {
             Spot::Ready(_) => (State::Ready, None),
             Spot::Scheduled(due, _) => (State::Scheduled, Some(due)),
             Spot::Leased(token) => (State::Leased, self.leases.get(&token).map(|lease| lease.deadline)),
-            Spot::Dead(died_at, _) => (State::Dead, Some(died_at)),
+            Spot::Dead(died_at) => (State::Dead, Some(died_at)),
         };
         Some(Seen {
             id,
@@ -87,16 +104,19 @@ impl Queue {
     }
 
     fn redrive(&mut self, id: TaskId, now: Millis) -> Redriven {
-        let Some(task) = self.tasks.get_mut(&id).filter(|task| task.cause.is_some()) else { return Redriven::Unknown };
+        let Some(task @ Task { spot: Spot::Dead(died_at), .. }) = self.tasks.get(&id) else { return Redriven::Unknown };
         let key = task.plan().unique_key;
-        if task.ends_at().is_some_and(|at| at <= now) {
+        let is_kept = self.settings.get(Setting::DeadLetterRetention).is_none_or(|kept| died_at + kept > now);
+        if !is_kept || task.ends_at().is_some_and(|at| at <= now) {
             self.expire(id);
             return Redriven::Expired;
         }
-        if key.as_ref().is_some_and(|key| self.unique.contains_key(key)) {
+        if key.as_ref().is_some_and(|key| self.holder_of_key(key, now).is_some()) {
             return Redriven::Duplicate;
         }
-        (task.failures, task.expiries, task.cause) = (0, 0, None);
+        if let Some(task) = self.tasks.get_mut(&id) {
+            (task.failures, task.expiries, task.cause) = (0, 0, None);
+        }
         self.take_out(id);
         self.unique.extend(key.map(|key| (key, id)));
         self.to_tail(id);
@@ -162,13 +182,7 @@ impl Admin for MemoryStore {
         max: usize,
     ) -> Result<Option<TaskPage>, StoreError> {
         let now = self.clock.now();
-        let read = |place: &Place| {
-            let place: [u8; 16] = place.as_slice().try_into().map_err(|_| StoreError::PlaceUnknown)?;
-            let [key, order] =
-                [&place[..8], &place[8..]].map(|half| half.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)));
-            Ok((key, order))
-        };
-        let after = after.map(read).transpose()?;
+        let after = after.map(key_at).transpose()?;
         let list = |queue: &mut Queue| {
             queue.reclaim(now);
             queue.list(state, after, max)
