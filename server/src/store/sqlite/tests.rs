@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::{NewTask, Remember, RequestKey, Stem, TaskId};
+use crate::store::{Admin, Counts, NewTask, Remember, RequestKey, Stem, TaskId};
 
 const RULES: Rules = Rules {
     remember: Remember { window: 300_000, entries: 100 },
@@ -337,9 +337,9 @@ async fn what_is_no_whole_store_is_refused_and_left() {
         ("DELETE FROM queues", "belongs to no task"),
         ("UPDATE queues SET acked = acked + 1", "not those that were inserted"),
         ("UPDATE queues SET name = 'a b'", "the name of queue"),
-        ("INSERT INTO dead VALUES (1000, 0)", "belongs to no task"),
+        ("INSERT INTO dead VALUES (1000, 0, 1)", "belongs to no task"),
         ("DROP TABLE leases", "no such table"),
-        ("PRAGMA user_version = 3", "use a newer server"),
+        ("PRAGMA user_version = 4", "use a newer server"),
         ("PRAGMA user_version = 0", "version 0"),
         ("PRAGMA application_id = 7", "is no store of DataQueue"),
     ] {

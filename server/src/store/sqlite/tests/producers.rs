@@ -31,8 +31,12 @@ fn as_version_1(place: &Place) -> Place {
     made.pragma_update(None, "user_version", 1).unwrap();
     made.execute("ATTACH ?1 AS new", [place.file().to_str().unwrap()]).unwrap();
     let leases = "leases SELECT task, token, place, renewed_at, deadline, holders FROM new.leases";
-    made.execute_batch(&format!("INSERT INTO {leases}")).unwrap();
-    for table in ["queues", "tasks", "tries", "dead", "generations", "acked", "requests"] {
+    let queues = "queues SELECT key, name, inserted, acked FROM new.queues";
+    let dead = "dead SELECT task, died_at FROM new.dead";
+    for rows in [leases, queues, dead] {
+        made.execute_batch(&format!("INSERT INTO {rows}")).unwrap();
+    }
+    for table in ["tasks", "tries", "generations", "acked", "requests"] {
         made.execute_batch(&format!("INSERT INTO {table} SELECT * FROM new.{table}")).unwrap();
     }
     old
@@ -54,7 +58,7 @@ async fn a_file_of_version_1_is_brought_up_to_date() {
         assert_eq!((counts.ready, counts.leased, counts.inserted, counts.acked), (6, 2, 10, 2));
         let first = produce(&store, "p", 1..3).await;
         drop(store);
-        assert_eq!(number_of(place, "PRAGMA user_version"), 2);
+        assert_eq!(number_of(place, "PRAGMA user_version"), 3);
         let store = place.open();
         let again = produce(&store, "p", 1..3).await;
         assert!(again.iter().all(|inserted| inserted.replayed));
