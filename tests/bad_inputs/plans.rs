@@ -3,9 +3,7 @@
 use std::time::SystemTime;
 
 use data_queue_proto::reason;
-use data_queue_proto::v1::{
-    NewTask, PutbackRequest, PutbackTokens, putback_request::Selection,
-};
+use data_queue_proto::v1::{NewTask, PutbackRequest, PutbackTokens, putback_request::Selection};
 use prost_types::{Duration as ProtoDuration, Timestamp};
 
 use crate::support::{
