@@ -22,10 +22,9 @@ use proptest::{
 use self::{
     author::{Plot, Wanted, histories},
     books::Books,
-    step::{Answer, PopStep, QUEUES, Queue, Step, Stream, Ticket},
+    step::{Answer, Batch, PopStep, QUEUES, Queue, Step, Stream, TaskNumber, Ticket},
 };
 use super::*;
-use crate::store::RECLAIM_STEP;
 
 const HISTORIES: u64 = 150;
 const HISTORIES_LONG: u64 = 10_000;
@@ -129,8 +128,10 @@ type Tally = BTreeMap<String, u64>;
 struct Comparison {
     one: Rig,
     memory: Rig,
-    /// Leases that were given out: what bounds how many can run out at once.
-    leased: usize,
+    /// Leases that were given out, and tasks that have a time to come or went to wait: what bounds how much can be due at once.
+    timed: usize,
+    /// All that were named in an insert.
+    tasks: BTreeSet<(Queue, TaskNumber)>,
     tickets: BTreeSet<(Queue, Ticket)>,
     requests: Vec<Step>,
     tally: Tally,
@@ -138,12 +139,12 @@ struct Comparison {
 
 impl Comparison {
     fn new(open: Open) -> Self {
-        let (tickets, requests, tally) = Default::default();
-        Self { one: open(RULES), memory: memory(RULES), leased: 0, tickets, requests, tally }
+        let (tasks, tickets, requests, tally) = Default::default();
+        Self { one: open(RULES), memory: memory(RULES), timed: 0, tasks, tickets, requests, tally }
     }
 
     async fn same(&mut self, step: &Step) -> Result<Answer, String> {
-        let rounds = 1 + self.leased / RECLAIM_STEP;
+        let rounds = 1 + self.timed / RECLAIM_STEP;
         let expected = step::take(&mut self.memory, step, rounds).await;
         let found = step::take(&mut self.one, step, rounds).await;
         if found != expected {
@@ -166,15 +167,44 @@ impl Comparison {
             Step::Disturb(disturbance) if disturbance.reopens() => self.look_around().await?,
             _ => {}
         }
-        let (Step::Pop(q, _), Answer::Popped { tasks, .. }) = (step.once(), answer) else { return Ok(()) };
-        self.leased += tasks.len();
-        self.tickets.extend(tasks.iter().map(|task| (*q, task.ticket)));
+        match (step.once(), answer) {
+            (Step::Pop(q, _), Answer::Popped { tasks, .. }) => {
+                self.timed += tasks.len();
+                self.tickets.extend(tasks.iter().map(|task| (*q, task.ticket)));
+            }
+            // Each may wait, or be dead and kept for some time.
+            (_, Answer::GivenBack(outcomes, _)) => self.timed += outcomes.len(),
+            (Step::Insert(q, batch, _), _) => self.note(*q, *batch),
+            (Step::Produce(q, produce), _) => produce.inserts.iter().for_each(|(_, batch, _)| self.note(*q, *batch)),
+            _ => {}
+        }
         Ok(())
+    }
+
+    fn note(&mut self, q: Queue, batch: Batch) {
+        self.tasks.extend(batch.numbers().map(|number| (q, number)));
+        let times = usize::from(batch.life.due.is_some()) + usize::from(batch.life.ttl.is_some());
+        self.timed += times * batch.count as usize;
     }
 
     async fn look_around(&mut self) -> Result<(), String> {
         self.same(&Step::Counts(Queue::all().collect())).await?;
         self.same(&Step::Queues { after: None, max: QUEUES.len() + 1 }).await.map(drop)
+    }
+
+    /// Where each task is, in which order, and all that is known of it.
+    async fn look_at_tasks(&mut self) -> Result<(), String> {
+        for q in Queue::all() {
+            self.same(&Step::Settings(q)).await?;
+            for state in [State::Ready, State::Scheduled, State::Leased, State::Dead] {
+                self.same(&Step::List(q, state, 70)).await?;
+            }
+            let own: Vec<TaskNumber> = self.tasks.iter().filter(|(of, _)| *of == q).map(|(_, task)| *task).collect();
+            for tasks in own.chunks(RECLAIM_STEP) {
+                self.same(&Step::Tasks(q, tasks.to_vec())).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What a step answers for each token that anybody was given.
@@ -192,8 +222,9 @@ impl Comparison {
     /// and what is remembered.
     async fn audit(&mut self, plot: &Plot) -> Result<(), String> {
         self.look_around().await?;
+        self.look_at_tasks().await?;
         // Changes nothing but deadlines.
-        self.ask_for_tokens(|q, tickets| Step::Heartbeat(q, tickets, 1)).await?;
+        self.ask_for_tokens(|q, tickets| Step::Heartbeat(q, tickets, Some(1))).await?;
         for (q, session) in Queue::all().flat_map(|q| author::SESSIONS.map(|session| (q, session))) {
             self.same(&Step::Resume(q, Stream { session, number: u8::MAX }, 1)).await?;
         }
@@ -211,8 +242,12 @@ impl Comparison {
         }
         for q in Queue::all() {
             self.same(&Step::ReleaseHeld(q, 0)).await?;
+            self.same(&Step::Change(q, vec![(Setting::Paused, None)])).await?;
         }
+        // Most of what waits falls due now, and most of what ends is over.
+        self.same(&Step::Pass(2_000)).await?;
         self.look_around().await?;
+        self.look_at_tasks().await?;
         for q in Queue::all() {
             while let Answer::Popped { tasks, .. } = self.take_all(q, fresh).await?
                 && let Some(last) = tasks.last()
@@ -232,7 +267,7 @@ impl Comparison {
     }
 
     async fn take_all(&mut self, q: Queue, number: u32) -> Result<Answer, String> {
-        let (max_tasks, max_bytes, lease) = (RECLAIM_STEP, 1 << 20, LEASE);
+        let (max_tasks, max_bytes, lease) = (RECLAIM_STEP, 1 << 20, Some(LEASE));
         let (request, acks, will_wait, stream, spent) = Default::default();
         let pop = PopStep { number, max_tasks, max_bytes, lease, request, acks, will_wait, stream, spent };
         self.same(&Step::Pop(q, Arc::new(pop))).await
@@ -243,7 +278,8 @@ impl Trial for Comparison {
     async fn run(&mut self, plot: &Plot, steps: &[Step]) -> Result<(), String> {
         self.one.start_over(plot.rules);
         self.memory.start_over(plot.rules);
-        self.leased = 0;
+        self.timed = 0;
+        self.tasks.clear();
         self.tickets.clear();
         self.requests.clear();
         for (at, step) in steps.iter().enumerate() {
@@ -267,11 +303,18 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
     let of_all =
         |outcomes: &[Outcome]| outcomes.iter().map(|outcome| format!("{kind}: {outcome:?}")).collect::<Vec<_>>();
     let mut labels = match answer {
-        Answer::Refused(why) => vec![format!("{kind}: {why}")],
+        Answer::Refused(why) => vec![format!("{kind}: {}", without_number(why))],
+        Answer::Inserted { replayed: true, duplicates, .. } if !duplicates.is_empty() => {
+            vec![format!("{kind}: replayed"), format!("{kind}: replayed a duplicate")]
+        }
         Answer::Inserted { replayed: true, .. } => vec![format!("{kind}: replayed")],
+        Answer::Inserted { duplicates, .. } if !duplicates.is_empty() => vec![format!("{kind}: duplicate")],
         Answer::Produced(answers, refused) => {
-            let mut labels: Vec<String> = refused.iter().map(|why| format!("{kind}: {why}")).collect();
-            let replayed = |wanted: bool| answers.iter().any(|(_, replayed)| *replayed == wanted);
+            let mut labels: Vec<String> =
+                refused.iter().map(|why| format!("{kind}: {}", without_number(why))).collect();
+            let replayed = |wanted: bool| answers.iter().any(|(_, _, replayed)| *replayed == wanted);
+            let duplicate = answers.iter().any(|(_, duplicates, _)| !duplicates.is_empty());
+            labels.extend(duplicate.then(|| format!("{kind}: duplicate")));
             labels.extend(replayed(true).then(|| format!("{kind}: replayed")));
             labels.extend((replayed(true) && replayed(false)).then(|| format!("{kind}: known and new")));
             labels
@@ -287,24 +330,59 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
             labels.extend(
                 tasks.iter().any(|task| task.deliveries > task.expiries + 1).then(|| format!("{kind}: came back")),
             );
+            labels.extend(tasks.iter().any(|task| task.failures > 0).then(|| format!("{kind}: failed before")));
             labels.extend(tasks.is_empty().then(|| format!("{kind}: nothing")));
             labels
         }
-        Answer::Outcomes(outcomes) | Answer::Beaten(outcomes, _) | Answer::Kept(Some(outcomes)) => of_all(outcomes),
+        Answer::Outcomes(outcomes) => of_all(outcomes),
+        Answer::Beaten(outcomes, _, cancelled) | Answer::Kept(Some((outcomes, cancelled))) => {
+            let mut labels = of_all(outcomes);
+            labels.extend((!cancelled.is_empty()).then(|| format!("{kind}: cancelled")));
+            labels
+        }
+        Answer::GivenBack(outcomes, Released { put_back, ready, dead_lettered }) => {
+            let mut labels = of_all(outcomes);
+            let applied = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
+            labels.extend((ready < put_back).then(|| format!("{kind}: waits")));
+            labels.extend((*dead_lettered > 0).then(|| format!("{kind}: dead")));
+            labels.extend((put_back + dead_lettered < applied).then(|| format!("{kind}: gone")));
+            labels
+        }
+        Answer::Listed(Some(listed)) => {
+            let mut labels: Vec<String> = listed.iter().map(|view| format!("{kind}: {:?}", view.0.state)).collect();
+            labels.extend(listed.iter().filter_map(|view| Some(format!("{kind}: {:?}", view.0.cause?))));
+            labels.extend(listed.iter().any(|view| view.0.cancelled).then(|| format!("{kind}: cancelled")));
+            labels
+        }
+        Answer::Told(told) => told.iter().flatten().map(|view| format!("{kind}: {:?}", view.0.state)).collect(),
+        Answer::Deleted(deleted) => deleted.iter().map(|(_, deleted)| format!("{kind}: {deleted:?}")).collect(),
+        Answer::Redriven(redriven) => redriven.iter().map(|(_, redriven)| format!("{kind}: {redriven:?}")).collect(),
+        Answer::Purged(1..) => vec![format!("{kind}: some")],
+        Answer::Dropped(true) => vec![format!("{kind}: done")],
         Answer::Kept(None) => vec![format!("{kind}: taken over")],
         Answer::Resumed(tickets, _) if !tickets.is_empty() => vec![format!("{kind}: holds some")],
         Answer::Withdrawn(1..) => vec![format!("{kind}: gave back")],
         Answer::Released(Released { dead_lettered: 1.., .. }) => vec![format!("{kind}: dead")],
         Answer::Released(Released { put_back: 1.., .. }) => vec![format!("{kind}: put back")],
         Answer::Seen(sights) if sights.iter().any(|sight| sight.reclaimed > 0) => vec![format!("{kind}: reclaimed")],
-        Answer::Counted(counts) if counts.iter().flatten().any(|counts| counts.dead > 0) => {
-            vec![format!("{kind}: dead")]
+        Answer::Counted(counts) => {
+            let some = |what, count: fn(&Counts) -> u64| {
+                counts.iter().flatten().any(|counts| count(counts) > 0).then(|| format!("{kind}: {what}"))
+            };
+            let (dead, waits) = (some("dead", |counts| counts.dead), some("scheduled", |counts| counts.scheduled));
+            let (over, deleted) = (some("expired", |counts| counts.expired), some("deleted", |counts| counts.deleted));
+            [dead, waits, over, deleted, some("purged", |counts| counts.purged)].into_iter().flatten().collect()
         }
         Answer::Reaped(reaped) if !reaped.is_empty() => vec![format!("{kind}: reclaimed")],
         _ => Vec::new(),
     };
     labels.push(kind);
     labels
+}
+
+/// The limit that a refusal tells is not what it is about.
+fn without_number(why: &str) -> &str {
+    why.trim_end_matches(|letter: char| letter.is_ascii_digit())
 }
 
 /// Maxim 7 of the house, taken at its word: whatever is done, a store answers as the store in memory does, and ends as it
@@ -341,12 +419,18 @@ const MET: &[&str] = &[
     "Insert: replayed",
     "Insert: many",
     "Insert: the request id was used before, with other content",
+    "Insert: duplicate",
+    "Insert: replayed a duplicate",
+    "Insert: the queue is at its max_tasks of ",
+    "Insert: the queue is at its max_bytes of ",
     "Again Insert: replayed",
     "Produce",
     "Produce: replayed",
     "Produce: known and new",
     "Produce: the request id was used before, with other content",
     "Produce: the number is not greater than the producer's last one, and was not used, or is too old to be known",
+    "Produce: duplicate",
+    "Produce: the queue is at its max_tasks of ",
     "Again Produce",
     "Pop: Applied",
     "Pop: AlreadyAcked",
@@ -357,6 +441,7 @@ const MET: &[&str] = &[
     "Pop: reclaimed many",
     "Pop: nothing",
     "Pop: came back",
+    "Pop: failed before",
     "Again Pop",
     "Again Pop: given the same again",
     "Again Pop: nothing",
@@ -366,7 +451,11 @@ const MET: &[&str] = &[
     "Heartbeat: Applied",
     "Heartbeat: AlreadyAcked",
     "Heartbeat: LeaseLost",
+    "Heartbeat: cancelled",
     "PutBack: Applied",
+    "PutBack: waits",
+    "PutBack: dead",
+    "PutBack: gone",
     "PutBack: AlreadyAcked",
     "PutBack: LeaseLost",
     "Unsent: Applied",
@@ -383,9 +472,38 @@ const MET: &[&str] = &[
     "Keep: AlreadyAcked",
     "Keep: LeaseLost",
     "Keep: taken over",
+    "Keep: cancelled",
     "Abandon",
     "Look: reclaimed",
     "Counts: dead",
+    "Counts: scheduled",
+    "Counts: expired",
+    "Counts: deleted",
+    "Counts: purged",
+    "Change",
+    "Settings",
+    "List: Ready",
+    "List: Scheduled",
+    "List: Leased",
+    "List: Dead",
+    "List: Failures",
+    "List: Expiries",
+    "List: Rejected",
+    "List: cancelled",
+    "Tasks: Ready",
+    "Tasks: Scheduled",
+    "Tasks: Leased",
+    "Tasks: Dead",
+    "Delete: Gone",
+    "Delete: Cancelled",
+    "Delete: Unknown",
+    "Redrive: Ready",
+    "Redrive: Duplicate",
+    "Redrive: Expired",
+    "Redrive: Unknown",
+    "Purge: some",
+    "DropQueue: done",
+    "DropQueue: the queue has tasks",
     "Queues",
     "Reap: reclaimed",
 ];

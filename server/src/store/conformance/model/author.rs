@@ -18,7 +18,9 @@ use proptest_state_machine::strategy::Sequential;
 
 use super::{
     super::*,
-    step::{Batch, PopStep, ProduceStep, QUEUES, Queue, Request, Step, Stream, Ticket, Try},
+    step::{
+        Batch, How, Life, PopStep, ProduceStep, QUEUES, Queue, Request, Step, Stream, TaskNumber, Ticket, Try, Which,
+    },
 };
 
 /// For how long requests and acks are remembered in histories.
@@ -30,7 +32,7 @@ const MAY_STILL_ARRIVE: Millis = 60_000;
 /// Steps, pops and tokens that later steps refer to are those of late.
 const RECENT: usize = 24;
 
-const STEPS: usize = 60;
+const STEPS: usize = 80;
 
 /// So few that their streams often take them over.
 pub(super) const SESSIONS: [u8; 2] = [1, 2];
@@ -52,6 +54,8 @@ pub(super) struct Plot {
     wanted: Wanted,
     /// Often there are more tasks than one step takes.
     crowded: bool,
+    /// All of it happens to one queue, and much of it is administration.
+    administered: bool,
     next_task: u32,
     next_pop: u32,
     now: Millis,
@@ -59,6 +63,8 @@ pub(super) struct Plot {
     numbers: HashMap<(Queue, u8), u64>,
     pops: Vec<(Queue, Arc<PopStep>)>,
     past: Vec<Arc<Step>>,
+    /// What went in of late.
+    batches: Vec<(Queue, Batch)>,
     /// A pop runs twice before anybody saw its tokens, so never after one of them was acked.
     acked: HashSet<u32>,
     /// Pops of which every token was acked: they have no leases any more.
@@ -78,22 +84,34 @@ pub(super) fn histories(wanted: Wanted) -> Sequential<Plot, Step, Opening, Next>
 fn opening(wanted: Wanted) -> Opening {
     let entries = prop_oneof![3 => Just(RULES.remember.entries), 1 => 4_u64..12];
     let max_expiries = prop_oneof![2 => Just(RULES.max_expiries), 3 => 1_u32..4];
-    let plot = move |(entries, max_expiries, crowded)| Plot {
-        rules: Rules { remember: Remember { window: WINDOW, entries }, max_expiries, ..RULES },
+    let max_failures = prop_oneof![1 => Just(RULES.max_failures), 3 => 1_u32..4];
+    let plot = move |(entries, max_expiries, max_failures, crowded, administered)| Plot {
+        rules: Rules {
+            remember: Remember { window: WINDOW, entries },
+            max_expiries,
+            max_failures,
+            backoff: Backoff { min: 60, max: 300 },
+            ..RULES
+        },
         wanted: wanted.clone(),
         crowded,
+        administered,
         next_task: 0,
         next_pop: 0,
         now: 0,
         numbers: HashMap::new(),
         pops: Vec::new(),
         past: Vec::new(),
+        batches: Vec::new(),
         acked: HashSet::new(),
         spent: Vec::new(),
         withdrawn: HashMap::new(),
         opened_before: 0,
     };
-    (entries, max_expiries, prop::bool::weighted(0.15)).prop_map(plot).no_shrink().boxed()
+    (entries, max_expiries, max_failures, prop::bool::weighted(0.15), prop::bool::weighted(0.5))
+        .prop_map(plot)
+        .no_shrink()
+        .boxed()
 }
 
 impl Plot {
@@ -144,12 +162,14 @@ impl Plot {
     fn after(mut self, step: &Step) -> Self {
         match step {
             Step::Pass(span) => self.now += span,
-            Step::Insert(_, batch, _) => {
+            Step::Insert(q, batch, _) => {
+                self.batches.push((*q, *batch));
                 self.next_task = self.next_task.max(batch.first + batch.count);
                 self.past.push(Arc::new(step.clone()));
             }
             Step::Produce(q, produce) => {
                 for (number, batch, _) in &produce.inserts {
+                    self.batches.push((*q, *batch));
                     self.next_task = self.next_task.max(batch.first + batch.count);
                     let last = self.numbers.entry((*q, produce.producer)).or_default();
                     *last = (*last).max(*number);
@@ -173,6 +193,8 @@ impl Plot {
         }
         let surplus = self.past.len().saturating_sub(RECENT);
         self.past.drain(..surplus);
+        let surplus = self.batches.len().saturating_sub(RECENT);
+        self.batches.drain(..surplus);
         let surplus = self.pops.len().saturating_sub(RECENT);
         self.pops.drain(..surplus);
         self
@@ -209,9 +231,10 @@ impl Plot {
             10 => self.produce(),
             20 => self.pop().prop_map(|(q, pop)| Step::Pop(q, Arc::new(pop))),
             7 => self.on_tickets(self.acks(), Step::Ack),
-            5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), lease())
+            5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::weighted(0.8, lease()))
                 .prop_map(|((q, tickets), lease)| Step::Heartbeat(q, tickets, lease)),
-            5 => self.on_tickets(self.tickets(), Step::PutBack),
+            10 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), how())
+                .prop_map(|((q, tickets), how)| Step::PutBack(q, tickets, how)),
             5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::of(attempt()))
                 .prop_map(|((q, tickets), attempt)| Step::Unsent(q, tickets, attempt)),
             3 => self.withdraw(),
@@ -221,10 +244,55 @@ impl Plot {
                 .prop_map(|((q, stream, tickets), lease)| Step::Keep(q, stream, tickets, lease)),
             4 => (self.of_a_stream(), select(vec![0, 50, 2_000]))
                 .prop_map(|((q, stream, tickets), grace)| Step::Abandon(q, stream, tickets, grace)),
+            if self.administered { 60 } else { 8 } => self.administer(),
             5 => self.again(),
             2 => self.disturb(),
         ];
         step.boxed()
+    }
+
+    fn administer(&self) -> Next {
+        let state = select(vec![State::Ready, State::Scheduled, State::Leased, State::Dead]);
+        let page = prop_oneof![2 => 1..5_usize, 1 => Just(100)];
+        let step = prop_oneof![
+            2 => (self.queue(), state.clone(), page).prop_map(|(q, state, page)| Step::List(q, state, page)),
+            2 => self.on_tasks(Step::Tasks),
+            2 => self.on_tasks(|q, numbers| Step::Delete(q, Which::Named(numbers))),
+            2 => self.on_tasks(|q, numbers| Step::Redrive(q, Which::Named(numbers))),
+            2 => (self.known_queue(), state.clone(), 1..4_usize)
+                .prop_map(|(q, state, count)| Step::Delete(q, Which::First(state, count))),
+            4 => (self.known_queue(), 1..6_usize)
+                .prop_map(|(q, count)| Step::Redrive(q, Which::First(State::Dead, count))),
+            4 => (self.known_queue(), vec(change(), 0..3)).prop_map(|(q, changes)| Step::Change(q, changes)),
+            1 => self.queue().prop_map(Step::Settings),
+            1 => (self.queue(), state).prop_map(|(q, state)| Step::Purge(q, state)),
+            1 => (self.queue(), prop::bool::weighted(0.3)).prop_map(|(q, force)| Step::DropQueue(q, force)),
+        ];
+        step.boxed()
+    }
+
+    /// Tasks of late, some or all that went in together; mostly on the queue that they are in.
+    fn on_tasks(&self, step: fn(Queue, Vec<TaskNumber>) -> Step) -> Next {
+        let life = Life { priority: 1, ..Life::default() };
+        let nobody = Batch { first: (1 << 30) - 8, count: 4, padding: (0, 0), life };
+        if self.batches.is_empty() {
+            return self.queue().prop_map(move |q| step(q, nobody.numbers().collect())).boxed();
+        }
+        let last = self.batches.len() - 1;
+        let batches = self.batches.clone();
+        let recent = prop_oneof![4 => 0..=last.min(2), 4 => 0..=last.min(8), 1 => 0..=last];
+        let batch = prop_oneof![30 => recent.prop_map(move |back| batches[last - back]), 1 => Just((Queue(0), nobody))];
+        let strangers = prop_oneof![15 => Just(None), 1 => self.queue().prop_map(Some)];
+        (batch, strangers, option::of(vec(prop_oneof![3 => 0..3_usize, 1 => 0..260_usize], 0..4)))
+            .prop_map(move |((q, batch), stranger, some)| {
+                let mut numbers: Vec<TaskNumber> = batch.numbers().collect();
+                match some {
+                    Some(some) => numbers = some.iter().map(|at| numbers[at % numbers.len()]).collect(),
+                    None => numbers.truncate(RECLAIM_STEP),
+                }
+                step(stranger.unwrap_or(q), numbers)
+            })
+            .boxed()
     }
 
     fn pass(&self) -> Next {
@@ -250,7 +318,7 @@ impl Plot {
 
     fn known_queue(&self) -> BoxedStrategy<Queue> {
         // A crowd gathers in one.
-        let count = if self.crowded { 1 } else { self.wanted.queues.min(QUEUES.len() - 1) };
+        let count = if self.crowded || self.administered { 1 } else { self.wanted.queues.min(QUEUES.len() - 1) };
         (0..count as u8).prop_map(Queue).boxed()
     }
 
@@ -272,8 +340,9 @@ impl Plot {
         let first = self.next_task;
         let count = prop_oneof![60 => 1_u32..6, self.often() => 200_u32..260];
         let padding = (0_usize..40, any::<u8>());
-        let step = move |(q, count, padding, request)| Step::Insert(q, Batch { first, count, padding }, request);
-        (self.known_queue(), count, padding, option::of(request())).prop_map(step).boxed()
+        let step =
+            move |(q, count, padding, life, request)| Step::Insert(q, Batch { first, count, padding, life }, request);
+        (self.known_queue(), count, padding, self.life(), option::of(request())).prop_map(step).boxed()
     }
 
     /// Most go on where the producer is, and some begin with what it has done before.
@@ -282,19 +351,31 @@ impl Plot {
         let back = prop_oneof![3 => Just(0), 2 => 1..6_u64, 1 => 0..40_u64];
         let count = prop_oneof![40 => 1_u32..4, 1 => Just(60)];
         let content = prop_oneof![12 => Just(0), 1 => Just(1)];
-        let inserts = vec((1..3_u64, count, (0_usize..40, any::<u8>()), content), 1..4);
+        let inserts = vec((1..3_u64, count, (0_usize..40, any::<u8>()), self.life(), content), 1..4);
         let step = move |(q, producer, back, inserts): (Queue, u8, u64, Vec<_>)| {
             let mut number = numbers.get(&(q, producer)).copied().unwrap_or(0).saturating_sub(back);
             let mut first = next_task;
-            let insert = |(gap, count, padding, content)| {
+            let insert = |(gap, count, padding, life, content)| {
                 number += gap;
                 first += count;
-                (number, Batch { first: first - count, count, padding }, content)
+                (number, Batch { first: first - count, count, padding, life }, content)
             };
             let inserts = inserts.into_iter().map(insert).collect();
             Step::Produce(q, Arc::new(ProduceStep { producer, inserts }))
         };
         (self.known_queue(), 0..3_u8, back, inserts).prop_map(step).boxed()
+    }
+
+    /// Most tasks have nothing beside their envelopes.
+    fn life(&self) -> BoxedStrategy<Life> {
+        let delay = select(vec![0, 30, 100, 300, 3_000]);
+        let at = (self.now.saturating_sub(50)..self.now + 400).prop_map(Due::At);
+        let due = prop_oneof![5 => Just(None), 2 => delay.prop_map(Due::In).prop_map(Some), 1 => at.prop_map(Some)];
+        let priority = prop_oneof![2 => Just(0), 1 => 0..=MAX_PRIORITY];
+        let ttl = prop_oneof![4 => Just(None), 1 => select(vec![1, 60, 250, 1_000, 30_000]).prop_map(Some)];
+        let key = prop_oneof![1 => Just(None), 1 => (0..2_u8).prop_map(Some)];
+        let some = (due, priority, ttl, key).prop_map(|(due, priority, ttl, key)| Life { due, priority, ttl, key });
+        prop_oneof![1 => Just(Life::default()), 1 => some].boxed()
     }
 
     fn pop(&self) -> BoxedStrategy<(Queue, PopStep)> {
@@ -307,7 +388,7 @@ impl Plot {
             self.queue(),
             max_tasks,
             max_bytes,
-            long_lease(),
+            option::weighted(0.8, long_lease()),
             option::of(a_try()),
             acks,
             any::<bool>(),
@@ -428,6 +509,33 @@ impl Plot {
         });
         prop_oneof![8 => of_one, 4 => of_many, 6 => whole, 1 => vec(unknown, 0..3)].boxed()
     }
+}
+
+/// As it is, mostly; then in whichever way.
+fn how() -> BoxedStrategy<How> {
+    let delay = prop_oneof![2 => Just(None), 1 => select(vec![0, 1, 80, 1_000]).prop_map(Some)];
+    let often = prop::bool::weighted(0.6);
+    let some = (delay, often, prop::bool::weighted(0.3), any::<u16>());
+    let some = some.prop_map(|(delay, failed, dead_letter, chance)| How { delay, failed, dead_letter, chance });
+    prop_oneof![1 => Just(How::default()), 3 => some].boxed()
+}
+
+/// Of what stops others, a little less than of what lets them go on.
+fn change() -> BoxedStrategy<(Setting, Option<u64>)> {
+    let some = |setting| {
+        let values = match setting {
+            Setting::Lease => vec![1, 70, 5_000],
+            Setting::MaxFailures | Setting::MaxExpiries => vec![1, 2, 5],
+            Setting::BackoffMin => vec![0, 30, 500],
+            Setting::BackoffMax => vec![0, 100, 1_000],
+            Setting::MaxTasks => vec![1, 6, 20, 300],
+            Setting::MaxBytes => vec![1, 60, 500],
+            Setting::DeadLetterRetention => vec![1, 100, 2_000],
+            Setting::Paused => vec![0, 1],
+        };
+        prop_oneof![4 => Just(None), 3 => select(values).prop_map(Some)].prop_map(move |value| (setting, value))
+    };
+    select(Setting::ALL.to_vec()).prop_flat_map(some).boxed()
 }
 
 fn lease() -> BoxedStrategy<Millis> {

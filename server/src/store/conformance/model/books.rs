@@ -1,12 +1,12 @@
 //! What a history did to a queue's tasks, as its callers saw it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     super::*,
     Trial,
     author::Plot,
-    step::{self, Answer, Delivery, MAX_HOLD, PopStep, Queue, Step, TaskNumber, Ticket},
+    step::{self, Answer, Batch, Delivery, How, MAX_HOLD, PopStep, Queue, Step, TaskNumber, Ticket},
 };
 
 /// The one queue that is booked.
@@ -14,11 +14,29 @@ const QUEUE: Queue = Queue(0);
 
 pub(super) struct Books {
     pub(super) rig: Rig,
-    inserted: HashMap<TaskNumber, Bytes>,
-    holder: HashMap<TaskNumber, (Ticket, Millis)>,
+    queue: Known,
     /// Each delivery, and the id of the request that it answered.
     held: HashMap<Ticket, (TaskNumber, Option<u8>)>,
+    /// Nothing is to be delivered.
+    paused: bool,
+    /// Settings were changed, so that the rules are not known.
+    changed: bool,
+}
+
+/// What is known of the queue, until it is dropped.
+#[derive(Default)]
+struct Known {
+    inserted: HashMap<TaskNumber, Task>,
+    holder: HashMap<TaskNumber, (Ticket, Millis)>,
     acked: HashSet<TaskNumber>,
+    /// Dead letters that were rejected, and tasks that were deleted: neither is delivered.
+    ended: HashSet<TaskNumber>,
+}
+
+struct Task {
+    envelope: Bytes,
+    due: Millis,
+    ends_at: Option<Millis>,
 }
 
 fn require(condition: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -27,20 +45,28 @@ fn require(condition: bool, what: impl FnOnce() -> String) -> Result<(), String>
 
 impl Books {
     pub(super) fn new(rig: Rig) -> Self {
-        let (inserted, holder, held, acked) = Default::default();
-        Self { rig, inserted, holder, held, acked }
+        Self { rig, queue: Known::default(), held: HashMap::new(), paused: false, changed: false }
     }
 
-    fn enter(&mut self, step: &Step, answer: &Answer, max_expiries: u32) -> Result<(), String> {
+    fn enter_tasks(&mut self, batch: Batch, duplicates: &[usize], now: Millis) {
+        for (_, (number, task)) in batch.tasks().enumerate().filter(|(at, _)| !duplicates.contains(at)) {
+            let due = task.due.map_or(now, |due| due.at(now + START) - START);
+            let ends_at = task.plan.and_then(|plan| plan.ttl).map(|ttl| now + ttl);
+            self.queue.inserted.insert(number, Task { envelope: task.envelope, due, ends_at });
+        }
+    }
+
+    fn enter(&mut self, step: &Step, answer: &Answer, rules: &Rules) -> Result<(), String> {
         let now = self.rig.now() - START;
         match (step, answer) {
-            (Step::Insert(_, batch, _), Answer::Inserted { replayed: false, .. }) => {
-                self.inserted.extend(batch.tasks().map(|(number, task)| (number, task.envelope)));
+            (Step::Insert(_, batch, _), Answer::Inserted { replayed: false, duplicates, .. }) => {
+                self.enter_tasks(*batch, duplicates, now);
             }
             (Step::Produce(_, produce), Answer::Produced(answers, _)) => {
-                for ((_, batch, _), (_, replayed)) in produce.inserts.iter().zip(answers) {
-                    let new = batch.tasks().filter(|_| !replayed);
-                    self.inserted.extend(new.map(|(number, task)| (number, task.envelope)));
+                for ((_, batch, _), (_, duplicates, replayed)) in produce.inserts.iter().zip(answers) {
+                    if !replayed {
+                        self.enter_tasks(*batch, duplicates, now);
+                    }
                 }
             }
             (Step::Pop(_, pop), Answer::Popped { acks, tasks, taken_over, .. }) => {
@@ -49,15 +75,17 @@ impl Books {
                     "G4: delivered to a stream without its session".to_owned()
                 })?;
                 for task in tasks {
-                    require(task.expiries < max_expiries, || format!("a dead letter is delivered: {task:?}"))?;
+                    let alive = task.expiries < rules.max_expiries && task.failures < rules.max_failures;
+                    require(alive || self.changed, || format!("a dead letter is delivered: {task:?}"))?;
                     self.deliver(task, pop, now)?;
                 }
             }
             (Step::Ack(_, tickets), Answer::Outcomes(outcomes)) => self.ack(tickets, outcomes)?,
-            (Step::Heartbeat(_, tickets, lease), Answer::Beaten(outcomes, _)) => {
-                self.extend(tickets, outcomes, now + lease)?;
+            (Step::Heartbeat(_, tickets, lease), Answer::Beaten(outcomes, ..)) => {
+                // Where it is not said for how long, at least not for less than it was.
+                self.extend(tickets, outcomes, now + lease.unwrap_or(0))?;
             }
-            (Step::Keep(_, _, tickets, lease), Answer::Kept(Some(outcomes))) => {
+            (Step::Keep(_, _, tickets, lease), Answer::Kept(Some((outcomes, _)))) => {
                 self.extend(tickets, outcomes, now + lease)?;
             }
             (Step::Resume(_, _, lease), Answer::Resumed(tickets, ages)) => {
@@ -67,13 +95,16 @@ impl Books {
             }
             // Of a stream that has its session: whether it does is compared, not booked.
             (Step::Abandon(_, _, tickets, grace), Answer::Done) => {
-                for (_, deadline) in self.holder.values_mut().filter(|(holder, _)| tickets.contains(holder)) {
+                for (_, deadline) in self.queue.holder.values_mut().filter(|(holder, _)| tickets.contains(holder)) {
                     *deadline = (*deadline).min(now + grace);
                 }
             }
-            (Step::PutBack(_, tickets) | Step::Unsent(_, tickets, _), Answer::Outcomes(outcomes)) => {
+            (Step::PutBack(_, tickets, how), Answer::GivenBack(outcomes, _)) => {
+                self.give_back(tickets, outcomes, *how, now)?;
+            }
+            (Step::Unsent(_, tickets, _), Answer::GivenBack(outcomes, _)) => {
                 for (_, number) in self.applied(tickets, outcomes)? {
-                    self.holder.remove(&number);
+                    self.queue.holder.remove(&number);
                 }
             }
             // Takes back from any try of the request.
@@ -81,10 +112,29 @@ impl Books {
                 let request = pop.request.map(|one| one.request.id);
                 let held = &self.held;
                 let of_request = |ticket: &Ticket| request.is_some() && held[ticket].1 == request;
-                self.holder.retain(|_, (ticket, _)| ticket.pop != pop.number && !of_request(ticket));
+                self.queue.holder.retain(|_, (ticket, _)| ticket.pop != pop.number && !of_request(ticket));
             }
             // Takes back what may be held by anybody.
-            (Step::ReleaseHeld(..), Answer::Released(_)) => self.holder.clear(),
+            (Step::ReleaseHeld(..), Answer::Released(_)) | (Step::Purge(_, State::Leased), _) => {
+                self.queue.holder.clear()
+            }
+            (Step::Change(_, changes), Answer::Set(Some(settings))) => {
+                self.paused = settings.paused();
+                self.changed |= !changes.is_empty();
+            }
+            (_, Answer::Deleted(deleted)) => {
+                let gone = deleted.iter().filter(|(_, deleted)| *deleted == Deleted::Gone);
+                self.queue.ended.extend(gone.map(|(number, _)| *number));
+            }
+            (_, Answer::Redriven(redriven)) => {
+                for (number, _) in redriven.iter().filter(|(_, redriven)| *redriven == Redriven::Ready) {
+                    self.queue.ended.remove(number);
+                    self.queue.inserted.entry(*number).and_modify(|task| task.due = now);
+                }
+            }
+            (Step::DropQueue(..), Answer::Dropped(true)) => {
+                (self.queue, self.paused) = (Known::default(), false);
+            }
             _ => {}
         }
         Ok(())
@@ -96,9 +146,20 @@ impl Books {
         applied.map(|(ticket, _)| Ok((*ticket, number(ticket)?.0))).collect()
     }
 
+    fn give_back(&mut self, tickets: &[Ticket], outcomes: &[Outcome], how: How, now: Millis) -> Result<(), String> {
+        for (_, number) in self.applied(tickets, outcomes)? {
+            self.queue.holder.remove(&number);
+            if how.dead_letter {
+                self.queue.ended.insert(number);
+            }
+            self.queue.inserted.entry(number).and_modify(|task| task.due = now + how.delay.unwrap_or(0));
+        }
+        Ok(())
+    }
+
     fn extend(&mut self, tickets: &[Ticket], outcomes: &[Outcome], until: Millis) -> Result<(), String> {
         for (ticket, number) in self.applied(tickets, outcomes)? {
-            let (holder, deadline) = self.holder.entry(number).or_insert((ticket, 0));
+            let (holder, deadline) = self.queue.holder.entry(number).or_insert((ticket, 0));
             require(*holder == ticket, || format!("G5: {ticket:?} is extended, {holder:?} holds"))?;
             *deadline = (*deadline).max(until);
         }
@@ -107,20 +168,28 @@ impl Books {
 
     fn ack(&mut self, tickets: &[Ticket], outcomes: &[Outcome]) -> Result<(), String> {
         for (ticket, number) in self.applied(tickets, outcomes)? {
-            let holder = self.holder.remove(&number);
+            let holder = self.queue.holder.remove(&number);
             require(holder.is_none_or(|(holder, _)| holder == ticket), || {
                 format!("G5: {ticket:?} acks {number:?}, {holder:?} holds")
             })?;
-            require(self.acked.insert(number), || format!("G7: {number:?} is acked twice"))?;
+            require(self.queue.acked.insert(number), || format!("G7: {number:?} is acked twice"))?;
         }
         Ok(())
     }
 
     fn deliver(&mut self, task: &Delivery, pop: &PopStep, now: Millis) -> Result<(), String> {
         let Delivery { ticket, task: number, .. } = *task;
-        require(self.inserted.get(&number) == Some(&task.envelope), || format!("G2: a phantom: {task:?}"))?;
-        require(!self.acked.contains(&number), || format!("G7: delivered after its ack: {task:?}"))?;
-        if let Some((holder, deadline)) = self.holder.get(&number) {
+        let inserted = self.queue.inserted.get(&number).filter(|inserted| inserted.envelope == task.envelope);
+        let inserted = inserted.ok_or_else(|| format!("G2: a phantom: {task:?}"))?;
+        require(!self.queue.acked.contains(&number), || format!("G7: delivered after its ack: {task:?}"))?;
+        require(!self.queue.ended.contains(&number), || format!("G1: delivered after its end: {task:?}"))?;
+        if !self.held.contains_key(&ticket) {
+            require(inserted.due <= now, || format!("G10: due at {}, delivered at {now}: {task:?}", inserted.due))?;
+            let over = inserted.ends_at.is_some_and(|at| at <= now);
+            require(!over, || format!("its time was over at {:?}, delivered at {now}: {task:?}", inserted.ends_at))?;
+            require(!self.paused, || format!("delivered though the queue is paused: {task:?}"))?;
+        }
+        if let Some((holder, deadline)) = self.queue.holder.get(&number) {
             require(*holder == ticket || *deadline <= now, || {
                 format!("G4: {holder:?} holds until {deadline}: {task:?}")
             })?;
@@ -129,22 +198,40 @@ impl Books {
         require(before.is_none_or(|(before, _)| before == number), || {
             format!("G4: {ticket:?} was another's: {task:?}")
         })?;
-        self.holder.insert(number, (ticket, task.expires_at));
+        self.queue.holder.insert(number, (ticket, task.expires_at));
         Ok(())
     }
 
+    /// Each task is in one state, or is counted as one that is gone.
     async fn balance(&mut self) -> Result<(), String> {
         let Some(counts) = self.rig.count(&QUEUE.name()).await else { return Ok(()) };
-        let Counts { ready, leased, dead, inserted, acked, .. } = counts;
-        require(inserted == ready + leased + dead + acked, || format!("G14: {counts:?}"))?;
-        let (own_inserted, own_acked) = (self.inserted.len() as u64, self.acked.len() as u64);
+        let Counts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, .. } = counts;
+        let there = ready + scheduled + leased + dead;
+        let all = there + acked + expired + deleted + purged;
+        require(inserted == all, || format!("G14: {counts:?}"))?;
+        let (own_inserted, own_acked) = (self.queue.inserted.len() as u64, self.queue.acked.len() as u64);
         let booked = || format!("{counts:?}, but {own_inserted} were inserted and {own_acked} acked");
-        require((inserted, acked) == (own_inserted, own_acked), booked)
+        require((inserted, acked) == (own_inserted, own_acked), booked)?;
+        let mut seen = BTreeMap::new();
+        for task in self.rig.told(self.queue.inserted.keys()).await {
+            *seen.entry(task.state).or_insert(0) += 1;
+            let Seen { deliveries, failures, expiries, cause, state, .. } = task;
+            require(deliveries >= failures + expiries, || format!("G8: {task:?}"))?;
+            require(cause.is_some() == (state == State::Dead), || format!("G1: {task:?}"))?;
+        }
+        for (state, count) in
+            [(State::Ready, ready), (State::Scheduled, scheduled), (State::Leased, leased), (State::Dead, dead)]
+        {
+            let found = seen.get(&state).copied().unwrap_or(0);
+            require(found == count, || format!("G14: {found} tasks are {state:?}, {count} are counted"))?;
+        }
+        Ok(())
     }
 
-    /// Whatever is left can be delivered, each task once, or is a dead letter.
+    /// Whatever is left can be delivered, each task once, or waits, or is a dead letter, or is counted as gone.
     async fn close(&mut self) -> Result<(), String> {
         self.rig.release_held(&QUEUE.name(), 0).await.unwrap();
+        self.rig.set(&QUEUE.name(), Setting::Paused, None).await;
         let mut left = HashSet::new();
         loop {
             let tasks = self.rig.take(&QUEUE.name(), 100).await;
@@ -155,25 +242,38 @@ impl Books {
                 require(left.insert(TaskNumber::of(task.id)), || format!("G4: delivered twice: {:?}", task.id))?;
             }
         }
-        let known = |number: &TaskNumber| self.inserted.contains_key(number) && !self.acked.contains(number);
+        let Known { inserted, acked, .. } = &self.queue;
+        let known = |number: &TaskNumber| inserted.contains_key(number) && !acked.contains(number);
         require(left.iter().all(known), || "G2, G7: what is left was acked, or never inserted".to_owned())?;
-        let dead = self.rig.count(&QUEUE.name()).await.map_or(0, |counts| counts.dead);
-        let missing = self.inserted.len() - self.acked.len() - left.len();
-        require(missing as u64 == dead, || format!("G1: {missing} tasks are missing, {dead} are dead letters"))
+        let Counts { scheduled, dead, expired, deleted, purged, .. } = self.rig.counted(&QUEUE.name()).await;
+        let missing = (inserted.len() - acked.len() - left.len()) as u64;
+        let elsewhere = scheduled + dead + expired + deleted + purged;
+        require(missing == elsewhere, || format!("G1: {missing} tasks are missing, {elsewhere} are elsewhere or gone"))
+    }
+}
+
+impl Rig {
+    /// Those of these tasks that are there.
+    async fn told(&self, numbers: impl Iterator<Item = &TaskNumber>) -> Vec<Seen> {
+        let ids: Vec<TaskId> = numbers.map(|number| number.id()).collect();
+        let mut all = Vec::new();
+        for ids in ids.chunks(RECLAIM_STEP) {
+            all.extend(self.tasks(&QUEUE.name(), ids).await.unwrap().into_iter().flatten());
+        }
+        all
     }
 }
 
 impl Trial for Books {
     async fn run(&mut self, plot: &Plot, steps: &[Step]) -> Result<(), String> {
         self.rig.start_over(plot.rules);
-        self.inserted.clear();
-        self.holder.clear();
+        self.queue = Known::default();
         self.held.clear();
-        self.acked.clear();
+        (self.paused, self.changed) = (false, false);
         for (at, step) in steps.iter().enumerate() {
             let answer = step::take(&mut self.rig, step, 1).await;
             let context = |error| format!("at step {at}: {step:?}\n  answered {answer:?}\n  {error}");
-            self.enter(step, &answer, plot.rules.max_expiries).map_err(context)?;
+            self.enter(step, &answer, &plot.rules).map_err(context)?;
             // Counting takes back, so it is not done each time: some leases have to stay beyond their deadlines.
             if at % 3 == 0 {
                 self.balance().await.map_err(context)?;

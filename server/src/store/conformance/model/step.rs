@@ -82,30 +82,45 @@ impl fmt::Debug for Ticket {
     }
 }
 
+fn tickets_of(tokens: Vec<Token>) -> Vec<Ticket> {
+    tokens.into_iter().map(Ticket::of).collect()
+}
+
 fn tokens_of(tickets: &[Ticket]) -> Vec<Token> {
     tickets.iter().map(|ticket| ticket.token()).collect()
 }
 
-fn id_of(number: TaskNumber) -> TaskId {
-    TaskId(spelled(number.0)).with_plan(false)
-}
+/// The numbers of tasks that have plans have this bit, so that their ids tell it wherever they are named.
+const PLANNED: u32 = 1 << 31;
 
-/// Names a task.
+/// Names a task: `#12`, and one that has a plan `#12p`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct TaskNumber(pub(super) u32);
 
 impl TaskNumber {
     pub(super) fn of(id: TaskId) -> Self {
         let number = Self(read(&id.0));
-        assert_eq!(id_of(number), id, "an id that nobody minted");
+        assert_eq!(number.id(), id, "an id that nobody minted");
         number
+    }
+
+    pub(super) fn id(self) -> TaskId {
+        TaskId(spelled(self.0)).with_plan(self.0 & PLANNED > 0)
     }
 }
 
 impl fmt::Debug for TaskNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.0)
+        write!(f, "#{}{}", self.0 & !PLANNED, if self.0 & PLANNED > 0 { "p" } else { "" })
     }
+}
+
+fn ids_of(numbers: &[TaskNumber]) -> Vec<TaskId> {
+    numbers.iter().map(|number| number.id()).collect()
+}
+
+fn numbers_of(ids: Vec<TaskId>) -> Vec<TaskNumber> {
+    ids.into_iter().map(TaskNumber::of).collect()
 }
 
 /// A caller's request id, and a number for what the request is about.
@@ -171,25 +186,77 @@ pub(super) struct Batch {
     pub(super) first: u32,
     pub(super) count: u32,
     pub(super) padding: (usize, u8),
+    pub(super) life: Life,
+}
+
+/// What tasks of a batch are to have beside their envelopes. They have not all the same: see [`Batch::plan_of`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Life {
+    pub(super) due: Option<Due>,
+    pub(super) priority: u8,
+    pub(super) ttl: Option<Millis>,
+    /// So few that they often meet.
+    pub(super) key: Option<u8>,
 }
 
 impl Batch {
-    fn numbers(self) -> impl Iterator<Item = TaskNumber> {
-        (self.first..self.first + self.count).map(TaskNumber)
+    pub(super) fn numbers(self) -> impl Iterator<Item = TaskNumber> {
+        let number = move |number| if self.plan_of(number) == Plan::default() { number } else { number | PLANNED };
+        (self.first..self.first + self.count).map(move |at| TaskNumber(number(at)))
+    }
+
+    /// Every fourth has none of it, and the others have not all the same.
+    fn plan_of(self, number: u32) -> Plan {
+        let Life { priority, ttl, key, .. } = self.life;
+        let (ttl, key) = (ttl.map(|ttl| ttl + u64::from(number % 3) * 40), key.map(|key| u32::from(key) + number % 2));
+        match number % 4 {
+            3 => Plan::default(),
+            some => {
+                let priority = if some == 2 { priority / 2 } else { priority };
+                Plan { priority, ttl, unique_key: key.map(|key| format!("k{key}")) }
+            }
+        }
+    }
+
+    fn due_of(self, number: u32) -> Option<Due> {
+        self.life.due.map(|due| match due {
+            Due::In(span) => Due::In(span + u64::from(number % 5) * 20),
+            Due::At(time) => Due::At(START + time),
+        })
     }
 
     pub(super) fn tasks(self) -> impl Iterator<Item = (TaskNumber, NewTask)> {
         self.numbers().map(move |number| {
-            let mut envelope = format!("{}:", number.0).into_bytes();
+            let count = number.0 & !PLANNED;
+            let mut envelope = format!("{count}:").into_bytes();
             envelope.resize(envelope.len() + self.padding.0, self.padding.1);
-            (number, NewTask::new(id_of(number), envelope.into(), None))
+            let new = NewTask::new(number.id(), envelope.into(), Some(self.plan_of(count)));
+            (number, NewTask { due: self.due_of(count), ..new })
         })
     }
 }
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}+{} of {} x {:#04x}", self.first, self.count, self.padding.0, self.padding.1)
+        write!(f, "#{}+{} of {} x {:#04x}", self.first, self.count, self.padding.0, self.padding.1)?;
+        if self.life == Life::default() { Ok(()) } else { write!(f, ", {:?}", self.life) }
+    }
+}
+
+/// How tasks are given back by their holder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct How {
+    pub(super) delay: Option<Millis>,
+    pub(super) failed: bool,
+    pub(super) dead_letter: bool,
+    pub(super) chance: u16,
+}
+
+impl How {
+    fn put_back(self, tickets: &[Ticket]) -> PutBack {
+        let Self { delay, failed, dead_letter, chance } = self;
+        let tokens = tokens_of(tickets);
+        PutBack { tokens, delay, failed, dead_letter, reason: format!("because of {chance}"), chance }
     }
 }
 
@@ -199,7 +266,7 @@ pub(super) struct PopStep {
     pub(super) number: u32,
     pub(super) max_tasks: usize,
     pub(super) max_bytes: usize,
-    pub(super) lease: Millis,
+    pub(super) lease: Option<Millis>,
     pub(super) request: Option<Try>,
     pub(super) acks: Vec<Ticket>,
     pub(super) will_wait: bool,
@@ -211,7 +278,7 @@ pub(super) struct PopStep {
 impl fmt::Debug for PopStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { number, max_tasks, max_bytes, lease, request, acks, will_wait, stream, spent } = self;
-        write!(f, "t{number}: at most {max_tasks} of {max_bytes} bytes for {lease} ms")?;
+        write!(f, "t{number}: at most {max_tasks} of {max_bytes} bytes for {lease:?} ms")?;
         if let Some(one) = request {
             write!(f, ", {one:?}")?;
         }
@@ -234,7 +301,7 @@ impl PopStep {
             acks: tokens_of(&self.acks),
             max_tasks: self.max_tasks,
             max_bytes: self.max_bytes,
-            lease: Some(self.lease),
+            lease: self.lease,
             stem: Ticket::stem(self.number),
             request: self.request.map(Try::pop_request),
             will_wait: self.will_wait,
@@ -282,6 +349,26 @@ impl ProduceStep {
     }
 }
 
+/// Which tasks administration is about.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Which {
+    Named(Vec<TaskNumber>),
+    /// Of a state, the first so many of its list then.
+    First(State, usize),
+}
+
+impl Which {
+    async fn numbers(&self, rig: &Rig, q: Queue) -> Result<Vec<TaskNumber>, StoreError> {
+        match self {
+            Self::Named(numbers) => Ok(numbers.clone()),
+            Self::First(state, count) => {
+                let listed = list(rig, &q.name(), *state, *count).await?.unwrap_or_default();
+                Ok(listed.iter().take(*count).map(View::number).collect())
+            }
+        }
+    }
+}
+
 /// For how long leases are held in histories, about as long as several leases.
 pub(super) const MAX_HOLD: Millis = 2_000;
 
@@ -302,14 +389,24 @@ pub(super) enum Step {
     Produce(Queue, Arc<ProduceStep>),
     Pop(Queue, Arc<PopStep>),
     Ack(Queue, Vec<Ticket>),
-    Heartbeat(Queue, Vec<Ticket>, Millis),
-    PutBack(Queue, Vec<Ticket>),
+    Heartbeat(Queue, Vec<Ticket>, Option<Millis>),
+    PutBack(Queue, Vec<Ticket>, How),
     Unsent(Queue, Vec<Ticket>, Option<u8>),
     Withdraw(Queue, Arc<PopStep>),
     ReleaseHeld(Queue, Millis),
     Resume(Queue, Stream, Millis),
     Keep(Queue, Stream, Vec<Ticket>, Millis),
     Abandon(Queue, Stream, Vec<Ticket>, Millis),
+    Change(Queue, Vec<(Setting, Option<u64>)>),
+    Settings(Queue),
+    /// All pages, of so many tasks.
+    List(Queue, State, usize),
+    Tasks(Queue, Vec<TaskNumber>),
+    Delete(Queue, Which),
+    Redrive(Queue, Which),
+    /// Until there are no more.
+    Purge(Queue, State),
+    DropQueue(Queue, bool),
     Disturb(Disturbance),
     /// A step that the way to the store takes a second time, or late: an insert, a producer's inserts or a pop.
     Again(Arc<Step>),
@@ -333,6 +430,7 @@ pub(super) struct Delivery {
     pub(super) envelope: Bytes,
     inserted_at: Millis,
     pub(super) deliveries: u32,
+    pub(super) failures: u32,
     pub(super) expiries: u32,
     left: Millis,
     pub(super) expires_at: Millis,
@@ -346,6 +444,7 @@ impl Delivery {
             envelope: leased.envelope.clone(),
             inserted_at: leased.inserted_at.wrapping_sub(START),
             deliveries: leased.deliveries,
+            failures: leased.failures,
             expiries: leased.expiries,
             left: leased.left,
             expires_at: leased.expires_at.wrapping_sub(START),
@@ -355,9 +454,32 @@ impl Delivery {
 
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { ticket, task, envelope, inserted_at, deliveries, expiries, left, expires_at } = self;
-        write!(f, "{ticket:?} {task:?} {envelope:?} of {inserted_at}, delivered {deliveries}, expired {expiries}, ")?;
+        let Self { ticket, task, envelope, inserted_at, deliveries, failures, expiries, left, expires_at } = self;
+        write!(f, "{ticket:?} {task:?} {envelope:?} of {inserted_at}, delivered {deliveries}, failed {failures}, ")?;
+        write!(f, "expired {expiries}, ")?;
         write!(f, "{left} left until {expires_at}")
+    }
+}
+
+/// A task as administration sees it, with times from the beginning.
+#[derive(Clone, PartialEq)]
+pub(super) struct View(pub(super) Seen);
+
+impl View {
+    fn of(seen: Seen) -> Self {
+        let from_start = |at: Millis| at.wrapping_sub(START);
+        let (at, inserted_at) = (seen.at.map(from_start), from_start(seen.inserted_at));
+        Self(Seen { at, inserted_at, ends_at: seen.ends_at.map(from_start), ..seen })
+    }
+
+    pub(super) fn number(&self) -> TaskNumber {
+        TaskNumber::of(self.0.id)
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?}", self.number(), self.0)
     }
 }
 
@@ -368,9 +490,11 @@ pub(super) enum Answer {
     Refused(String),
     Inserted {
         tasks: Vec<TaskNumber>,
+        duplicates: Vec<usize>,
         replayed: bool,
     },
-    Produced(Vec<(Vec<TaskNumber>, bool)>, Option<String>),
+    /// Of each insert: the tasks, which of them are duplicates, and whether they are those of an earlier call.
+    Produced(Vec<(Vec<TaskNumber>, Vec<usize>, bool)>, Option<String>),
     Popped {
         acks: Vec<Outcome>,
         tasks: Vec<Delivery>,
@@ -381,21 +505,29 @@ pub(super) enum Answer {
         known: bool,
     },
     Outcomes(Vec<Outcome>),
-    Beaten(Vec<Outcome>, Option<(Millis, Millis)>),
+    Beaten(Vec<Outcome>, Option<(Millis, Millis)>, Vec<Ticket>),
+    GivenBack(Vec<Outcome>, Released),
     Withdrawn(u64),
     Released(Released),
     Resumed(Vec<Ticket>, Vec<Millis>),
     /// Nothing if another stream has the session.
-    Kept(Option<Vec<Outcome>>),
+    Kept(Option<(Vec<Outcome>, Vec<Ticket>)>),
     Seen(Vec<Sight>),
     Counted(Vec<Option<Counts>>),
     Named(Vec<QueueName>),
     Reaped(BTreeMap<QueueName, u64>),
+    Set(Option<Settings>),
+    Listed(Option<Vec<View>>),
+    Told(Vec<Option<View>>),
+    Deleted(Vec<(TaskNumber, Deleted)>),
+    Redriven(Vec<(TaskNumber, Redriven)>),
+    Purged(u64),
+    Dropped(bool),
 }
 
-/// Takes a step. Looks and the reaper take back one step's worth of expired leases a call, so they are called `rounds`
-/// times: once for each [`RECLAIM_STEP`](crate::store::RECLAIM_STEP) tasks that may be leased. What they took back is
-/// compared in all, and what they saw, of the last.
+/// Takes a step. Looks and the reaper do one step's worth of what its time has come for a call, so they are called `rounds`
+/// times: once for each [`RECLAIM_STEP`](crate::store::RECLAIM_STEP) leases, tasks that wait, tasks that end and dead letters
+/// that there may be. What became ready is compared in all, and what they saw, of the last.
 pub(super) async fn take(rig: &mut Rig, step: &Step, rounds: usize) -> Answer {
     let answer = match step {
         Step::Again(step) => return Box::pin(take(rig, step, rounds)).await,
@@ -411,6 +543,14 @@ pub(super) async fn take(rig: &mut Rig, step: &Step, rounds: usize) -> Answer {
         Step::Reap { budget } => reap(rig, *budget, rounds).await,
         Step::Counts(queues) => rig.counts(&names(queues)).await.map(Answer::Counted),
         Step::Queues { after, max } => rig.queues(after.map(Queue::name).as_ref(), *max).await.map(Answer::Named),
+        Step::Change(..)
+        | Step::Settings(_)
+        | Step::List(..)
+        | Step::Tasks(..)
+        | Step::Delete(..)
+        | Step::Redrive(..)
+        | Step::Purge(..)
+        | Step::DropQueue(..) => administer(rig, step).await,
         step => call(rig, step).await,
     };
     answer.unwrap_or_else(|error| Answer::Refused(error.to_string()))
@@ -421,14 +561,13 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         Step::Insert(q, batch, request) => {
             let tasks = batch.tasks().map(|(_, task)| task).collect();
             let insert = Insert { tasks, request: request.map(Request::key), waiting_here: 0 };
-            let Inserted { ids, replayed, .. } = rig.insert(&q.name(), insert).await?;
-            Ok(Answer::Inserted { tasks: ids.into_iter().map(TaskNumber::of).collect(), replayed })
+            let Inserted { ids, duplicates, replayed } = rig.insert(&q.name(), insert).await?;
+            Ok(Answer::Inserted { tasks: numbers_of(ids), duplicates, replayed })
         }
         Step::Produce(q, step) => {
             let Produced { inserted, refused } = rig.produce(&q.name(), step.produce()).await?;
-            let tasks = |inserted: Inserted| inserted.ids.into_iter().map(TaskNumber::of).collect();
-            let answers = inserted.into_iter().map(|inserted| (inserted.replayed, tasks(inserted)));
-            let answers = answers.map(|(replayed, tasks)| (tasks, replayed)).collect();
+            let answer = |Inserted { ids, duplicates, replayed }| (numbers_of(ids), duplicates, replayed);
+            let answers = inserted.into_iter().map(answer).collect();
             Ok(Answer::Produced(answers, refused.map(|error| error.to_string())))
         }
         Step::Pop(q, pop) => {
@@ -439,32 +578,79 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         }
         Step::Ack(q, tickets) => rig.ack(&q.name(), &tokens_of(tickets)).await.map(Answer::Outcomes),
         Step::Heartbeat(q, tickets, lease) => {
-            let Beaten { outcomes, earliest, .. } = rig.heartbeat(&q.name(), &tokens_of(tickets), Some(*lease)).await?;
-            Ok(Answer::Beaten(outcomes, earliest.map(|(left, at)| (left, at.wrapping_sub(START)))))
+            let Beaten { outcomes, earliest, cancelled } =
+                rig.heartbeat(&q.name(), &tokens_of(tickets), *lease).await?;
+            let earliest = earliest.map(|(left, at)| (left, at.wrapping_sub(START)));
+            Ok(Answer::Beaten(outcomes, earliest, tickets_of(cancelled)))
         }
-        Step::PutBack(q, tickets) => {
-            let put_back = Release::PutBack(back(&tokens_of(tickets)));
-            rig.release(&q.name(), put_back).await.map(|(outcomes, _)| Answer::Outcomes(outcomes))
+        Step::PutBack(q, tickets, how) => {
+            let put_back = Release::PutBack(how.put_back(tickets));
+            rig.release(&q.name(), put_back).await.map(|(outcomes, released)| Answer::GivenBack(outcomes, released))
         }
         Step::Unsent(q, tickets, attempt) => {
             let unsent = Release::Unsent(tokens_of(tickets), attempt.map(name_of_attempt));
-            rig.release(&q.name(), unsent).await.map(|(outcomes, _)| Answer::Outcomes(outcomes))
+            rig.release(&q.name(), unsent).await.map(|(outcomes, released)| Answer::GivenBack(outcomes, released))
         }
         Step::Withdraw(q, pop) => rig.withdraw(&q.name(), pop.withdrawal()).await.map(Answer::Withdrawn),
         Step::ReleaseHeld(q, held_for) => rig.release_held(&q.name(), *held_for).await.map(Answer::Released),
         Step::Resume(q, stream, lease) => {
             let held = rig.resume(&q.name(), stream.consumer(), *lease, MAX_HOLD).await?;
             let (tokens, ages): (Vec<_>, Vec<_>) = held.into_iter().unzip();
-            Ok(Answer::Resumed(tokens.into_iter().map(Ticket::of).collect(), ages))
+            Ok(Answer::Resumed(tickets_of(tokens), ages))
         }
         Step::Keep(q, stream, tickets, lease) => rig
             .keep(&q.name(), stream.consumer(), &tokens_of(tickets), *lease)
             .await
-            .map(|kept| Answer::Kept(kept.map(|kept| kept.outcomes))),
+            .map(|kept| Answer::Kept(kept.map(|kept| (kept.outcomes, tickets_of(kept.cancelled))))),
         Step::Abandon(q, stream, tickets, grace) => {
             rig.abandon(&q.name(), stream.consumer(), &tokens_of(tickets), *grace).await.map(|()| Answer::Done)
         }
         step => panic!("not a call on one queue: {step:?}"),
+    }
+}
+
+async fn administer(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
+    match step {
+        Step::Change(q, changes) => rig.change(&q.name(), changes).await.map(|set| Answer::Set(Some(set))),
+        Step::Settings(q) => rig.settings(&q.name()).await.map(Answer::Set),
+        Step::List(q, state, page) => list(rig, &q.name(), *state, *page).await.map(Answer::Listed),
+        Step::Tasks(q, numbers) => {
+            let seen = rig.tasks(&q.name(), &ids_of(numbers)).await?;
+            Ok(Answer::Told(seen.into_iter().map(|seen| seen.map(View::of)).collect()))
+        }
+        Step::Delete(q, which) => {
+            let numbers = which.numbers(rig, *q).await?;
+            let deleted = rig.delete(&q.name(), &ids_of(&numbers)).await?;
+            Ok(Answer::Deleted(numbers.into_iter().zip(deleted).collect()))
+        }
+        Step::Redrive(q, which) => {
+            let numbers = which.numbers(rig, *q).await?;
+            let redriven = rig.redrive(&q.name(), &ids_of(&numbers)).await?;
+            Ok(Answer::Redriven(numbers.into_iter().zip(redriven).collect()))
+        }
+        Step::Purge(q, state) => {
+            let mut all = 0;
+            loop {
+                match rig.purge(&q.name(), *state).await? {
+                    0 => return Ok(Answer::Purged(all)),
+                    count => all += count,
+                }
+            }
+        }
+        Step::DropQueue(q, force) => rig.drop_queue(&q.name(), *force).await.map(Answer::Dropped),
+        step => panic!("not administration: {step:?}"),
+    }
+}
+
+async fn list(rig: &Rig, q: &QueueName, state: State, page: usize) -> Result<Option<Vec<View>>, StoreError> {
+    let (mut all, mut after) = (Vec::new(), None);
+    loop {
+        let Some(page) = rig.list(q, state, after.as_ref(), page).await? else { return Ok(None) };
+        all.extend(page.tasks.into_iter().map(View::of));
+        after = page.next;
+        if after.is_none() {
+            return Ok(Some(all));
+        }
     }
 }
 
