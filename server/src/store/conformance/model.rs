@@ -355,8 +355,8 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
             labels
         }
         Answer::Told(told) => told.iter().flatten().map(|view| format!("{kind}: {:?}", view.0.state)).collect(),
-        Answer::Deleted(deleted) => deleted.iter().map(|deleted| format!("{kind}: {deleted:?}")).collect(),
-        Answer::Redriven(redriven) => redriven.iter().map(|redriven| format!("{kind}: {redriven:?}")).collect(),
+        Answer::Deleted(deleted) => deleted.iter().map(|(_, deleted)| format!("{kind}: {deleted:?}")).collect(),
+        Answer::Redriven(redriven) => redriven.iter().map(|(_, redriven)| format!("{kind}: {redriven:?}")).collect(),
         Answer::Purged(1..) => vec![format!("{kind}: some")],
         Answer::Dropped(true) => vec![format!("{kind}: done")],
         Answer::Kept(None) => vec![format!("{kind}: taken over")],

@@ -6,8 +6,9 @@ use async_trait::async_trait;
 
 use super::{
     Kind, RECLAIM_ROUNDS, SqliteStore, items,
-    queue::{Queue, Step, Turn},
+    queue::Queue,
     tables::{At, Sql},
+    turn::{Step, Turn},
 };
 use crate::store::{
     Admin, Counts, Deleted, Description, MAX_PRIORITY, Place, Plan, QueueName, RECLAIM_STEP, Redriven, Seen, Setting,

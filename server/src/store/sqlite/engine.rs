@@ -16,8 +16,9 @@ use super::{
     Durability,
     file::{self, Identity, OpenError},
     load::{self, Index},
-    queue::{Queue, Step, Turn, Unreadable},
+    queue::Queue,
     tables::{Sql, Tables},
+    turn::{Step, Turn, Unreadable},
 };
 use crate::store::{
     Clock, Insert, Inserted, Millis, NewTask, Produce, Produced, QueueName, Rules, Setting, Settings, StoreError,

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{
     life::Back,
-    queue::{Lease, Queue, Step, Turn},
+    queue::{Lease, Queue},
     requests::Call,
     tables::{Hold, Sql, StoredTask},
+    turn::{Step, Turn},
 };
 use crate::store::{
     Attempt, Beaten, Leased, Millis, Outcome, Pop, Popped, Release, Released, Token, WITHDRAWN_FOR, Withdrawal,

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use super::{
-    queue::{Lease, Planned, Queue, Turn},
+    queue::{Lease, Planned, Queue},
     tables::{At, Sql},
+    turn::Turn,
 };
 use crate::store::{Cause, Millis, NewTask, PutBack, RECLAIM_STEP, Released, Setting, TaskId, Token};
 

@@ -10,9 +10,10 @@ use super::{
     file::{self, OpenError},
     memories::{Generation, Kind, Sweeper},
     producers::Producer,
-    queue::{Ever, Queue, Withdrawn},
+    queue::{Ever, Queue},
     requests::request_digest,
     tables::Sql,
+    turn::Withdrawn,
 };
 use crate::store::{Millis, MintedState, QueueName, Rules, Setting, Token};
 

@@ -7,15 +7,17 @@ use std::{
 };
 
 use super::{
-    queue::Unreadable,
     tables::{Sql, Tables},
+    turn::Unreadable,
 };
 use crate::store::{Millis, Remember};
 
 /// The rows that are swept with one commit, at most.
 const SWEPT_AT_ONCE: i64 = 256;
 
-/// Of tasks, so many runs of keys that follow each other: each takes a statement a table.
+/// Of tasks, so many are swept with one commit, and so many runs of keys that follow each other: each takes a statement a
+/// table.
+const TASKS_AT_ONCE: usize = 1_024;
 const RUNS_AT_ONCE: usize = 32;
 
 /// Which memory.
@@ -167,7 +169,7 @@ impl Sweeper {
 
     fn sweep_queue(&mut self, tables: Tables<'_>, unreadable: &Unreadable) -> Sql<()> {
         let Some(DroppedQueue { key, tasks }) = self.queues.front_mut() else { return Ok(()) };
-        let mut left = SWEPT_AT_ONCE;
+        let mut left = TASKS_AT_ONCE;
         for _ in 0..RUNS_AT_ONCE {
             // What cannot be read cannot be deleted either: it stays, and must not stop the others.
             while tasks.pop_if(|task| unreadable.contains(*task)).is_some() {}
@@ -182,7 +184,7 @@ impl Sweeper {
                 break;
             }
         }
-        // Its key is used again only when nothing is left of it.
+        // Its key is used again only when nothing is left of it. What cannot be read is: it is met again at the next start.
         if tasks.is_empty() && !self.generations.iter().any(|generation| generation.queue == *key) {
             if !unreadable.has_any() {
                 tables.remove_queue(*key)?;

@@ -20,6 +20,7 @@ mod sessions;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod writer;
 
 use std::{
@@ -35,7 +36,7 @@ use clap::ValueEnum;
 use self::{
     engine::{Engine, Setup},
     leases::PopStep,
-    queue::{Step, Unreadable},
+    turn::{Step, Unreadable},
     writer::{Desk, Inbox, Job, Kind, Writer},
 };
 use super::{
@@ -361,7 +362,7 @@ impl Store for SqliteStore {
         // of those of the step before.
         let name = queue.clone();
         let listed = self.call(Kind::Lease, Lane::Urgent, items(1), move |engine| {
-            let list = |queue: &mut queue::Queue, turn: &mut queue::Turn<'_>| {
+            let list = |queue: &mut queue::Queue, turn: &mut turn::Turn<'_>| {
                 let since = turn.now.checked_sub(held_for);
                 Ok(since.map(|since| (since, queue.held_since(since))))
             };

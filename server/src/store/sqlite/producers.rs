@@ -8,9 +8,9 @@ use std::{
 
 use super::{
     memories::Sweeper,
-    queue::{Step, Turn},
     requests::{ids_from_bytes, ids_to_bytes},
     tables::{Sql, Tables},
+    turn::{Step, Turn},
 };
 use crate::store::{Fingerprint, Inserted, Millis, NumberedInsert, PRODUCER_ANSWERS, Remember, StoreError};
 

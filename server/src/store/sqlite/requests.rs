@@ -3,8 +3,9 @@
 use md5::{Digest, Md5};
 
 use super::{
-    queue::{Queue, Step, Turn},
+    queue::Queue,
     tables::{Sql, StoredRequest},
+    turn::{Step, Turn},
 };
 use crate::store::{Inserted, RequestKey, StoreError, TaskId};
 

@@ -2,11 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{
-    leases::move_deadline,
-    queue::{Queue, Turn},
-    tables::Sql,
-};
+use super::{leases::move_deadline, queue::Queue, tables::Sql, turn::Turn};
 use crate::store::{Attempt, Consumer, Kept, Millis, Outcome, SESSION_KEPT, Token};
 
 /// The work of a consumer.

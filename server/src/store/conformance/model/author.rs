@@ -18,7 +18,9 @@ use proptest_state_machine::strategy::Sequential;
 
 use super::{
     super::*,
-    step::{Batch, How, Life, PopStep, ProduceStep, QUEUES, Queue, Request, Step, Stream, TaskNumber, Ticket, Try},
+    step::{
+        Batch, How, Life, PopStep, ProduceStep, QUEUES, Queue, Request, Step, Stream, TaskNumber, Ticket, Try, Which,
+    },
 };
 
 /// For how long requests and acks are remembered in histories.
@@ -30,7 +32,7 @@ const MAY_STILL_ARRIVE: Millis = 60_000;
 /// Steps, pops and tokens that later steps refer to are those of late.
 const RECENT: usize = 24;
 
-const STEPS: usize = 60;
+const STEPS: usize = 80;
 
 /// So few that their streams often take them over.
 pub(super) const SESSIONS: [u8; 2] = [1, 2];
@@ -52,6 +54,8 @@ pub(super) struct Plot {
     wanted: Wanted,
     /// Often there are more tasks than one step takes.
     crowded: bool,
+    /// All of it happens to one queue, and much of it is administration.
+    administered: bool,
     next_task: u32,
     next_pop: u32,
     now: Millis,
@@ -80,8 +84,8 @@ pub(super) fn histories(wanted: Wanted) -> Sequential<Plot, Step, Opening, Next>
 fn opening(wanted: Wanted) -> Opening {
     let entries = prop_oneof![3 => Just(RULES.remember.entries), 1 => 4_u64..12];
     let max_expiries = prop_oneof![2 => Just(RULES.max_expiries), 3 => 1_u32..4];
-    let max_failures = prop_oneof![2 => Just(RULES.max_failures), 3 => 1_u32..4];
-    let plot = move |(entries, max_expiries, max_failures, crowded)| Plot {
+    let max_failures = prop_oneof![1 => Just(RULES.max_failures), 3 => 1_u32..4];
+    let plot = move |(entries, max_expiries, max_failures, crowded, administered)| Plot {
         rules: Rules {
             remember: Remember { window: WINDOW, entries },
             max_expiries,
@@ -91,6 +95,7 @@ fn opening(wanted: Wanted) -> Opening {
         },
         wanted: wanted.clone(),
         crowded,
+        administered,
         next_task: 0,
         next_pop: 0,
         now: 0,
@@ -103,7 +108,10 @@ fn opening(wanted: Wanted) -> Opening {
         withdrawn: HashMap::new(),
         opened_before: 0,
     };
-    (entries, max_expiries, max_failures, prop::bool::weighted(0.15)).prop_map(plot).no_shrink().boxed()
+    (entries, max_expiries, max_failures, prop::bool::weighted(0.15), prop::bool::weighted(0.5))
+        .prop_map(plot)
+        .no_shrink()
+        .boxed()
 }
 
 impl Plot {
@@ -225,7 +233,7 @@ impl Plot {
             7 => self.on_tickets(self.acks(), Step::Ack),
             5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::weighted(0.8, lease()))
                 .prop_map(|((q, tickets), lease)| Step::Heartbeat(q, tickets, lease)),
-            8 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), how())
+            10 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), how())
                 .prop_map(|((q, tickets), how)| Step::PutBack(q, tickets, how)),
             5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::of(attempt()))
                 .prop_map(|((q, tickets), attempt)| Step::Unsent(q, tickets, attempt)),
@@ -236,7 +244,7 @@ impl Plot {
                 .prop_map(|((q, stream, tickets), lease)| Step::Keep(q, stream, tickets, lease)),
             4 => (self.of_a_stream(), select(vec![0, 50, 2_000]))
                 .prop_map(|((q, stream, tickets), grace)| Step::Abandon(q, stream, tickets, grace)),
-            16 => self.administer(),
+            if self.administered { 60 } else { 8 } => self.administer(),
             5 => self.again(),
             2 => self.disturb(),
         ];
@@ -249,8 +257,12 @@ impl Plot {
         let step = prop_oneof![
             2 => (self.queue(), state.clone(), page).prop_map(|(q, state, page)| Step::List(q, state, page)),
             2 => self.on_tasks(Step::Tasks),
-            4 => self.on_tasks(Step::Delete),
-            5 => self.on_tasks(Step::Redrive),
+            2 => self.on_tasks(|q, numbers| Step::Delete(q, Which::Named(numbers))),
+            2 => self.on_tasks(|q, numbers| Step::Redrive(q, Which::Named(numbers))),
+            2 => (self.known_queue(), state.clone(), 1..4_usize)
+                .prop_map(|(q, state, count)| Step::Delete(q, Which::First(state, count))),
+            4 => (self.known_queue(), 1..6_usize)
+                .prop_map(|(q, count)| Step::Redrive(q, Which::First(State::Dead, count))),
             4 => (self.known_queue(), vec(change(), 0..3)).prop_map(|(q, changes)| Step::Change(q, changes)),
             1 => self.queue().prop_map(Step::Settings),
             1 => (self.queue(), state).prop_map(|(q, state)| Step::Purge(q, state)),
@@ -266,9 +278,12 @@ impl Plot {
         if self.batches.is_empty() {
             return self.queue().prop_map(move |q| step(q, nobody.numbers().collect())).boxed();
         }
-        let batch = prop_oneof![1 => Just((Queue(0), nobody)), 30 => select(self.batches.clone())];
+        let last = self.batches.len() - 1;
+        let batches = self.batches.clone();
+        let recent = prop_oneof![4 => 0..=last.min(2), 4 => 0..=last.min(8), 1 => 0..=last];
+        let batch = prop_oneof![30 => recent.prop_map(move |back| batches[last - back]), 1 => Just((Queue(0), nobody))];
         let strangers = prop_oneof![15 => Just(None), 1 => self.queue().prop_map(Some)];
-        (batch, strangers, option::of(vec(0..260_usize, 0..4)))
+        (batch, strangers, option::of(vec(prop_oneof![3 => 0..3_usize, 1 => 0..260_usize], 0..4)))
             .prop_map(move |((q, batch), stranger, some)| {
                 let mut numbers: Vec<TaskNumber> = batch.numbers().collect();
                 match some {
@@ -303,7 +318,7 @@ impl Plot {
 
     fn known_queue(&self) -> BoxedStrategy<Queue> {
         // A crowd gathers in one.
-        let count = if self.crowded { 1 } else { self.wanted.queues.min(QUEUES.len() - 1) };
+        let count = if self.crowded || self.administered { 1 } else { self.wanted.queues.min(QUEUES.len() - 1) };
         (0..count as u8).prop_map(Queue).boxed()
     }
 
@@ -357,8 +372,8 @@ impl Plot {
         let at = (self.now.saturating_sub(50)..self.now + 400).prop_map(Due::At);
         let due = prop_oneof![5 => Just(None), 2 => delay.prop_map(Due::In).prop_map(Some), 1 => at.prop_map(Some)];
         let priority = prop_oneof![2 => Just(0), 1 => 0..=MAX_PRIORITY];
-        let ttl = prop_oneof![3 => Just(None), 1 => select(vec![1, 60, 250, 1_000, 30_000]).prop_map(Some)];
-        let key = prop_oneof![2 => Just(None), 1 => (0..3_u8).prop_map(Some)];
+        let ttl = prop_oneof![4 => Just(None), 1 => select(vec![1, 60, 250, 1_000, 30_000]).prop_map(Some)];
+        let key = prop_oneof![1 => Just(None), 1 => (0..2_u8).prop_map(Some)];
         let some = (due, priority, ttl, key).prop_map(|(due, priority, ttl, key)| Life { due, priority, ttl, key });
         prop_oneof![1 => Just(Life::default()), 1 => some].boxed()
     }
@@ -500,9 +515,9 @@ impl Plot {
 fn how() -> BoxedStrategy<How> {
     let delay = prop_oneof![2 => Just(None), 1 => select(vec![0, 1, 80, 1_000]).prop_map(Some)];
     let often = prop::bool::weighted(0.6);
-    let some = (delay, often, prop::bool::weighted(0.2), any::<u16>());
+    let some = (delay, often, prop::bool::weighted(0.3), any::<u16>());
     let some = some.prop_map(|(delay, failed, dead_letter, chance)| How { delay, failed, dead_letter, chance });
-    prop_oneof![2 => Just(How::default()), 3 => some].boxed()
+    prop_oneof![1 => Just(How::default()), 3 => some].boxed()
 }
 
 /// Of what stops others, a little less than of what lets them go on.

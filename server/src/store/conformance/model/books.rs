@@ -122,12 +122,12 @@ impl Books {
                 self.paused = settings.paused();
                 self.changed |= !changes.is_empty();
             }
-            (Step::Delete(_, numbers), Answer::Deleted(deleted)) => {
-                let gone = numbers.iter().zip(deleted).filter(|(_, deleted)| **deleted == Deleted::Gone);
+            (_, Answer::Deleted(deleted)) => {
+                let gone = deleted.iter().filter(|(_, deleted)| *deleted == Deleted::Gone);
                 self.queue.ended.extend(gone.map(|(number, _)| *number));
             }
-            (Step::Redrive(_, numbers), Answer::Redriven(redriven)) => {
-                for (number, _) in numbers.iter().zip(redriven).filter(|(_, redriven)| **redriven == Redriven::Ready) {
+            (_, Answer::Redriven(redriven)) => {
+                for (number, _) in redriven.iter().filter(|(_, redriven)| *redriven == Redriven::Ready) {
                     self.queue.ended.remove(number);
                     self.queue.inserted.entry(*number).and_modify(|task| task.due = now);
                 }

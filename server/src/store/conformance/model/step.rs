@@ -349,6 +349,26 @@ impl ProduceStep {
     }
 }
 
+/// Which tasks administration is about.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Which {
+    Named(Vec<TaskNumber>),
+    /// Of a state, the first so many of its list then.
+    First(State, usize),
+}
+
+impl Which {
+    async fn numbers(&self, rig: &Rig, q: Queue) -> Result<Vec<TaskNumber>, StoreError> {
+        match self {
+            Self::Named(numbers) => Ok(numbers.clone()),
+            Self::First(state, count) => {
+                let listed = list(rig, &q.name(), *state, *count).await?.unwrap_or_default();
+                Ok(listed.iter().take(*count).map(View::number).collect())
+            }
+        }
+    }
+}
+
 /// For how long leases are held in histories, about as long as several leases.
 pub(super) const MAX_HOLD: Millis = 2_000;
 
@@ -382,8 +402,8 @@ pub(super) enum Step {
     /// All pages, of so many tasks.
     List(Queue, State, usize),
     Tasks(Queue, Vec<TaskNumber>),
-    Delete(Queue, Vec<TaskNumber>),
-    Redrive(Queue, Vec<TaskNumber>),
+    Delete(Queue, Which),
+    Redrive(Queue, Which),
     /// Until there are no more.
     Purge(Queue, State),
     DropQueue(Queue, bool),
@@ -499,8 +519,8 @@ pub(super) enum Answer {
     Set(Option<Settings>),
     Listed(Option<Vec<View>>),
     Told(Vec<Option<View>>),
-    Deleted(Vec<Deleted>),
-    Redriven(Vec<Redriven>),
+    Deleted(Vec<(TaskNumber, Deleted)>),
+    Redriven(Vec<(TaskNumber, Redriven)>),
     Purged(u64),
     Dropped(bool),
 }
@@ -598,8 +618,16 @@ async fn administer(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
             let seen = rig.tasks(&q.name(), &ids_of(numbers)).await?;
             Ok(Answer::Told(seen.into_iter().map(|seen| seen.map(View::of)).collect()))
         }
-        Step::Delete(q, numbers) => rig.delete(&q.name(), &ids_of(numbers)).await.map(Answer::Deleted),
-        Step::Redrive(q, numbers) => rig.redrive(&q.name(), &ids_of(numbers)).await.map(Answer::Redriven),
+        Step::Delete(q, which) => {
+            let numbers = which.numbers(rig, *q).await?;
+            let deleted = rig.delete(&q.name(), &ids_of(&numbers)).await?;
+            Ok(Answer::Deleted(numbers.into_iter().zip(deleted).collect()))
+        }
+        Step::Redrive(q, which) => {
+            let numbers = which.numbers(rig, *q).await?;
+            let redriven = rig.redrive(&q.name(), &ids_of(&numbers)).await?;
+            Ok(Answer::Redriven(numbers.into_iter().zip(redriven).collect()))
+        }
         Step::Purge(q, state) => {
             let mut all = 0;
             loop {
