@@ -22,7 +22,7 @@ use proptest::{
 use self::{
     author::{Plot, Wanted, histories},
     books::Books,
-    step::{Answer, Batch, PopStep, QUEUES, Queue, Step, Stream, TaskNumber, Ticket},
+    step::{Answer, Batch, PopStep, QUEUES, Queue, Step, Stream, TaskNumber, Ticket, Which},
 };
 use super::*;
 
@@ -195,13 +195,13 @@ impl Comparison {
     /// Where each task is, in which order, and all that is known of it.
     async fn look_at_tasks(&mut self) -> Result<(), String> {
         for q in Queue::all() {
-            self.same(&Step::Settings(q)).await?;
+            self.step(&Step::Settings(q)).await?;
             for state in [State::Ready, State::Scheduled, State::Leased, State::Dead] {
-                self.same(&Step::List(q, state, 70)).await?;
+                self.step(&Step::List(q, state, 70)).await?;
             }
             let own: Vec<TaskNumber> = self.tasks.iter().filter(|(of, _)| *of == q).map(|(_, task)| *task).collect();
             for tasks in own.chunks(RECLAIM_STEP) {
-                self.same(&Step::Tasks(q, tasks.to_vec())).await?;
+                self.step(&Step::Tasks(q, Which::Named(tasks.to_vec()))).await?;
             }
         }
         Ok(())

@@ -190,7 +190,7 @@ impl Queue {
         if let Some(tries) = self.tries.get_mut(&task) {
             (tries.failures, tries.expiries) = (0, 0);
         }
-        self.to_tail(task, turn)?;
+        self.make_ready(task, turn)?;
         Ok(Redriven::Ready)
     }
 
@@ -348,8 +348,9 @@ impl Admin for SqliteStore {
                 return Ok(was_there);
             }
         }
-        // So many tasks are on their way that some are there for sure.
-        Err(StoreError::NotEmpty)
+        let message =
+            "the time of so many tasks is over at once that it is not known yet whether others are there; try again";
+        Err(StoreError::Overloaded(message.to_owned()))
     }
 
     fn describe(&self) -> Description {

@@ -17,7 +17,7 @@ use crate::store::{
 /// What one transaction did of a pop.
 pub(super) struct PopStep {
     pub(super) popped: Popped,
-    /// More leases ran out than one transaction takes back, and nothing was popped for that.
+    /// The time has come for more leases and tasks than one transaction sees to, and nothing was popped for that.
     pub(super) more: bool,
 }
 

@@ -26,7 +26,7 @@ impl Queue {
         if let Some(plan) = &new.plan {
             planned = Planned {
                 priority: plan.priority,
-                ends_at: plan.ttl.map(|ttl| turn.now + ttl),
+                ends_at: plan.ttl.map(|ttl| turn.now.saturating_add(ttl)),
                 unique_key: plan.unique_key.as_deref().map(Arc::from),
             };
             turn.tables.add_plan(task, &planned)?;
@@ -65,14 +65,12 @@ impl Queue {
             let ends_at = self.plans.get(task).and_then(|plan| plan.ends_at);
             ends_at.is_some_and(|at| at <= turn.now && self.ends.contains(&(at, *task)))
         });
-        match ended {
-            Some(task) if !turn.unreadable.contains(task) => {
-                self.ever.expired += 1;
-                self.take_away(task, turn)?;
-                Ok(None)
-            }
-            _ => Ok(Some(id)),
+        let Some(task) = ended else { return Ok(Some(id)) };
+        if !turn.unreadable.contains(task) {
+            self.ever.expired += 1;
+            self.take_away(task, turn)?;
         }
+        Ok(None)
     }
 
     pub(super) fn free_key(&mut self, task: i64, id: TaskId) {
@@ -106,7 +104,7 @@ impl Queue {
         Ok(())
     }
 
-    /// A task that is not held and has to go, or is held by nobody who could finish it any more.
+    /// It goes, wherever it stands. If it is held, its holder has lost it.
     pub(super) fn take_away(&mut self, task: i64, turn: &Turn<'_>) -> Sql<()> {
         let spot = turn.tables.spot(task)?;
         if spot.id.has_plan() {
@@ -138,8 +136,8 @@ impl Queue {
         self.tries.get(&task).map_or(task, |tries| tries.position)
     }
 
-    /// It is ready now.
-    pub(super) fn to_tail(&mut self, task: i64, turn: &mut Turn<'_>) -> Sql<()> {
+    /// It is ready now, at the tail.
+    pub(super) fn make_ready(&mut self, task: i64, turn: &mut Turn<'_>) -> Sql<()> {
         let position = turn.next_number();
         let tries = self.tries.entry(task).or_default();
         tries.position = position;
@@ -215,7 +213,7 @@ impl Queue {
             *turn.reclaims -= 1;
             self.scheduled.remove(&(due, place, task));
             turn.tables.remove_scheduled(task)?;
-            self.to_tail(task, turn)?;
+            self.make_ready(task, turn)?;
             count += 1;
         }
         Ok(count)
@@ -246,7 +244,7 @@ impl Queue {
                 self.ends.extend(ends_at.map(|at| (at, task)));
                 released.put_back += 1;
                 match delay.filter(|delay| *delay > 0) {
-                    Some(delay) => self.schedule(task, turn.now + delay, turn)?,
+                    Some(delay) => self.schedule(task, turn.now.saturating_add(delay), turn)?,
                     None => to_head.push((priority, task)),
                 }
             }

@@ -46,7 +46,8 @@ use super::{
     lanes::{Lane, Load},
 };
 
-/// How many transactions of taking leases back a pop or a count waits for, before it goes on though more have run out.
+/// How many transactions that take leases back, end tasks and make them ready a pop or a count waits for, before it goes on though
+/// the time has come for more.
 const RECLAIM_ROUNDS: usize = 64;
 
 /// What OK survives.

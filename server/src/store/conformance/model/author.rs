@@ -231,7 +231,7 @@ impl Plot {
             10 => self.produce(),
             20 => self.pop().prop_map(|(q, pop)| Step::Pop(q, Arc::new(pop))),
             7 => self.on_tickets(self.acks(), Step::Ack),
-            5 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::weighted(0.8, lease()))
+            8 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::weighted(0.8, lease()))
                 .prop_map(|((q, tickets), lease)| Step::Heartbeat(q, tickets, lease)),
             10 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), how())
                 .prop_map(|((q, tickets), how)| Step::PutBack(q, tickets, how)),
@@ -244,7 +244,7 @@ impl Plot {
                 .prop_map(|((q, stream, tickets), lease)| Step::Keep(q, stream, tickets, lease)),
             4 => (self.of_a_stream(), select(vec![0, 50, 2_000]))
                 .prop_map(|((q, stream, tickets), grace)| Step::Abandon(q, stream, tickets, grace)),
-            if self.administered { 60 } else { 8 } => self.administer(),
+            if self.administered { 45 } else { 8 } => self.administer(),
             5 => self.again(),
             2 => self.disturb(),
         ];
@@ -256,10 +256,12 @@ impl Plot {
         let page = prop_oneof![2 => 1..5_usize, 1 => Just(100)];
         let step = prop_oneof![
             2 => (self.queue(), state.clone(), page).prop_map(|(q, state, page)| Step::List(q, state, page)),
-            2 => self.on_tasks(Step::Tasks),
+            2 => self.on_tasks(|q, numbers| Step::Tasks(q, Which::Named(numbers))),
+            2 => (self.known_queue(), state.clone(), 1..6_usize)
+                .prop_map(|(q, state, count)| Step::Tasks(q, Which::First(state, count))),
             2 => self.on_tasks(|q, numbers| Step::Delete(q, Which::Named(numbers))),
             2 => self.on_tasks(|q, numbers| Step::Redrive(q, Which::Named(numbers))),
-            2 => (self.known_queue(), state.clone(), 1..4_usize)
+            4 => (self.known_queue(), prop_oneof![1 => state.clone(), 2 => Just(State::Leased)], 1..4_usize)
                 .prop_map(|(q, state, count)| Step::Delete(q, Which::First(state, count))),
             4 => (self.known_queue(), 1..6_usize)
                 .prop_map(|(q, count)| Step::Redrive(q, Which::First(State::Dead, count))),
@@ -372,7 +374,7 @@ impl Plot {
         let at = (self.now.saturating_sub(50)..self.now + 400).prop_map(Due::At);
         let due = prop_oneof![5 => Just(None), 2 => delay.prop_map(Due::In).prop_map(Some), 1 => at.prop_map(Some)];
         let priority = prop_oneof![2 => Just(0), 1 => 0..=MAX_PRIORITY];
-        let ttl = prop_oneof![4 => Just(None), 1 => select(vec![1, 60, 250, 1_000, 30_000]).prop_map(Some)];
+        let ttl = prop_oneof![2 => Just(None), 1 => select(vec![1, 60, 250, 400, 1_000, 30_000]).prop_map(Some)];
         let key = prop_oneof![1 => Just(None), 1 => (0..2_u8).prop_map(Some)];
         let some = (due, priority, ttl, key).prop_map(|(due, priority, ttl, key)| Life { due, priority, ttl, key });
         prop_oneof![1 => Just(Life::default()), 1 => some].boxed()
@@ -530,7 +532,7 @@ fn change() -> BoxedStrategy<(Setting, Option<u64>)> {
             Setting::BackoffMax => vec![0, 100, 1_000],
             Setting::MaxTasks => vec![1, 6, 20, 300],
             Setting::MaxBytes => vec![1, 60, 500],
-            Setting::DeadLetterRetention => vec![1, 100, 2_000],
+            Setting::DeadLetterRetention => vec![1, 500, 5_000],
             Setting::Paused => vec![0, 1],
         };
         prop_oneof![4 => Just(None), 3 => select(values).prop_map(Some)].prop_map(move |value| (setting, value))
@@ -539,7 +541,7 @@ fn change() -> BoxedStrategy<(Setting, Option<u64>)> {
 }
 
 fn lease() -> BoxedStrategy<Millis> {
-    select(vec![1, 60, 300, 2_000, 20_000]).boxed()
+    prop_oneof![1 => Just(1), 2 => Just(60), 2 => Just(300), 3 => Just(2_000), 4 => Just(20_000)].boxed()
 }
 
 /// Or more than a session is known for.

@@ -401,7 +401,7 @@ pub(super) enum Step {
     Settings(Queue),
     /// All pages, of so many tasks.
     List(Queue, State, usize),
-    Tasks(Queue, Vec<TaskNumber>),
+    Tasks(Queue, Which),
     Delete(Queue, Which),
     Redrive(Queue, Which),
     /// Until there are no more.
@@ -614,8 +614,8 @@ async fn administer(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
         Step::Change(q, changes) => rig.change(&q.name(), changes).await.map(|set| Answer::Set(Some(set))),
         Step::Settings(q) => rig.settings(&q.name()).await.map(Answer::Set),
         Step::List(q, state, page) => list(rig, &q.name(), *state, *page).await.map(Answer::Listed),
-        Step::Tasks(q, numbers) => {
-            let seen = rig.tasks(&q.name(), &ids_of(numbers)).await?;
+        Step::Tasks(q, which) => {
+            let seen = rig.tasks(&q.name(), &ids_of(&which.numbers(rig, *q).await?)).await?;
             Ok(Answer::Told(seen.into_iter().map(|seen| seen.map(View::of)).collect()))
         }
         Step::Delete(q, which) => {
