@@ -35,6 +35,8 @@ pub mod reason {
     pub const HELD_FOR_OUT_OF_RANGE: &str = "HELD_FOR_OUT_OF_RANGE";
     /// `INTERNAL`: a bug in the server.
     pub const INTERNAL: &str = "INTERNAL";
+    /// `INVALID_ARGUMENT`: an interval is under 100 ms, over 1 min or malformed.
+    pub const INTERVAL_OUT_OF_RANGE: &str = "INTERVAL_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: the text is not JSON, or nested too deep; the message names line and column.
     pub const JSON_INVALID: &str = "JSON_INVALID";
     /// `INVALID_ARGUMENT`: the lease is under 100 ms, over 12 h or malformed.
@@ -65,24 +67,36 @@ pub mod reason {
     pub const QUEUE_NOT_FOUND: &str = "QUEUE_NOT_FOUND";
     /// `INVALID_ARGUMENT`: the text that says why a task is put back is longer than 1,024 bytes.
     pub const REASON_TOO_LONG: &str = "REASON_TOO_LONG";
+    /// `INVALID_ARGUMENT`: neither ids nor `max_tasks`.
+    pub const REDRIVE_SELECTION_MISSING: &str = "REDRIVE_SELECTION_MISSING";
     /// `INVALID_ARGUMENT`: the request id is longer than 128 bytes.
     pub const REQUEST_ID_INVALID: &str = "REQUEST_ID_INVALID";
     /// `ALREADY_EXISTS`: the request id was used before, with other content.
     pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
     /// `ABORTED`: another Consume stream has taken over the session of this one.
     pub const SESSION_TAKEN_OVER: &str = "SESSION_TAKEN_OVER";
+    /// `INVALID_ARGUMENT`: a setting of a queue is out of its range.
+    pub const SETTING_OUT_OF_RANGE: &str = "SETTING_OUT_OF_RANGE";
     /// `UNAVAILABLE`: the server is stopping; another one, or this one later, will serve.
     pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
     /// `RESOURCE_EXHAUSTED`: the store has no room for more; what is in it can be popped and acked.
     pub const STORE_FULL: &str = "STORE_FULL";
     /// `UNAVAILABLE`: the store cannot be reached or is not fit to serve; the message says why.
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    /// `INVALID_ARGUMENT`: an id is not one that an insert gave.
+    pub const TASK_ID_INVALID: &str = "TASK_ID_INVALID";
+    /// `NOT_FOUND`: there is no such task in the queue.
+    pub const TASK_NOT_FOUND: &str = "TASK_NOT_FOUND";
+    /// `INVALID_ARGUMENT`: no state of tasks, or one that is unknown.
+    pub const TASK_STATE_INVALID: &str = "TASK_STATE_INVALID";
     /// `INVALID_ARGUMENT`: the `grpc-timeout` header cannot be read.
     pub const TIMEOUT_INVALID: &str = "TIMEOUT_INVALID";
     /// `INVALID_ARGUMENT`: a time to live is negative, over 366 days or malformed.
     pub const TTL_OUT_OF_RANGE: &str = "TTL_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: a unique key is longer than 128 bytes.
     pub const UNIQUE_KEY_INVALID: &str = "UNIQUE_KEY_INVALID";
+    /// `INVALID_ARGUMENT`: the mask is empty, or names what is no setting.
+    pub const UPDATE_MASK_INVALID: &str = "UPDATE_MASK_INVALID";
     /// `INVALID_ARGUMENT`: a task without a value.
     pub const VALUE_MISSING: &str = "VALUE_MISSING";
     /// `INVALID_ARGUMENT`: a value is larger than the limit, which is in the metadata.

@@ -8,6 +8,7 @@ mod cancel;
 mod files;
 mod flood;
 mod frames;
+mod plans;
 mod queues;
 mod request_ids;
 mod sockets;

@@ -415,7 +415,7 @@ on_every_store! {
             let mut stream = Consumer::open(&mut client.clone(), open(&queue, 1)).await;
             let task = stream.take(1).await;
             stream.say(Request::MaxOutstanding(0)).await;
-            stream.say(Request::Putback(data_queue_proto::v1::ConsumePutback { queue: String::new(), lease_tokens: tokens(&task) })).await;
+            stream.say(Request::Putback(data_queue_proto::v1::ConsumePutback { lease_tokens: tokens(&task), ..Default::default() })).await;
             stream.say(what).await;
             let status = stream.end().await.unwrap_err();
             assert_eq!((status.code(), status.reason().as_deref()), (Code::InvalidArgument, Some(wanted)));

@@ -13,6 +13,7 @@ mod faults;
 mod guarantees;
 mod histories;
 mod house;
+mod life;
 mod produce;
 mod program;
 mod support;

@@ -2,18 +2,20 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    iter,
     ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use data_queue_proto::{
     reason,
     v1::{
-        NewTask, PopBatchRequest, ProduceAnswer, ProduceInsert, ProduceOpen, ProduceRequest, ProduceResponse, Task,
-        produce_request::Request as Given,
+        NewTask, PopBatchRequest, PopRequest, ProduceAnswer, ProduceInsert, ProduceOpen, ProduceRequest,
+        ProduceResponse, Task, produce_request::Request as Given,
     },
 };
 use tokio::{
@@ -26,15 +28,23 @@ use tonic::{Code, Status, Streaming};
 
 use crate::support::{
     PATIENCE,
-    call::{ack_request, counts, data, get_queue_request, json, pop_batch, pop_batch_request, pop_waiting, text},
+    call::{
+        ack_request, counts, data, get_queue_request, json, pop, pop_batch, pop_batch_request, pop_request,
+        pop_waiting, proto, text,
+    },
     on_every_store, poll_until,
     proxy::Proxy,
+    raw::Connection,
     redis::Redis,
     rounds,
     server::{Backend, Client, Server},
     status::{Details, Refusal},
     unique_queue, wire_tests,
 };
+
+const PRODUCE: &str = "/dataqueue.v1.DataQueue/Produce";
+/// So many tasks the server does not put into one step with others.
+const ONE_STEP: usize = 200;
 
 /// A producer's stream.
 struct Producing {
@@ -196,6 +206,43 @@ on_every_store! {
         let mut got = waiting.join_all().await;
         got.sort();
         assert_eq!(got, ["1", "2", "3"]);
+    }
+
+    /// G15: the inserts of a producer that does not read its answers reach those who wait, and not only when somebody looks, which is
+    /// after 0.7 s or more.
+    async fn a_producer_that_does_not_read_wakes_a_waiting_pop(backend) {
+        const BEFORE_ANY_LOOK: Duration = Duration::from_millis(500);
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        // On a machine that stands still the wait may be over before the insert is there: then once more.
+        poll_until("a pop to be woken", PATIENCE, async || {
+            let queue = unique_queue("produce");
+            let open = open(&queue, "p");
+            let again = [1, 2].map(|number| insert(number, vec![json("1"); ONE_STEP]));
+            let messages = iter::once(&open).chain(&again).cloned();
+            let mut known = Producing::with(&mut client, messages).await.expect("a stream");
+            known.answers(1..=2).await;
+            assert_eq!(drain(&mut client, &queue).await.len(), 2 * ONE_STEP);
+
+            let connection = Connection::with_window(server.address(), 1).await;
+            let mut unread = connection.open_stream(PRODUCE, &open).await;
+            let mut popper = client.clone();
+            let wait = Some(proto(BEFORE_ANY_LOOK));
+            let waiting = popper.pop(PopRequest { wait, ..pop_request(&queue) });
+            let producing = async {
+                // In the line behind the other: when this one is answered, that one waits.
+                assert_eq!(pop(&mut client.clone(), &queue).await, None);
+                // The answers to the first two, which bring nothing new, take the window up and wait for more of it, while the third is
+                // under way.
+                let [first, second] = again;
+                unread.say(&[first, second, one(3)]);
+            };
+            let (woken, ()) = tokio::join!(waiting, producing);
+            let task = woken.expect("an answer").into_inner().task?;
+            assert_eq!(text(&task), "3");
+            Some(())
+        })
+        .await;
     }
 
     /// G3: what was not answered when a stream broke is sent again on another, and everything is there once.

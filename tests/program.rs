@@ -26,7 +26,7 @@ on_every_store! {
         const VALUE: &str = "\"correct horse battery staple\"";
         const HEADER: &str = "hunter2";
         let headers = BTreeMap::from([(HEADER.to_owned(), HEADER.to_owned())]);
-        let task = NewTask { value: Some(Value::Json(VALUE.to_owned())), headers };
+        let task = NewTask { value: Some(Value::Json(VALUE.to_owned())), headers, ..NewTask::default() };
         let bad = NewTask { value: Some(Value::Json(format!("{VALUE} x"))), ..NewTask::default() };
         client.insert(insert_request(&queue, vec![task])).await.unwrap();
         client.insert(insert_request(&queue, vec![bad])).await.unwrap_err();

@@ -339,7 +339,7 @@ impl Client {
     ) -> Result<Vec<Outcome>> {
         let lease_tokens = collect(tokens);
         let count = lease_tokens.len();
-        let selection = Selection::Tokens(v1::PutbackTokens { lease_tokens });
+        let selection = Selection::Tokens(v1::PutbackTokens { lease_tokens, ..v1::PutbackTokens::default() });
         outcomes(&self.put_back(queue, selection, Repeat::Always).await?.outcomes, count)
     }
 

@@ -11,7 +11,7 @@ use data_queue_proto::v1::{self, new_task, task};
 use md5::{Digest, Md5};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, client::duration};
 
 /// A task to insert: a value, JSON or bytes, and headers.
 #[derive(Clone, PartialEq)]
@@ -46,8 +46,44 @@ impl NewTask {
         self
     }
 
+    /// 0 to 9: a task of a higher priority is delivered before any of a lower one. 0 unless set.
+    #[must_use]
+    pub fn priority(mut self, priority: u32) -> Self {
+        self.0.priority = priority;
+        self
+    }
+
+    /// It can be popped so long after its insert, and joins the tail of the queue then. At most 366 days.
+    #[must_use]
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.0.delay = Some(duration(delay));
+        self
+    }
+
+    /// It can be popped from this time on, by the store's clock, and joins the tail of the queue then. Not together with a delay;
+    /// at most 366 days from now, and a time in the past is now.
+    #[must_use]
+    pub fn deliver_at(mut self, time: SystemTime) -> Self {
+        self.0.deliver_at = Some(time.into());
+        self
+    }
+
+    /// So long after its insert it is gone, unless it is held then; at most 366 days. Zero: never.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.0.ttl = Some(duration(ttl));
+        self
+    }
+
+    /// While a task with this key is in the queue, ready, scheduled or held, this one is not inserted. At most 128 bytes.
+    #[must_use]
+    pub fn unique_key(mut self, key: impl Into<String>) -> Self {
+        self.0.unique_key = key.into();
+        self
+    }
+
     fn of(value: new_task::Value) -> Self {
-        Self(v1::NewTask { value: Some(value), headers: BTreeMap::new() })
+        Self(v1::NewTask { value: Some(value), ..v1::NewTask::default() })
     }
 
     pub(crate) fn into_message(self) -> v1::NewTask {
@@ -126,6 +162,18 @@ impl Task {
     #[must_use]
     pub fn deliveries(&self) -> u32 {
         self.message.deliveries
+    }
+
+    /// How often its holders said that it failed.
+    #[must_use]
+    pub fn failures(&self) -> u32 {
+        self.message.failures
+    }
+
+    /// Its priority, 0 to 9.
+    #[must_use]
+    pub fn priority(&self) -> u32 {
+        self.message.priority
     }
 
     /// How often a lease of the task ran out.

@@ -6,13 +6,17 @@ use std::{
     pin::Pin,
     process::{Output, Stdio},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
-use data_queue_proto::v1::{
-    self, Outcome, consume_request,
-    data_queue_server::{DataQueue, DataQueueServer},
-    produce_request,
-    queue_admin_server::{QueueAdmin, QueueAdminServer},
+use data_queue_proto::{
+    ERROR_DOMAIN, reason,
+    v1::{
+        self, Outcome, consume_request,
+        data_queue_server::{DataQueue, DataQueueServer},
+        produce_request,
+        queue_admin_server::{QueueAdmin, QueueAdminServer},
+    },
 };
 use md5::Digest;
 use serde_json::Value;
@@ -25,7 +29,8 @@ use tokio_stream::{
     Stream, StreamExt,
     wrappers::{ReceiverStream, TcpListenerStream},
 };
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Server};
+use tonic_types::{ErrorDetails, StatusExt};
 
 /// What a queue does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +52,8 @@ enum Fault {
     Expires,
     /// Consume delivers nothing after the first ten acks.
     Stalls,
+    /// The first PopBatch is refused since the server has too much to do, and the second one behind its first message.
+    Overloads,
     /// Produce and Consume are not there.
     HasNoStreams,
 }
@@ -57,6 +64,7 @@ struct Queue {
     ready: VecDeque<v1::Task>,
     leased: HashMap<String, v1::Task>,
     named: u64,
+    batches: u64,
     counts: v1::QueueCounts,
 }
 
@@ -67,7 +75,7 @@ impl Queue {
     }
 
     fn insert(&mut self, tasks: Vec<v1::NewTask>) -> Vec<v1::InsertResult> {
-        tasks.into_iter().map(|task| v1::InsertResult { id: self.put(task) }).collect()
+        tasks.into_iter().map(|task| v1::InsertResult { id: self.put(task), duplicate: false }).collect()
     }
 
     fn put(&mut self, task: v1::NewTask) -> String {
@@ -125,6 +133,12 @@ impl Queue {
     }
 }
 
+fn overloaded() -> Status {
+    let mut details = ErrorDetails::with_error_info(reason::OVERLOADED, ERROR_DOMAIN, HashMap::new());
+    details.set_retry_info(Some(Duration::from_millis(1)));
+    Status::with_error_details(Code::ResourceExhausted, "busy", details)
+}
+
 #[derive(Clone)]
 struct Fake {
     queue: Arc<Mutex<Queue>>,
@@ -139,7 +153,7 @@ impl Fake {
 
     async fn start(fault: Fault) -> (String, Self) {
         let (ready, leased, counts) = Default::default();
-        let queue = Queue { fault, ready, leased, named: 0, counts };
+        let queue = Queue { fault, ready, leased, named: 0, batches: 0, counts };
         let fake = Self { queue: Arc::new(Mutex::new(queue)), more: Arc::default() };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -225,12 +239,22 @@ impl DataQueue for Fake {
         let request = request.into_inner();
         self.wait(request.wait).await;
         let mut queue = self.queue.lock().unwrap();
-        let tasks: Vec<_> = (0..request.max_tasks).map_while(|_| queue.pop()).collect();
+        queue.batches += 1;
+        let overload_after = if queue.fault == Fault::Overloads { queue.batches - 1 } else { u64::MAX };
+        let most = match overload_after {
+            0 => 0,
+            1 => request.max_tasks.div_ceil(2),
+            _ => request.max_tasks,
+        };
+        let tasks: Vec<_> = (0..most).map_while(|_| queue.pop()).collect();
         // In two messages, as a server may.
-        let messages: Vec<_> = tasks
-            .chunks(tasks.len().div_ceil(2).max(1))
+        let mut messages: Vec<_> = tasks
+            .chunks((request.max_tasks as usize).div_ceil(2).max(1))
             .map(|tasks| Ok(v1::PopBatchResponse { tasks: tasks.to_vec() }))
             .collect();
+        if overload_after < 2 {
+            messages.push(Err(overloaded()));
+        }
         Ok(Response::new(Box::pin(tokio_stream::iter(messages))))
     }
 
@@ -288,7 +312,7 @@ impl QueueAdmin for Fake {
         let queue = self.queue.lock().unwrap();
         let (ready, leased) = (queue.ready.len() as u64, queue.leased.len() as u64);
         let counts = Some(v1::QueueCounts { ready, leased, ..queue.counts });
-        let queue = Some(v1::Queue { name: request.into_inner().queue, counts });
+        let queue = Some(v1::Queue { name: request.into_inner().queue, counts, settings: None });
         Ok(Response::new(v1::GetQueueResponse { queue }))
     }
 
@@ -301,6 +325,66 @@ impl QueueAdmin for Fake {
         _: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
         Err(Status::unimplemented("an older server"))
+    }
+
+    async fn update_queue(
+        &self,
+        _: Request<v1::UpdateQueueRequest>,
+    ) -> Result<Response<v1::UpdateQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn delete_queue(
+        &self,
+        _: Request<v1::DeleteQueueRequest>,
+    ) -> Result<Response<v1::DeleteQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn purge_queue(&self, _: Request<v1::PurgeQueueRequest>) -> Result<Response<v1::PurgeQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn pause_queue(&self, _: Request<v1::PauseQueueRequest>) -> Result<Response<v1::PauseQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn resume_queue(
+        &self,
+        _: Request<v1::ResumeQueueRequest>,
+    ) -> Result<Response<v1::ResumeQueueResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn list_tasks(&self, _: Request<v1::ListTasksRequest>) -> Result<Response<v1::ListTasksResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn get_task(&self, _: Request<v1::GetTaskRequest>) -> Result<Response<v1::GetTaskResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn delete_tasks(
+        &self,
+        _: Request<v1::DeleteTasksRequest>,
+    ) -> Result<Response<v1::DeleteTasksResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    async fn redrive_tasks(
+        &self,
+        _: Request<v1::RedriveTasksRequest>,
+    ) -> Result<Response<v1::RedriveTasksResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
+    type WatchQueuesStream = Pin<Box<dyn Stream<Item = Result<v1::WatchQueuesResponse, Status>> + Send>>;
+
+    async fn watch_queues(
+        &self,
+        _: Request<v1::WatchQueuesRequest>,
+    ) -> Result<Response<Self::WatchQueuesStream>, Status> {
+        Err(Status::unimplemented("not for bench"))
     }
 }
 
@@ -424,6 +508,19 @@ async fn a_lease_that_ran_out_is_told_apart_and_is_no_fault() {
         let verified = &report["verified"];
         assert_eq!((&verified["expired"], &verified["lease_lost"]), (&1.into(), &1.into()), "{mode}: {report}");
         assert_eq!((&verified["acked"], &verified["doubled"]), (&20.into(), &0.into()), "{mode}: {report}");
+    }
+}
+
+#[tokio::test]
+async fn batches_that_an_overloaded_server_refuses_are_counted_and_asked_for_again() {
+    for what in ["drain", "both"] {
+        let address = Fake::serve(Fault::Overloads).await;
+        let flags =
+            ["--mode", "batch", "--what", what, "--count", "20", "--batch", "4", "--callers", "1", "-o", "json"];
+        let report = good(&bench(&address, &flags).await);
+        assert_eq!((&report["overloaded"], &report["verified"]["acked"]), (&2.into(), &20.into()), "{what}: {report}");
+        // A refusal is no sign that nothing is left.
+        assert_eq!(report["phases"][0]["tasks"], 20, "{what}: {report}");
     }
 }
 

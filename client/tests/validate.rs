@@ -66,7 +66,7 @@ impl Queue {
         let mut results = Vec::new();
         for task in request.tasks {
             let id = self.name();
-            results.push(v1::InsertResult { id: id.clone() });
+            results.push(v1::InsertResult { id: id.clone(), duplicate: false });
             let Some(v1::new_task::Value::Json(json)) = task.value else { panic!("validate inserts JSON") };
             self.put(v1::Task { id, value: Some(v1::task::Value::Json(json)), ..v1::Task::default() });
         }
@@ -230,7 +230,7 @@ impl DataQueue for Fake {
         let outcomes =
             request.get_ref().lease_tokens.iter().map(|token| queue.heartbeat(token, lease).into()).collect();
         queue.stumble()?;
-        Ok(Response::new(v1::HeartbeatResponse { outcomes, lease: None, lease_expires_at: None }))
+        Ok(Response::new(v1::HeartbeatResponse { outcomes, ..v1::HeartbeatResponse::default() }))
     }
 
     async fn putback(&self, _: Request<v1::PutbackRequest>) -> Result<Response<v1::PutbackResponse>, Status> {

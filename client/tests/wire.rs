@@ -78,7 +78,7 @@ impl DataQueue for Fake {
     async fn insert(&self, request: Request<v1::InsertRequest>) -> Result<Response<v1::InsertResponse>, Status> {
         let count = request.get_ref().tasks.len();
         self.next(request, |script, message| script.inserts.push(message))?;
-        let results = (0..count).map(|n| v1::InsertResult { id: format!("id-{n}") }).collect();
+        let results = (0..count).map(|n| v1::InsertResult { id: format!("id-{n}"), duplicate: false }).collect();
         Ok(Response::new(v1::InsertResponse { results, replayed: true }))
     }
 
@@ -113,7 +113,7 @@ impl DataQueue for Fake {
         let outcomes = self.outcomes(request.get_ref().lease_tokens.len());
         self.next(request, |script, _| script.others += 1)?;
         let lease = Some(prost_types::Duration { seconds: 7, nanos: 0 });
-        Ok(Response::new(v1::HeartbeatResponse { outcomes, lease, lease_expires_at: None }))
+        Ok(Response::new(v1::HeartbeatResponse { outcomes, lease, ..v1::HeartbeatResponse::default() }))
     }
 
     async fn putback(&self, request: Request<v1::PutbackRequest>) -> Result<Response<v1::PutbackResponse>, Status> {

@@ -2,21 +2,24 @@
 -- leases are touched, and the script itself.
 --
 -- KEYS  1 meta HASH      counters, and where the memories stand
---       2 tasks HASH     id -> envelope
---       3 ready:0 LIST   of ids, the head first: the tasks of the lowest priority, which is that of most
---       4 leased ZSET    what leases.lua calls a member -> deadline; of equal deadlines the first delivered is first
---       5 leases HASH    as leases.lua says
---       6 tries HASH     id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0. Behind
+--       The names of the others are built from that of the first: each that is sent costs a script as much as a read does.
+--       tasks HASH       id -> envelope
+--       ready:0 LIST     of ids, the head first: the tasks of the lowest priority, which is that of most
+--       leased ZSET      what leases.lua calls a member -> deadline; of equal deadlines the first delivered is first
+--       leases HASH      as leases.lua says
+--       tries HASH       id -> 'deliveries failures expiries', the delivery under way not counted; absent when all are 0. Behind
 --                        it, once the task failed or died, ' cause length error': see heads.lua
---       7 waiters ZSET   server -> until when it waits
---       8 spare          never written, see `first_free`
---       9 dead ZSET      id -> when it was given up
--- Built from the first one's name, and not there unless somebody uses them. Their names and all that touches them alone are in
--- `rare.lua`, and scripts look there only if `rare` is there: whoever makes one of these keys makes that, and a look that finds
--- none of them takes it away.
+--       waiters ZSET     server -> until when it waits
+--       spare            never written, see `first_free`
+--       dead ZSET        id -> when it was given up
+--       dropped STRING   of a queue that was dropped, for some time: what its next life is called, see sessions.lua
+--       and, for some time as well, the keys of calls.lua and sessions.lua, and the producers of produce.lua
+-- The following are not there unless somebody uses them. Their names, and all that touches them alone, are in rare.lua, and
+-- scripts look there only if `rare` is there: whoever makes one of these keys makes that, and a look that finds none of them takes
+-- it away.
 --       rare STRING      tells that the following may be there
 --       ready:1 … ready:9 LISTs, as ready:0
---       high HASH        priority, but for 0 -> how many ids of tasks that are there are ready in it
+--       high HASH        priority, but for 0 -> how many tasks of it are ready
 --       scheduled ZSET   8 bytes of a counter, id -> when it falls due
 --       places HASH      id -> that counter, while it is scheduled
 --       plans HASH       id -> priority, end of its time (8 bytes, 0: none), 0 or 1 + length of the unique key (2 bytes), that;
@@ -28,17 +31,18 @@
 --       sizes HASH       id -> bytes of the envelope, of tasks that are not dead; while a setting limits them
 --       gone SET         of ids in lists whose tasks are gone
 --       where HASH       id -> token, of leased tasks; while somebody asks for tasks by id, see where.lua
--- Also, for some time: the keys of calls.lua and sessions.lua, the producers of produce.lua, and
---       dropped STRING   of a queue that was dropped: what its next life is called, see sessions.lua
 -- ARGV  1 window, 2 half of the entries that a memory keeps, 3 this server, 4 the queue's name, 5 prefix of the channels
 --       6 after how many expiries a task is given up, 7 and on: the script's own
 -- Returns: nothing; each script states its own.
 --
 -- A token is a stem of 14 bytes, and its position in 2. Tokens come in runs: a stem, then ranges of positions that follow
 -- each other: the first one, and a byte for how many.
--- Fields that a later version appends to a record are kept. Numbers never go through tostring, which rounds.
-local META, TASKS, READY, LEASED, LEASES, TRIES, WAITERS, SPARE, DEAD = unpack(KEYS)
+-- Fields that a later version appends to a record are kept. Numbers never go through tostring, which rounds. Where a script
+-- changes several counters, it reads them and writes them all at once: a write costs Redis an entry in its file as well.
+local META = KEYS[1]
 local BASE = string.sub(META, 1, -5)
+local TASKS, READY, LEASED, LEASES = BASE .. 'tasks', BASE .. 'ready:0', BASE .. 'leased', BASE .. 'leases'
+local TRIES, WAITERS, SPARE, DEAD = BASE .. 'tries', BASE .. 'waiters', BASE .. 'spare', BASE .. 'dead'
 local RARE = BASE .. 'rare'
 local STEM_BYTES, RANGE_BYTES = 14, 3
 -- Whether there may be anything that rare.lua knows of. Scripts find out at their beginning.

@@ -214,8 +214,13 @@ local function ready_count()
   return is_rare and rarely().is_paused() and 0 or tonumber(redis.call('HGET', META, 'ready') or '0')
 end
 
--- Says on this queue's behalf, until `ttl` ms from now, that this server waits.
+-- Says on this queue's behalf that this server waits, until `ttl` ms from now. What it said last is good while half of that is
+-- left: a name that stands too long costs others a hint to nobody.
 local function announce(ttl)
+  local said = redis.call('ZSCORE', WAITERS, ARGV[3])
+  if said and said - now >= ttl / 2 then
+    return
+  end
   first_free()
   redis.call('ZREMRANGEBYSCORE', WAITERS, '-inf', now)
   redis.call('ZADD', WAITERS, now + ttl, ARGV[3])

@@ -72,10 +72,11 @@ local ready, inserted = n, 0
 if gate then
   ready, inserted = gate.put_in(numbers, tasks)
 elseif n > 0 then
+  local before = redis.call('HMGET', META, 'ready', 'inserted')
+  inserted = (before[2] or 0) + n
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(ids))
-  redis.call('HINCRBY', META, 'ready', n)
-  inserted = redis.call('HINCRBY', META, 'inserted', n)
+  redis.call('HSET', META, 'ready', int((before[1] or 0) + n), 'inserted', int(inserted))
 end
 if n > 0 and inserted == n then
   answer[1] = 1

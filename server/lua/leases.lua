@@ -406,8 +406,11 @@ local function ack(runs)
     at = at + length
   end
   if #ids > 0 then
+    local before = redis.call('HMGET', META, 'acked', 'leased')
+    local entered, leased = tonumber(before[1] or '0'), (before[2] or 0) - #ids
     redis.call('HDEL', TASKS, unpack(ids))
-    remember_acks(acked, more, redis.call('HINCRBY', META, 'acked', #ids) - #ids)
+    redis.call('HSET', META, 'acked', int(entered + #ids), 'leased', int(leased))
+    remember_acks(acked, more, entered)
     if #fields > 0 then
       redis.call('HDEL', LEASES, unpack(fields))
       redis.call('ZREM', LEASED, unpack(members))
@@ -418,7 +421,6 @@ local function ack(runs)
     if #ending > 0 then
       write_ends()
     end
-    redis.call('HINCRBY', META, 'leased', -#ids)
     if is_rare == nil then
       is_odd = redis.call('EXISTS', TRIES, RARE) > 0
       is_rare = is_odd and redis.call('EXISTS', RARE) == 1

@@ -2,10 +2,16 @@
 --
 -- KEYS     as in common.lua
 -- ARGV     7 for how many ms to say that this server waits, or 0
--- Returns  {ready, due in or -1, how many became ready, 1 if there is more to be done, 1 if the queue exists}
+-- Returns  {ready, due in or -1, how many became ready, 1 if there is more to be done, 1 if the queue exists: who waits is not told
+--          of one without tasks}
+-- Servers do this for every queue that is waited on, all the time: where nothing happens it only reads, and little.
 is_rare = redis.call('EXISTS', RARE) == 1
-local reclaimed, more = reclaim()
-if ARGV[7] ~= '0' then
+local waits, due, reclaimed, more = ARGV[7] ~= '0', due_in(), 0, false
+if due == 0 or is_rare then
+  reclaimed, more = reclaim()
+  due = due_in()
+end
+if waits then
   announce(tonumber(ARGV[7]))
 end
 if is_rare then
@@ -17,8 +23,10 @@ if is_rare then
     is_rare = false
   end
 end
-local ready = ready_count()
-if reclaimed > 0 and ready > 0 then
+if reclaimed > 0 then
   wake_others(reclaimed)
 end
-return { ready, due_in(), reclaimed, more and 1 or 0, redis.call('EXISTS', META) }
+local ready = redis.call('HGET', META, 'ready')
+local exists = ready or not waits and redis.call('EXISTS', META) == 1
+ready = is_rare and rarely().is_paused() and 0 or tonumber(ready or '0')
+return { ready, due, reclaimed, more and 1 or 0, exists and 1 or 0 }

@@ -201,6 +201,11 @@ for i = 1, calls do
     end
   end
 end
+local ready, held, delivered
+if #leased > 0 then
+  local before = redis.call('HMGET', META, 'ready', 'leased', 'delivered')
+  ready, held, delivered = (before[1] or 0) - #leased, (before[2] or 0) + #leased, (before[3] or 0) + #leased
+end
 for _, list in ipairs(lists) do
   if list.taken > 0 then
     redis.call('LTRIM', list.key, list.taken, -1)
@@ -212,11 +217,8 @@ end
 if #skipped >= MAX_SKIPPED and #leased == 0 and ARGV[10] ~= '1' then
   return { 1, reclaimed, outcomes }
 end
-local ready
 if #leased > 0 then
-  ready = redis.call('HINCRBY', META, 'ready', -#leased)
-  local held = redis.call('HINCRBY', META, 'leased', #leased)
-  local delivered = redis.call('HINCRBY', META, 'delivered', #leased)
+  redis.call('HSET', META, 'ready', int(ready), 'leased', int(held), 'delivered', int(delivered))
   local order = delivered - #leased + 1
   local is_time = #new > 1 and held > LISTED and (delivered - 1) % LISTED_AGAIN < #leased
   if is_time then

@@ -10,9 +10,9 @@ local function rarely()
     return rarities
   end
   -- What could be taken from outside costs each script for it, also those that never call this.
-  local META, TASKS, READY, _, _, TRIES, _, SPARE, DEAD = unpack(KEYS)
   local call, sub, byte, pack = redis.call, string.sub, string.byte, struct.pack
-  local BASE = sub(META, 1, -5)
+  local META, BASE = KEYS[1], sub(KEYS[1], 1, -5)
+  local TASKS, READY, TRIES, DEAD = BASE .. 'tasks', BASE .. 'ready:0', BASE .. 'tries', BASE .. 'dead'
   local HIGH, SCHEDULED, PLACES, PLANS = BASE .. 'high', BASE .. 'scheduled', BASE .. 'places', BASE .. 'plans'
   local ENDS, UNIQUE, SETTINGS, CANCELLED = BASE .. 'ends', BASE .. 'unique', BASE .. 'settings', BASE .. 'cancelled'
   local SIZES, WHERE, GONE = BASE .. 'sizes', BASE .. 'where', BASE .. 'gone'
@@ -419,7 +419,7 @@ local function rarely()
     if not cursor then
       return false
     end
-    call('DEL', SPARE)
+    call('DEL', BASE .. 'spare')
     local part, ids, sizes = call('HSCAN', TASKS, cursor, 'COUNT', SCANNED), {}, {}
     for at = 1, #part[2], 2 do
       ids[#ids + 1], sizes[part[2][at]] = part[2][at], #part[2][at + 1] - INSERTED_AT_BYTES

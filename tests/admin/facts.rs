@@ -25,7 +25,8 @@ on_every_store! {
     async fn facts_about_the_server(backend) {
         let flags = [
             "--max-value", "54321", "--max-message", "765432", "--default-lease", "41s", "--max-expiries", "7",
-            "--memory-window", "90s", "--memory-entries", "1234",
+            "--memory-window", "90s", "--memory-entries", "1234", "--max-failures", "9", "--backoff-min", "3s",
+            "--backoff-max", "5m",
         ];
         let server = backend.start(&flags).await;
         let facts = info(&mut server.client().await).await;
@@ -41,6 +42,10 @@ on_every_store! {
             max_expiries: 7,
             memory_window: Some(proto(Duration::from_secs(90))),
             memory_entries: 1_234,
+            max_failures: 9,
+            backoff_min: Some(proto(Duration::from_secs(3))),
+            backoff_max: Some(proto(Duration::from_secs(300))),
+            max_delay: Some(proto(366 * 24 * HOUR)),
         };
         assert_eq!(facts.limits, Some(limits));
         assert_eq!(facts.version, "0.1.0");

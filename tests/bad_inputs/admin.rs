@@ -1,9 +1,19 @@
-//! Pages that cannot be.
+//! What administration refuses: pages, masks, settings, ids and states that cannot be, and what is not there.
 
 use data_queue_proto::reason;
-use data_queue_proto::v1::ListQueuesRequest;
+use data_queue_proto::v1::{
+    DeleteQueueRequest, DeleteTasksRequest, GetTaskRequest, ListQueuesRequest, ListTasksRequest, PurgeQueueRequest,
+    QueueSettings, RedriveIds, RedriveTasksRequest, ResumeQueueRequest, RetryBackoff, TaskState, UpdateQueueRequest,
+    WatchQueuesRequest, redrive_tasks_request::Selection,
+};
+use prost_types::{Duration, FieldMask};
+use tonic::Code;
 
-use crate::support::{call::Witness, on_every_store, status::Refusal};
+use crate::support::{
+    call::{Witness, get_queue_request, insert_json},
+    on_every_store,
+    status::Refusal,
+};
 
 on_every_store! {
     /// Row 45: a page of a negative size.
@@ -33,4 +43,151 @@ on_every_store! {
             witness.unchanged(&mut client, &page_token).await;
         }
     }
+}
+
+/// A task's id of the right form that nobody has.
+const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
+
+on_every_store! {
+    /// Row 45: pages of tasks of a negative size, behind garbage, behind the token of another state's list, and of no state.
+    async fn row_45_pages_of_tasks(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let mut witness = Witness::new(&mut client).await;
+        insert_json(&mut client, "tasks", &["1", "2", "3"]).await;
+        let ready = |page_size, page_token: &str| ListTasksRequest {
+            queue: "tasks".to_owned(),
+            state: TaskState::Ready as i32,
+            page_size,
+            page_token: page_token.to_owned(),
+        };
+        let answer = client.admin.list_tasks(ready(-1, "")).await;
+        Refusal::invalid(reason::PAGE_SIZE_OUT_OF_RANGE, "page_size").check("-1", answer);
+        let token = client.admin.list_tasks(ready(1, "")).await.unwrap().into_inner().next_page_token;
+        assert_ne!(token, "");
+        for garbage in ["!", "a", "bWFpbA==", "cg", &format!("{token}AA"), "dead"] {
+            let answer = client.admin.list_tasks(ready(1, garbage)).await;
+            Refusal::invalid(reason::PAGE_TOKEN_INVALID, "page_token").check(garbage, answer);
+        }
+        let other = ListTasksRequest { state: TaskState::Dead as i32, ..ready(1, &token) };
+        let answer = client.admin.list_tasks(other).await;
+        Refusal::invalid(reason::PAGE_TOKEN_INVALID, "page_token").check("of another state", answer);
+        for state in [0, 5, -1] {
+            let answer = client.admin.list_tasks(ListTasksRequest { state, ..ready(1, "") }).await;
+            Refusal::invalid(reason::TASK_STATE_INVALID, "state").check(&state.to_string(), answer);
+        }
+        let unknown = ListTasksRequest { queue: "nobody".to_owned(), ..ready(1, "") };
+        Refusal::not_found(reason::QUEUE_NOT_FOUND).check("unknown", client.admin.list_tasks(unknown).await);
+        witness.unchanged(&mut client, "pages of tasks").await;
+    }
+
+    /// Row 45: masks that name no setting, and settings out of range: nothing is changed, and no queue is made.
+    async fn row_45_settings(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let mut witness = Witness::new(&mut client).await;
+        let update = |paths: &[&str], settings| UpdateQueueRequest {
+            queue: "set".to_owned(),
+            settings: Some(settings),
+            update_mask: Some(FieldMask { paths: paths.iter().map(|path| (*path).to_owned()).collect() }),
+        };
+        let good = || QueueSettings { lease: span(10), ..QueueSettings::default() };
+        for paths in [&[][..], &["lease", "leas"], &["retry_backoff.mid"], &[""], &["Lease"], &["settings.lease"]] {
+            let answer = client.admin.update_queue(update(paths, good())).await;
+            Refusal::invalid(reason::UPDATE_MASK_INVALID, "update_mask").check(&format!("{paths:?}"), answer);
+        }
+        let none = UpdateQueueRequest { update_mask: None, ..update(&[], good()) };
+        Refusal::invalid(reason::UPDATE_MASK_INVALID, "update_mask").check("none", client.admin.update_queue(none).await);
+        let backoff = |min, max| Some(RetryBackoff { min, max });
+        let bad = [
+            ("lease", QueueSettings { lease: Some(Duration { seconds: 0, nanos: 99_999_999 }), ..good() }),
+            ("lease", QueueSettings { lease: span(12 * 3_600 + 1), ..good() }),
+            ("lease", QueueSettings { lease: span(-1), ..good() }),
+            ("max_failures", QueueSettings { max_failures: Some(0), ..good() }),
+            ("max_failures", QueueSettings { max_failures: Some(1_000_001), ..good() }),
+            ("max_expiries", QueueSettings { max_expiries: Some(0), ..good() }),
+            ("retry_backoff.min", QueueSettings { retry_backoff: backoff(span(-1), None), ..good() }),
+            ("retry_backoff.max", QueueSettings { retry_backoff: backoff(None, span(366 * 86_400 + 1)), ..good() }),
+            ("max_tasks", QueueSettings { max_tasks: Some(u64::MAX), ..good() }),
+            ("max_bytes", QueueSettings { max_bytes: Some((1 << 53) + 1), ..good() }),
+            ("dead_letter_retention", QueueSettings { dead_letter_retention: span(0), ..good() }),
+            ("dead_letter_retention", QueueSettings { dead_letter_retention: span(i64::MAX), ..good() }),
+        ];
+        for (field, settings) in bad {
+            // Beside a good one, which is not applied either.
+            let answer = client.admin.update_queue(update(&["paused", "*"], settings)).await;
+            Refusal::invalid(reason::SETTING_OUT_OF_RANGE, field).check(field, answer);
+        }
+        let answer = client.admin.get_queue(get_queue_request("set")).await;
+        Refusal::not_found(reason::QUEUE_NOT_FOUND).check("partly applied", answer);
+        witness.unchanged(&mut client, "settings").await;
+    }
+
+    /// Row 45: ids that are none, too many of them, and things that are not there.
+    async fn row_45_ids_and_absent_things(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let mut witness = Witness::new(&mut client).await;
+        let queue = witness.queue.clone();
+        let upper = "0000000A-0000-4000-8000-000000000000";
+        for id in ["", "x", &NOBODY[1..], &NOBODY.replace('-', ""), upper, &format!("{NOBODY}0")] {
+            let get = GetTaskRequest { queue: queue.clone(), id: id.to_owned() };
+            Refusal::invalid(reason::TASK_ID_INVALID, "id").check(id, client.admin.get_task(get).await);
+            let ids = vec![NOBODY.to_owned(), id.to_owned()];
+            let delete = DeleteTasksRequest { queue: queue.clone(), ids: ids.clone() };
+            Refusal::invalid(reason::TASK_ID_INVALID, "ids[1]").check(id, client.admin.delete_tasks(delete).await);
+            let answer = client.admin.redrive_tasks(redrive(&queue, Some(Selection::Ids(RedriveIds { ids })))).await;
+            Refusal::invalid(reason::TASK_ID_INVALID, "ids.ids[1]").check(id, answer);
+        }
+        for (count, why) in [(0, reason::BATCH_EMPTY), (1_001, reason::BATCH_TOO_LARGE)] {
+            let ids = vec![NOBODY.to_owned(); count];
+            let delete = DeleteTasksRequest { queue: queue.clone(), ids: ids.clone() };
+            Refusal::invalid(why, "ids").check(why, client.admin.delete_tasks(delete).await);
+            let answer = client.admin.redrive_tasks(redrive(&queue, Some(Selection::Ids(RedriveIds { ids })))).await;
+            Refusal::invalid(why, "ids.ids").check(why, answer);
+        }
+        let answer = client.admin.redrive_tasks(redrive(&queue, None)).await;
+        Refusal::invalid(reason::REDRIVE_SELECTION_MISSING, "selection").check("no selection", answer);
+        let purge = |queue: &str, states: Vec<i32>| PurgeQueueRequest { queue: queue.to_owned(), states };
+        for states in [vec![], vec![0], vec![TaskState::Ready as i32, 9]] {
+            let answer = client.admin.purge_queue(purge(&queue, states)).await;
+            Refusal::invalid(reason::TASK_STATE_INVALID, "states").check("no state", answer);
+        }
+
+        let get = GetTaskRequest { queue: queue.clone(), id: NOBODY.to_owned() };
+        Refusal::not_found(reason::TASK_NOT_FOUND).check("no task", client.admin.get_task(get).await);
+        let unknown = Refusal::not_found(reason::QUEUE_NOT_FOUND);
+        unknown.check("purge", client.admin.purge_queue(purge("nobody", vec![TaskState::Dead as i32])).await);
+        unknown.check("redrive", client.admin.redrive_tasks(redrive("nobody", Some(Selection::MaxTasks(0)))).await);
+        let nobody = || "nobody".to_owned();
+        unknown.check("resume", client.admin.resume_queue(ResumeQueueRequest { queue: nobody() }).await);
+        let delete = DeleteQueueRequest { queue: nobody(), force: true };
+        unknown.check("delete", client.admin.delete_queue(delete).await);
+        let delete = DeleteQueueRequest { queue: queue.clone(), force: false };
+        let refusal = Refusal::of(Code::FailedPrecondition, reason::QUEUE_NOT_EMPTY);
+        refusal.check("not empty", client.admin.delete_queue(delete).await);
+        witness.unchanged(&mut client, "ids").await;
+    }
+
+    /// Row 45: too many queues to watch, and intervals out of range.
+    async fn row_45_watching(backend) {
+        let server = backend.start(&[]).await;
+        let mut client = server.client().await;
+        let many = WatchQueuesRequest { queues: vec!["q".to_owned(); 101], interval: None };
+        Refusal::invalid(reason::BATCH_TOO_LARGE, "queues").check("101", client.admin.watch_queues(many).await);
+        let bad = WatchQueuesRequest { queues: vec!["a b".to_owned()], interval: None };
+        Refusal::invalid(reason::QUEUE_NAME_INVALID, "queues[0]").check("a b", client.admin.watch_queues(bad).await);
+        for interval in [span(0), span(-1), span(61), Some(Duration { seconds: 0, nanos: 99_999_999 })] {
+            let answer = client.admin.watch_queues(WatchQueuesRequest { queues: vec![], interval }).await;
+            Refusal::invalid(reason::INTERVAL_OUT_OF_RANGE, "interval").check(&format!("{interval:?}"), answer);
+        }
+    }
+}
+
+fn span(seconds: i64) -> Option<Duration> {
+    Some(Duration { seconds, nanos: 0 })
+}
+
+fn redrive(queue: &str, selection: Option<Selection>) -> RedriveTasksRequest {
+    RedriveTasksRequest { queue: queue.to_owned(), selection }
 }

@@ -111,7 +111,7 @@ async fn ours(
     let ways = WAYS.into_iter().filter(|way| match way {
         Way::Consume | Way::Consumer => served.consume,
         Way::Produce | Way::ProduceBatches | Way::Producer | Way::ProducerBatches => served.produce,
-        Way::Batch | Way::Fused | Way::Unary(_) => true,
+        Way::Batch | Way::Fused | Way::Unary(_) | Way::Spread(_) => true,
     });
     let pairs = stores.iter().flat_map(|store| ways.clone().map(|way| Ours { store: *store, way }));
     Ok(pairs.map(|ours| Box::new(ours) as Box<dyn Contender>).collect())

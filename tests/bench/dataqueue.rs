@@ -6,6 +6,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -118,13 +119,12 @@ impl Server {
     }
 
     async fn channel(&self) -> Result<Channel> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))?.tcp_nodelay(true);
-        Ok(endpoint.connect().await?)
+        channel(self.address).await
     }
 
     /// A client on a connection of its own.
     pub(crate) async fn client(&self) -> Result<Client> {
-        Ok(DataQueueClient::new(self.channel().await?).max_decoding_message_size(usize::MAX))
+        client(self.address).await
     }
 
     pub(crate) async fn counts(&self) -> Result<v1::QueueCounts> {
@@ -176,6 +176,14 @@ impl Server {
         let found = [counts.ready, counts.leased, counts.dead, counts.inserted, counts.acked];
         if found == [0, 0, 0, tasks, tasks] { Ok(()) } else { Err(format!("after {tasks} tasks: {counts:?}").into()) }
     }
+}
+
+async fn channel(address: SocketAddr) -> Result<Channel> {
+    Ok(Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true).connect().await?)
+}
+
+async fn client(address: SocketAddr) -> Result<Client> {
+    Ok(DataQueueClient::new(channel(address).await?).max_decoding_message_size(usize::MAX))
 }
 
 /// One Insert with these tasks.
@@ -296,10 +304,14 @@ impl Running for Loaded {
 
 /// Inserts under this load, over so many connections; 0: one a caller.
 pub(crate) async fn produce(server: &Server, connections: usize, load: &Load) -> Result<Vec<Call>> {
+    produce_at(server.address, connections, load).await
+}
+
+async fn produce_at(address: SocketAddr, connections: usize, load: &Load) -> Result<Vec<Call>> {
     let connections = if connections == 0 { load.callers } else { connections };
     let mut clients = Vec::new();
     for _ in 0..connections {
-        clients.push(server.client().await?);
+        clients.push(client(address).await?);
     }
     let mut callers = JoinSet::new();
     for client in clients.iter().cycle().take(load.callers) {
@@ -314,6 +326,25 @@ pub(crate) async fn produce(server: &Server, connections: usize, load: &Load) ->
     }
     let mut calls = Vec::new();
     while let Some(ended) = callers.join_next().await {
+        calls.extend(ended??);
+    }
+    Ok(calls)
+}
+
+/// The same over a connection for each core that this process may use now, each on a thread with a runtime of its own.
+pub(crate) async fn produce_spread(server: &Server, load: &Load) -> Result<Vec<Call>> {
+    let threads = thread::available_parallelism()?.get();
+    let mut parts = JoinSet::new();
+    for number in 0..threads {
+        let callers = load.callers / threads + usize::from(number < load.callers % threads);
+        let (address, load) = (server.address, Load { callers, ..load.clone() });
+        parts.spawn_blocking(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(produce_at(address, 1, &load))
+        });
+    }
+    let mut calls = Vec::new();
+    while let Some(ended) = parts.join_next().await {
         calls.extend(ended??);
     }
     Ok(calls)

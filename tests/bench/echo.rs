@@ -36,7 +36,7 @@ struct Echo;
 
 /// An id a task, like a real one.
 fn results(tasks: &[v1::NewTask]) -> Vec<v1::InsertResult> {
-    let id = || v1::InsertResult { id: "00000000-0000-4000-8000-000000000000".to_owned() };
+    let id = || v1::InsertResult { id: "00000000-0000-4000-8000-000000000000".to_owned(), duplicate: false };
     tasks.iter().map(|_| id()).collect()
 }
 

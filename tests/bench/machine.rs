@@ -53,7 +53,7 @@ pub(crate) async fn describe(options: &Options, report: &mut Report) -> Result<(
             options.rounds()
         ),
     );
-    report.setting("client", "tonic, one thread".to_owned());
+    report.setting("client", "tonic, one thread unless said".to_owned());
     report.version("data-queue-server", dataqueue::version()?);
     let server = dataqueue::Server::start(&scratch.path().join("data"), &[])?;
     report.version("its store", server.store().await?);

@@ -46,7 +46,7 @@ mod unary;
 mod waiting;
 mod wire;
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use mimalloc::MiMalloc;
@@ -63,10 +63,15 @@ use report::Report;
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
+/// Longer than any round.
+const KEEP_THREADS: Duration = Duration::from_secs(3_600);
+
 fn main() -> ExitCode {
     let options = Options::parse();
-    // One thread, as the headline figures have one core for everybody.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    // One thread, as the headline figures have one core for everybody. Where a row has more, they stay: one that ended would take its
+    // time on the core with it.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = match builder.enable_all().thread_keep_alive(KEEP_THREADS).build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("bench: {error}");

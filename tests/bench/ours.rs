@@ -59,6 +59,8 @@ pub(crate) fn stores(report: &mut Report, measurement: &'static str) -> Vec<(&'s
 pub(crate) enum Way {
     /// Insert, Pop, Ack: a call a task, with so many callers.
     Unary(usize),
+    /// The same, with the inserts on a connection a core, and a thread each.
+    Spread(usize),
     /// Pops that carry the ack of the task before.
     Fused,
     /// A hundred tasks a call.
@@ -111,7 +113,7 @@ impl Contender for Ours {
     fn ways(&self) -> Ways {
         let (insert, take) = match self.way {
             Way::Unary(CALLERS) => ("Insert, 64 callers", "Pop and Ack, 64 callers"),
-            Way::Unary(_) => ("Insert", "Pop and Ack"),
+            Way::Unary(_) | Way::Spread(_) => ("Insert", "Pop and Ack"),
             Way::Fused => ("", "Pop with the ack of the last, 64 callers"),
             Way::Batch => ("Insert of 100, 4 callers", "PopBatch of 100 and Ack, 4 callers"),
             Way::Consume => ("", "Consume, max_outstanding 1,000"),
@@ -171,12 +173,15 @@ impl Running for Used {
     }
 
     async fn produce(&self, load: &Load) -> Result<Vec<Call>> {
-        dataqueue::produce(&self.server, 1, load).await
+        match self.way {
+            Way::Spread(_) => dataqueue::produce_spread(&self.server, load).await,
+            _ => dataqueue::produce(&self.server, 1, load).await,
+        }
     }
 
     async fn fill(&self, numbers: Range<u64>, size: usize) -> Result<()> {
         match self.way {
-            Way::Unary(callers) => insert_all(&self.client, callers, 1, numbers, size).await,
+            Way::Unary(callers) | Way::Spread(callers) => insert_all(&self.client, callers, 1, numbers, size).await,
             Way::Fused => insert_all(&self.client, CALLERS, 1, numbers, size).await,
             Way::Batch | Way::Consume | Way::Consumer => {
                 insert_all(&self.client, BATCH_CALLERS, TASKS, numbers, size).await
@@ -190,7 +195,7 @@ impl Running for Used {
 
     async fn drain(&self, tasks: u64, ledger: &mut Ledger) -> Result<()> {
         match self.way {
-            Way::Unary(callers) => pop_all(&self.client, callers, tasks, false, ledger).await,
+            Way::Unary(callers) | Way::Spread(callers) => pop_all(&self.client, callers, tasks, false, ledger).await,
             Way::Fused => pop_all(&self.client, CALLERS, tasks, true, ledger).await,
             Way::Batch | Way::Produce | Way::ProduceBatches | Way::Producer | Way::ProducerBatches => {
                 pop_batches(&self.client, tasks, ledger).await

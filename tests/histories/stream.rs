@@ -323,7 +323,7 @@ impl StreamWorker {
         let sent = self.load.recorder.now();
         stream.say(match intent {
             Intent::Ack => Request::Ack(ConsumeAck { queue, lease_tokens }),
-            Intent::PutBack => Request::Putback(ConsumePutback { queue, lease_tokens }),
+            Intent::PutBack => Request::Putback(ConsumePutback { queue, lease_tokens, ..ConsumePutback::default() }),
             Intent::Heartbeat => {
                 let lease = Some(proto(stream.lease));
                 Request::Heartbeat(ConsumeHeartbeat { queue, lease_tokens, lease })

@@ -108,7 +108,7 @@ pub fn heartbeat_request(queue: &str, tokens: &[String]) -> HeartbeatRequest {
 }
 
 pub fn putback_request(queue: &str, tokens: &[String]) -> PutbackRequest {
-    let tokens = PutbackTokens { lease_tokens: tokens.to_vec() };
+    let tokens = PutbackTokens { lease_tokens: tokens.to_vec(), ..PutbackTokens::default() };
     PutbackRequest { queue: queue.to_owned(), selection: Some(Selection::Tokens(tokens)) }
 }
 
@@ -199,11 +199,12 @@ pub async fn counts(client: &mut Client, queue: &str) -> QueueCounts {
     counts
 }
 
-/// What was inserted is somewhere, or was acked.
+/// What was inserted is somewhere, or is counted as gone.
 #[track_caller]
 pub fn add_up(counts: &QueueCounts) {
-    let QueueCounts { ready, leased, dead, inserted, acked, .. } = *counts;
-    assert_eq!(inserted, ready + leased + dead + acked, "inserted = ready + leased + dead + acked: {counts:?}");
+    let QueueCounts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, .. } = *counts;
+    let all = ready + scheduled + leased + dead + acked + expired + deleted + purged;
+    assert_eq!(inserted, all, "what was inserted is somewhere, or is counted as gone: {counts:?}");
 }
 
 /// Ready, leased, dead, inserted, acked.

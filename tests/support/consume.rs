@@ -100,7 +100,7 @@ impl Consumer {
     }
 
     pub async fn put_back(&mut self, tasks: &[Task]) -> Vec<Outcome> {
-        self.say(Request::Putback(ConsumePutback { queue: String::new(), lease_tokens: tokens(tasks) })).await;
+        self.say(Request::Putback(ConsumePutback { lease_tokens: tokens(tasks), ..ConsumePutback::default() })).await;
         outcomes(&self.answer().await.outcomes)
     }
 

@@ -193,6 +193,12 @@ impl Answering {
         }
     }
 
+    /// Sends further messages, together.
+    pub fn say(&mut self, messages: &[impl Message]) {
+        let frames = messages.iter().map(|message| frame(0, &message.encode_to_vec())).collect::<Vec<_>>();
+        self.body.send_data(frames.concat().into(), false).expect("an open stream");
+    }
+
     /// Resets the stream.
     pub fn cancel(mut self) {
         self.body.send_reset(Reason::CANCEL);

@@ -53,6 +53,10 @@ impl Refusal {
         Self { code: Code::InvalidArgument, reason, field: Some(field) }
     }
 
+    pub fn not_found(reason: &'static str) -> Self {
+        Self::of(Code::NotFound, reason)
+    }
+
     pub fn of(code: Code, reason: &'static str) -> Self {
         Self { code, reason, field: None }
     }

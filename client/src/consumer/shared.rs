@@ -599,7 +599,7 @@ impl State {
         let lease_tokens = asks.iter().map(|ask| ask.token.text()).collect();
         let request = match wish {
             Wish::Ack => Request::Ack(v1::ConsumeAck { queue, lease_tokens }),
-            Wish::PutBack => Request::Putback(v1::ConsumePutback { queue, lease_tokens }),
+            Wish::PutBack => Request::Putback(v1::ConsumePutback { queue, lease_tokens, ..Default::default() }),
             Wish::Heartbeat(lease) => {
                 Request::Heartbeat(v1::ConsumeHeartbeat { queue, lease_tokens, lease: lease.map(duration) })
             }

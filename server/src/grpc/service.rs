@@ -247,7 +247,7 @@ pub(super) fn duration(millis: Millis) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos }
 }
 
-fn timestamp(millis: Millis) -> prost_types::Timestamp {
+pub(super) fn timestamp(millis: Millis) -> prost_types::Timestamp {
     let (seconds, nanos) = seconds_and_nanos(millis);
     prost_types::Timestamp { seconds, nanos }
 }

@@ -30,6 +30,9 @@ impl From<Error> for Status {
                 let message = format!("{error}; the first insert makes a queue");
                 refuse(Code::NotFound, message, info(reason::QUEUE_NOT_FOUND, HashMap::new()))
             }
+            Error::TaskNotFound(_) => {
+                refuse(Code::NotFound, error.to_string(), info(reason::TASK_NOT_FOUND, HashMap::new()))
+            }
             Error::SessionTakenOver => {
                 refuse(Code::Aborted, error.to_string(), info(reason::SESSION_TAKEN_OVER, HashMap::new()))
             }

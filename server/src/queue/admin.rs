@@ -1,16 +1,25 @@
 //! Administration: what operators ask.
 
+mod settings;
+mod tasks;
+mod watch;
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use data_queue_proto::reason;
 
+pub use self::{
+    settings::{Given, SettingChange},
+    tasks::{Redrive, RedriveDone, TaskDetails, TaskList},
+    watch::{Activity, Watch},
+};
 use super::{
     Queues,
     error::{Error, Invalid},
     limits,
 };
-use crate::store::{Counts, Description, Millis, QueueName, Setting};
+use crate::store::{Counts, Description, Millis, QueueName, Setting, Settings};
 
-/// The queues on a page where a request does not say.
+/// The most things on a page, where a request does not say.
 const PAGE_DEFAULT: usize = 100;
 /// The most queues on a page.
 const PAGE_MAX: usize = 1_000;
@@ -25,19 +34,22 @@ pub struct QueuePage {
 }
 
 impl Queues {
-    /// Counts the tasks of a queue.
-    pub async fn count(&self, queue: &str) -> Result<(QueueName, Counts), Error> {
+    /// Counts the tasks of a queue, and tells what is set for it.
+    pub async fn show(&self, queue: &str) -> Result<(QueueName, Counts, Settings), Error> {
         let queue = limits::queue(queue)?;
-        let counts = self.store.counts(std::slice::from_ref(&queue)).await?.into_iter().next().flatten();
-        match counts {
-            Some(counts) => Ok((queue, counts)),
-            None => Err(Error::QueueNotFound(queue)),
-        }
+        let counts = self.counts(&queue).await?;
+        let settings = self.store.settings(&queue).await?.unwrap_or_default();
+        Ok((queue, counts, settings))
+    }
+
+    async fn counts(&self, queue: &QueueName) -> Result<Counts, Error> {
+        let counts = self.store.counts(std::slice::from_ref(queue)).await?.into_iter().next().flatten();
+        counts.ok_or_else(|| Error::QueueNotFound(queue.clone()))
     }
 
     /// Counts the tasks of queue after queue.
     pub async fn list(&self, page_size: i32, page_token: &str) -> Result<QueuePage, Error> {
-        let max = page_len(page_size)?;
+        let max = page_len(page_size, PAGE_MAX)?;
         let after = page_after(page_token)?;
         let mut names = self.store.queues(after.as_ref(), max + 1).await?;
         let more = names.len() > max;
@@ -46,6 +58,12 @@ impl Queues {
         let counts = self.store.counts_in_list(&names).await?;
         let known = names.into_iter().zip(counts).filter_map(|(name, counts)| Some((name, counts?)));
         Ok(QueuePage { queues: known.collect(), next_page_token: last.unwrap_or_default() })
+    }
+
+    /// Deletes a queue; one with tasks only if `force`.
+    pub async fn delete_queue(&self, queue: &str, force: bool) -> Result<(), Error> {
+        let queue = limits::queue(queue)?;
+        if self.store.drop_queue(&queue, force).await? { Ok(()) } else { Err(Error::QueueNotFound(queue)) }
     }
 
     /// How long the tasks of a queue are held, where a request does not say.
@@ -60,12 +78,12 @@ impl Queues {
     }
 }
 
-fn page_len(given: i32) -> Result<usize, Box<Invalid>> {
+fn page_len(given: i32, max: usize) -> Result<usize, Box<Invalid>> {
     let refuse =
         |_| Invalid::new("page_size", reason::PAGE_SIZE_OUT_OF_RANGE, format!("is {given}; 0 or more is allowed"));
     match usize::try_from(given).map_err(refuse)? {
-        0 => Ok(PAGE_DEFAULT),
-        given => Ok(given.min(PAGE_MAX)),
+        0 => Ok(PAGE_DEFAULT.min(max)),
+        given => Ok(given.min(max)),
     }
 }
 

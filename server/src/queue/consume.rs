@@ -11,6 +11,9 @@
 mod held;
 mod lanes;
 mod open;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
 
@@ -362,11 +365,19 @@ impl<O: Outlet> Session<O> {
                     None => break,
                 }
             }
+            self.notice();
+            if self.next_alarm() <= Instant::now() && self.attend().await? {
+                return if self.queues.stopping.is_cancelled() { Err(Ended::Stopping) } else { Ok(()) };
+            }
             if self.step().await? {
                 continue;
             }
             if self.has_ended() {
                 return self.end();
+            }
+            let next = self.next_alarm();
+            if alarm.is_elapsed() || next < alarm.deadline() {
+                alarm.as_mut().reset(next);
             }
             let hears = self.hears();
             tokio::select! {
@@ -378,25 +389,28 @@ impl<O: Outlet> Session<O> {
                     // It was told why by those who cut it off.
                     false => return Ok(()),
                 },
-                () = self.woken.notified() => {
-                    let can_take = self.delivers() && self.is_clear && self.held.len() < self.max_outstanding;
-                    self.lanes.note_woken(can_take);
-                }
-                () = stopping.as_mut(), if !self.stops => {
-                    self.stops = true;
-                    self.drain = self.drain.by(Instant::now() + self.queues.limits.grace / 2);
-                }
-                () = alarm.as_mut() => {
-                    if self.attend().await? {
-                        return if self.queues.stopping.is_cancelled() { Err(Ended::Stopping) } else { Ok(()) };
-                    }
-                }
-            }
-            let next = self.next_alarm();
-            if alarm.is_elapsed() || next < alarm.deadline() {
-                alarm.as_mut().reset(next);
+                () = self.woken.notified() => self.note_woken(),
+                () = stopping.as_mut(), if !self.stops => {}
+                () = alarm.as_mut() => {}
             }
         }
+    }
+
+    /// Notices what else has happened: a client that never stops talking must not keep the session from it.
+    fn notice(&mut self) {
+        self.is_clear = self.is_clear || self.outlet.clear().now_or_never() == Some(true);
+        if self.woken.notified().now_or_never().is_some() {
+            self.note_woken();
+        }
+        if !self.stops && self.queues.stopping.is_cancelled() {
+            self.stops = true;
+            self.drain = self.drain.by(Instant::now() + self.queues.limits.grace / 2);
+        }
+    }
+
+    fn note_woken(&mut self) {
+        let can_take = self.delivers() && self.is_clear && self.held.len() < self.max_outstanding;
+        self.lanes.note_woken(can_take);
     }
 
     fn hears(&self) -> bool {
@@ -464,21 +478,22 @@ impl<O: Outlet> Session<O> {
         Ok((lane, limits::tokens(field, &tokens.lease_tokens)?))
     }
 
-    /// Does one thing, if there is one to do: what the client asked for first, together with a pop if that is of the same
-    /// queue; else a pop; else sends what waits to be sent.
+    /// Does what the client asked for first, together with a pop if that is of the same queue; pops if that has not; and sends
+    /// what there is. False if there was nothing to do.
     async fn step(&mut self) -> Result<bool, Error> {
+        let mut did_any = false;
         if self.message.answers.len() < ANSWERS_WAITING
             && !matches!(self.asked.requests.front(), None | Some(Request::Refused(_)))
             && let Some(request) = self.asked.pop()
         {
             self.answer(request).await?;
-            return Ok(true);
+            did_any = true;
         }
         if let Some(lane) = self.lane_to_pop() {
             self.pop(lane, Vec::new()).await?;
-            return Ok(true);
+            did_any = true;
         }
-        Ok(self.send())
+        Ok(self.send() || did_any)
     }
 
     async fn answer(&mut self, request: Request) -> Result<(), Error> {
@@ -495,8 +510,6 @@ impl<O: Outlet> Session<O> {
                     let outcomes = outcomes.by_ref().take(count).collect();
                     self.message.answers.push(ConsumeAnswer { outcomes, lease: None });
                 }
-                // What was popped along waits for its answers.
-                self.send_if(|message| message.delivery.is_some());
             }
             Request::PutBack(lane, put_back) => {
                 self.held.remove(lane, &put_back.tokens, &mut self.lanes);
@@ -525,11 +538,10 @@ impl<O: Outlet> Session<O> {
         !self.is_heard && !self.refuses && matches!(self.drain, Drain::From(_))
     }
 
-    /// Acks and pops. What was popped is sent, or waits in the message for the answers to the acks.
+    /// Acks and pops. What was popped waits in the message.
     async fn pop(&mut self, at: usize, acks: Vec<Token>) -> Result<Vec<Outcome>, Error> {
         let room = self.max_outstanding - self.held.len();
         let max_tasks = self.lanes.share(at, room).min(RECLAIM_STEP);
-        let sends_at_once = acks.is_empty();
         let (queue, stem) = (self.lanes.queue(at).clone(), Stem::mint()?);
         let pop = Pop {
             acks,
@@ -575,9 +587,6 @@ impl<O: Outlet> Session<O> {
             self.held.add(at, delivery.tasks.iter().map(|task| (task.token, now)), &mut self.lanes);
             self.message.delivery = Some((queue, delivery));
         }
-        if sends_at_once {
-            self.send_if(|message| message.delivery.is_some());
-        }
         Ok(popped.acks)
     }
 
@@ -598,12 +607,6 @@ impl<O: Outlet> Session<O> {
             if let Err(error) = done {
                 return tracing::debug!(%error, "what the client of a broken stream said last was not done");
             }
-        }
-    }
-
-    fn send_if(&mut self, condition: impl Fn(&ConsumeMessage) -> bool) {
-        if condition(&self.message) {
-            self.send();
         }
     }
 
@@ -658,7 +661,7 @@ impl<O: Outlet> Session<O> {
         let end = match self.drain {
             Drain::From(at) | Drain::Due(at) | Drain::Until(at) => at,
         };
-        if self.held.is_empty() { end } else { end.min(self.keep_at) }
+        if self.held.is_empty() || self.refuses { end } else { end.min(self.keep_at) }
     }
 
     /// Does what it is time for. True if it is time to end.
@@ -669,7 +672,7 @@ impl<O: Outlet> Session<O> {
             Drain::Due(at) | Drain::Until(at) if at <= now => return Ok(true),
             _ => {}
         }
-        if !self.held.is_empty() && self.keep_at <= now {
+        if !self.held.is_empty() && !self.refuses && self.keep_at <= now {
             self.keep(now).await?;
             self.keep_at = now + self.keep_every();
         }
@@ -686,7 +689,10 @@ impl<O: Outlet> Session<O> {
             for (tokens, lease) in [(extended, self.lanes.lease(at)), (asked, 0)] {
                 for tokens in tokens.chunks(MAX_BATCH) {
                     let kept = self.queues.store.keep(self.lanes.queue(at), self.consumer, tokens, lease).await?;
-                    let kept = kept.ok_or(Error::SessionTakenOver)?;
+                    let Some(kept) = kept else {
+                        self.refuse(Error::SessionTakenOver);
+                        return Ok(());
+                    };
                     self.held.remove_lost(at, tokens, &kept.outcomes, &mut self.lanes);
                     self.note_cancelled(at, kept.cancelled);
                 }

@@ -12,7 +12,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::{Queues, task::Task};
 use crate::store::{Attempt, QueueName, Release, StoreError, Token, Withdrawal};
 
-/// The first pause between tries to give tasks back to a store that is away, and the longest.
+/// The first pause between tries to give tasks back to a store that is away or has too much to do, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -103,7 +103,9 @@ impl Leases {
             };
             match done {
                 Ok(()) => return,
-                Err(StoreError::Unavailable { .. }) if Instant::now() + pause < self.run_out => {
+                Err(StoreError::Unavailable { .. } | StoreError::Overloaded(_))
+                    if Instant::now() + pause < self.run_out =>
+                {
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }

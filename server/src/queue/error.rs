@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::store::{QueueName, StoreError};
+use crate::store::{QueueName, StoreError, TaskId};
 
 /// Why a call was not done.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +13,9 @@ pub enum Error {
     /// Nothing was ever inserted into this queue.
     #[error("there is no queue {0:?}")]
     QueueNotFound(QueueName),
+    /// There is no such task in the queue.
+    #[error("there is no task {0} in the queue")]
+    TaskNotFound(TaskId),
     /// Another stream has the session of this one.
     #[error("another stream has taken over the session of this one")]
     SessionTakenOver,

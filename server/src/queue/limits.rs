@@ -9,7 +9,7 @@ use super::{
     error::Invalid,
     task::{Timing, Value},
 };
-use crate::store::{Clock, Due, MAX_PRIORITY, Millis, QueueName, SystemClock, Token};
+use crate::store::{Clock, Due, MAX_PRIORITY, Millis, QueueName, SystemClock, TaskId, Token};
 
 /// The most tasks of an insert, and the most tokens of a call.
 pub const MAX_BATCH: usize = 1_000;
@@ -226,6 +226,13 @@ pub(super) fn unique_key(at: usize, key: String) -> Checked<Option<String>> {
 /// The task at a position has no value.
 pub(super) fn value_missing(at: usize) -> Box<Invalid> {
     Invalid::new(format!("tasks[{at}].value"), reason::VALUE_MISSING, "neither json nor data is set")
+}
+
+/// An id that an insert gave.
+pub(super) fn task_id(field: &str, text: &str) -> Checked<TaskId> {
+    let refuse =
+        || Invalid::new(field, reason::TASK_ID_INVALID, "is not a task's id: 36 characters, as an insert gave them");
+    TaskId::parse(text).ok_or_else(refuse)
 }
 
 /// Why a task is given back.

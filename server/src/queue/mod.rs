@@ -10,6 +10,8 @@ mod limits;
 mod pop_batch;
 mod produce;
 mod task;
+#[cfg(test)]
+mod tests;
 mod uncancelled;
 mod waits;
 
@@ -25,7 +27,7 @@ use data_queue_proto::reason;
 
 use self::uncancelled::uncancelled;
 pub use self::{
-    admin::QueuePage,
+    admin::{Activity, Given, QueuePage, Redrive, RedriveDone, SettingChange, TaskDetails, TaskList, Watch},
     consume::{
         ConsumeAnswer, ConsumeCall, ConsumeMessage, ConsumeOpen, Ended, MAX_OUTSTANDING, Outlet, Tokens, Unread,
     },
@@ -34,7 +36,7 @@ pub use self::{
     limits::{Limits, MAX_BATCH, MAX_DELAY, MAX_LEASE, MAX_POP_BATCH, MAX_WAIT, MIN_LEASE, Span},
     pop_batch::PopBatchCall,
     produce::{ProduceAnswer, ProduceEnd, ProduceMessage},
-    task::{NewTask, Task, Timing, Value},
+    task::{Content, NewTask, Task, Timing, Value},
     waits::{Seat, Waits},
 };
 use crate::store::{

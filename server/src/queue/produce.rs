@@ -334,20 +334,13 @@ mod tests {
     use super::*;
     use crate::{
         queue::{Limits, Value, Waits},
-        store::{Remember, Rules, SystemClock, memory::MemoryStore},
+        store::{SystemClock, TEST_RULES, memory::MemoryStore},
     };
 
     type Read = Result<ProduceMessage, &'static str>;
 
     fn queues(stopping: &CancellationToken) -> Queues {
-        let rules = Rules {
-            remember: Remember { window: 300_000, entries: 1_000_000 },
-            lease: 30_000,
-            max_failures: 20,
-            max_expiries: 20,
-            backoff: crate::store::Backoff { min: 1_000, max: 60_000 },
-        };
-        let store = MemoryStore::new(Arc::new(SystemClock::default()), rules, 1 << 30);
+        let store = MemoryStore::new(Arc::new(SystemClock::default()), TEST_RULES, 1 << 30);
         let limits = Limits {
             max_value: 1 << 20,
             default_lease: Duration::from_secs(30),

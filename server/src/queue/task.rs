@@ -121,21 +121,45 @@ fn pack(value: Value, headers: BTreeMap<String, String>, priority: u8) -> Bytes 
     Envelope { value: Some(value), md5, headers, priority: priority.into() }.encode_to_vec().into()
 }
 
-/// Unpacks a delivery.
-pub(super) fn unpack(leased: Leased) -> Result<Task, Error> {
-    let unreadable = || Error::Bug(format!("the stored task {} cannot be read", leased.id));
-    let envelope = Envelope::decode(leased.envelope.clone()).map_err(|_| unreadable())?;
+/// What was inserted.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// As inserted.
+    pub value: Value,
+    /// Of the value, taken at the insert.
+    pub md5: [u8; 16],
+    /// As inserted.
+    pub headers: BTreeMap<String, String>,
+    /// As inserted.
+    pub priority: u8,
+}
+
+/// Reads an envelope.
+pub(super) fn read(id: TaskId, envelope: &Bytes) -> Result<Content, Error> {
+    let unreadable = || Error::Bug(format!("the stored task {id} cannot be read"));
+    let envelope = Envelope::decode(envelope.clone()).map_err(|_| unreadable())?;
     let value = match envelope.value.ok_or_else(unreadable)? {
         StoredValue::Json(text) => Value::Json(text),
         StoredValue::Data(data) => Value::Data(data),
     };
-    Ok(Task {
-        id: leased.id,
-        token: leased.token,
+    Ok(Content {
         value,
         md5: envelope.md5.as_ref().try_into().map_err(|_| unreadable())?,
         headers: envelope.headers,
         priority: envelope.priority.min(u8::MAX.into()) as u8,
+    })
+}
+
+/// Unpacks a delivery.
+pub(super) fn unpack(leased: Leased) -> Result<Task, Error> {
+    let Content { value, md5, headers, priority } = read(leased.id, &leased.envelope)?;
+    Ok(Task {
+        id: leased.id,
+        token: leased.token,
+        value,
+        md5,
+        headers,
+        priority,
         deliveries: leased.deliveries,
         failures: leased.failures,
         expiries: leased.expiries,

@@ -25,8 +25,8 @@ use crate::store::{QueueName, Store};
 /// The registry is split by queue, so that threads seldom meet in it.
 const PARTS: usize = 16;
 /// A queue is looked at after so long, and up to `LOOK_JITTER` more.
-const LOOK_AFTER: Duration = Duration::from_millis(500);
-const LOOK_JITTER_MS: u64 = 400;
+const LOOK_AFTER: Duration = Duration::from_millis(700);
+const LOOK_JITTER_MS: u64 = 200;
 /// How precisely looks are timed.
 const LOOK_TICK: Duration = Duration::from_millis(50);
 /// The most queues in one look.
@@ -97,7 +97,7 @@ impl Waits {
             if self.lines.fetch_add(1, Ordering::SeqCst) == 0 {
                 self.first_line.notify_one();
             }
-            Line { seats: BTreeMap::new(), look_at: Instant::now() + look_interval() }
+            Line { seats: BTreeMap::new(), look_at: self.next_look(queue, Instant::now()) }
         });
         line.seats.insert(number, Arc::clone(seat));
     }
@@ -109,6 +109,12 @@ impl Waits {
         }
     }
 
+    /// When to look at a queue that is looked at now: queues do not stay in step, nor do servers.
+    fn next_look(&self, queue: &QueueName, now: Instant) -> Instant {
+        let random = self.hasher.hash_one((queue, now));
+        now + LOOK_AFTER + Duration::from_millis(random % LOOK_JITTER_MS)
+    }
+
     /// Queues whose time has come; each gets its next time.
     fn due_looks(&self) -> Vec<QueueName> {
         let now = Instant::now();
@@ -116,7 +122,7 @@ impl Waits {
         for part in &self.parts {
             let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
             for (queue, line) in part.iter_mut().filter(|(_, line)| line.look_at <= now) {
-                line.look_at = now + look_interval();
+                line.look_at = self.next_look(queue, now);
                 due.push(queue.clone());
             }
         }
@@ -152,11 +158,6 @@ impl Waits {
             }
         }
     }
-}
-
-fn look_interval() -> Duration {
-    let random = getrandom::u64().unwrap_or(LOOK_JITTER_MS / 2);
-    LOOK_AFTER + Duration::from_millis(random % LOOK_JITTER_MS)
 }
 
 /// A pop's place among the waiters of its queue, as long as it lives.

@@ -125,6 +125,16 @@ impl TaskId {
 }
 
 impl TaskId {
+    /// Reads the text that an insert gave.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
+        let mut bytes = [0; 16];
+        for (byte, [high, low]) in bytes.iter_mut().zip(digits.as_chunks::<2>().0) {
+            *byte = nibble(*high).ok()? << 4 | nibble(*low).ok()?;
+        }
+        Some(Self(bytes)).filter(|id| id.text() == text)
+    }
+
     /// As it goes over the wire.
     pub fn text(&self) -> String {
         let mut text = Vec::with_capacity(36);
@@ -328,5 +338,9 @@ mod tests {
         let text = ids[0].to_string();
         assert_eq!(text.len(), 36);
         assert_eq!(&text[14..15], "4");
+        assert_eq!(TaskId::parse(&text), Some(ids[0]));
+        for bad in ["", &text[1..], &text.replace('-', ""), &text.to_uppercase(), &format!("{text}0")] {
+            assert_eq!(TaskId::parse(bad), None, "{bad:?}");
+        }
     }
 }

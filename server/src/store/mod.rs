@@ -80,6 +80,16 @@ pub struct Rules {
     pub backoff: Backoff,
 }
 
+/// The rules of most tests.
+#[cfg(test)]
+pub(crate) const TEST_RULES: Rules = Rules {
+    remember: Remember { window: 300_000, entries: 1_000_000 },
+    lease: 30_000,
+    max_failures: 20,
+    max_expiries: 20,
+    backoff: Backoff { min: 1_000, max: 60_000 },
+};
+
 /// A thing that can be set for a queue. Its value is a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Setting {

@@ -138,7 +138,7 @@ async fn fields_of_a_later_version_are_kept() {
     let redis = Arc::new(Redis::start());
     let engine = OnRedis::connect(&redis, RULES);
     let q = queue("q");
-    let [leases, tries] = ["leases", "tries"].map(|part| engine.shared.key_of(&q, part).unwrap());
+    let [leases, tries] = ["leases", "tries"].map(|part| engine.shared.key_of(&q, part));
     let rig = Rig::new(engine);
     rig.insert_numbers(&q, 0..3).await;
     let held = tokens(&rig.take(&q, 3).await);
@@ -280,11 +280,15 @@ async fn servers_that_wait_are_told() {
         let held = tokens(&here.take(&q, 4).await);
         here.put_back(&q, &held[..2]).await;
         here.release_held(&q, 0).await.unwrap();
-        // The word that a server waits holds for 3 s; this one gives it anew.
-        here.pass(2_999);
+        // The word that a server waits holds for 10 s, and who looks when half of that is over gives it anew.
+        here.pass(4_999);
         there.set_now(here.now());
-        here.insert_numbers(&q, 6..7).await;
+        there.look(&[q.clone(), last.clone()]).await.unwrap();
+        here.pass(2);
+        there.set_now(here.now());
         there.look(std::slice::from_ref(&last)).await.unwrap();
+        here.pass(4_998);
+        here.insert_numbers(&q, 6..7).await;
         here.pass(2);
         here.insert_numbers(&q, 7..8).await;
         here.insert_numbers(&last, 0..1).await;
@@ -323,7 +327,7 @@ async fn a_broken_queue_is_left_out_of_lists() {
     let redis = Arc::new(Redis::start());
     let engine = OnRedis::connect(&redis, RULES);
     let queues = ["a", "broken", "z"].map(queue);
-    let meta = engine.shared.key_of(&queues[1], "meta").unwrap();
+    let meta = engine.shared.key_of(&queues[1], "meta");
     let rig = Rig::new(engine);
     for queue in &queues {
         rig.insert_numbers(queue, 0..1).await;
@@ -388,7 +392,7 @@ async fn many_leases_are_in_tables() {
     let redis = Arc::new(Redis::start());
     let engine = OnRedis::connect(&redis, RULES);
     let q = queue("q");
-    let [leases, leased] = ["leases", "leased"].map(|part| engine.shared.key_of(&q, part).unwrap());
+    let [leases, leased] = ["leases", "leased"].map(|part| engine.shared.key_of(&q, part));
     let rig = Rig::new(engine);
     rig.insert_numbers(&q, 0..40).await;
     let popped = together((0..40).map(|_| rig.pop(&q, pop(1))).collect()).await;
@@ -475,7 +479,7 @@ async fn what_fails_fails_alone() {
     let redis = Arc::new(Redis::start());
     let engine = OnRedis::connect(&redis, RULES);
     let (q, broken) = (queue("q"), queue("broken"));
-    let meta = engine.shared.key_of(&broken, "meta").unwrap();
+    let meta = engine.shared.key_of(&broken, "meta");
     let rig = Rig::new(engine);
     rig.insert_numbers(&q, 0..9).await;
     rig.insert_numbers(&broken, 0..1).await;
@@ -492,6 +496,28 @@ async fn what_fails_fails_alone() {
     assert!(pops.into_iter().all(|pop| pop.unwrap().tasks.len() == 1));
     assert!(others.iter().all(|pop| matches!(pop, Err(StoreError::Broken(_)))), "{others:?}");
     assert_eq!(rig.counted(&q).await, Counts { ready: 3, leased: 3, inserted: 9, acked: 3, ..Counts::default() });
+}
+
+/// G1: a script reads all that it counts before it writes, so that one that fails there changed nothing.
+#[tokio::test]
+async fn calls_that_cannot_count_change_nothing() {
+    let redis = Arc::new(Redis::start());
+    let engine = OnRedis::connect(&redis, RULES);
+    let q = queue("q");
+    let meta = engine.shared.key_of(&q, "meta");
+    let rig = Rig::new(engine);
+    rig.insert_numbers(&q, 0..3).await;
+    let held = tokens(&rig.take(&q, 1).await);
+    let before = rig.counted(&q).await;
+    redis.command(&["RENAME", &meta, "aside"]);
+    redis.command(&["SET", &meta, "of another program"]);
+    assert!(matches!(rig.insert(&q, insert(tasks(3..4))).await, Err(StoreError::Broken(_))));
+    assert!(matches!(rig.pop(&q, pop(1)).await, Err(StoreError::Broken(_))));
+    assert!(matches!(rig.ack(&q, &held).await, Err(StoreError::Broken(_))));
+    redis.command(&["RENAME", "aside", &meta]);
+    assert_eq!(rig.counted(&q).await, before);
+    assert_eq!(rig.ack_one(&q, held[0]).await, Outcome::Applied);
+    assert_eq!(rig.take(&q, 9).await.len(), 2);
 }
 
 /// A caller that is gone before its turn, or while its script runs, takes nobody with it.

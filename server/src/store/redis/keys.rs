@@ -1,4 +1,5 @@
-//! The names of all keys, born here and nowhere else. The layout cannot change without a migration.
+//! The names of all keys, born here, and those of a queue's parts in `common.lua`. The layout cannot change without a
+//! migration.
 //!
 //! A queue's keys are `<prefix>:{<base64url of its tag>.<shard>}:<base64url of its name>:<part>`. The tag in braces makes
 //! Redis Cluster keep together what one script touches: the parts of a queue, and the queues that share a tag.
@@ -14,10 +15,6 @@ pub(super) const FORMAT: u64 = 2;
 /// The registry of queues is split over so many sets.
 pub(super) const REGISTRY_PARTS: u32 = 16;
 
-/// The parts of a queue that every script is given, in the order of `common.lua`. Further keys have names that depend on
-/// data; scripts build them from the first one's.
-const PARTS: [&str; 9] = ["meta", "tasks", "ready:0", "leased", "leases", "tries", "waiters", "spare", "dead"];
-
 /// Makes keys under one prefix.
 #[derive(Clone, Debug)]
 pub(super) struct Keys {
@@ -29,11 +26,16 @@ impl Keys {
         Self { prefix: prefix.to_owned() }
     }
 
-    /// The keys of a queue's script.
-    pub(super) fn of_queue(&self, queue: &QueueName) -> [String; PARTS.len()] {
+    /// The key that a queue's scripts are given; they build those of its other parts from this one.
+    pub(super) fn meta(&self, queue: &QueueName) -> String {
+        self.part_of(queue, "meta")
+    }
+
+    /// A part of a queue, as `common.lua` names it.
+    pub(super) fn part_of(&self, queue: &QueueName, part: &str) -> String {
         const SHARD: u8 = 0;
         let (tag, name) = (URL_SAFE_NO_PAD.encode(queue.tag()), URL_SAFE_NO_PAD.encode(queue.as_str()));
-        PARTS.map(|part| format!("{}:{{{tag}.{SHARD}}}:{name}:{part}", self.prefix))
+        format!("{}:{{{tag}.{SHARD}}}:{name}:{part}", self.prefix)
     }
 
     pub(super) fn format(&self) -> String {
@@ -72,14 +74,15 @@ mod tests {
         let names = ["a", "A", "a::b", "a::c", "a:b", "a/../b", "a.0", "a-", "a::b::c"];
         let mut all = std::collections::HashSet::new();
         for name in names {
-            let of_queue = keys.of_queue(&QueueName::parse(name).unwrap());
+            let queue = QueueName::parse(name).unwrap();
             let tag = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
-            assert!(of_queue.iter().all(|key| tag(key) == tag(&of_queue[0])));
-            for key in of_queue {
+            for part in ["meta", "tasks", "ready:0"] {
+                let key = keys.part_of(&queue, part);
+                assert_eq!(tag(&key), tag(&keys.meta(&queue)));
                 assert!(key.bytes().filter(|b| *b == b'{').count() == 1 && all.insert(key));
             }
         }
-        let tag_of = |name| keys.of_queue(&QueueName::parse(name).unwrap())[0].split(':').nth(1).map(str::to_owned);
+        let tag_of = |name| keys.meta(&QueueName::parse(name).unwrap()).split(':').nth(1).map(str::to_owned);
         assert_eq!(tag_of("a::b"), tag_of("a::c"));
         assert_eq!(tag_of("a::b"), tag_of("a"));
         assert_ne!(tag_of("a:b"), tag_of("a"));

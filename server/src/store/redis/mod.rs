@@ -18,8 +18,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bb8_redis::redis::{self, Client, FromRedisValue, IntoConnectionInfo, Value, cmd, io::tcp::TcpSettings};
-use futures_util::{StreamExt, future};
+use bb8_redis::redis::{Client, FromRedisValue, IntoConnectionInfo, RedisError, Value, cmd, io::tcp::TcpSettings};
+use futures_util::StreamExt;
 
 use self::{
     answer::{
@@ -38,8 +38,9 @@ use super::{
     lanes::{Lane, Load},
 };
 
-/// For how long a server's word that it waits on a queue holds. It is renewed by each look, at least every 0.9 s.
-const ANNOUNCED_FOR: Millis = 3_000;
+/// For how long a server's word that it waits on a queue holds. When half of that is over it is renewed, by the next pop that
+/// will wait, or by the next look, within 0.9 s.
+const ANNOUNCED_FOR: Millis = 10_000;
 
 /// Between two checks whether the connection that brings other servers' hints is alive.
 const LISTENING_CHECK: Duration = Duration::from_secs(10);
@@ -114,7 +115,7 @@ impl RedisShared {
     }
 
     fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
-        Call::new(script, &self.keys.of_queue(queue))
+        Call::new(script, &self.keys.meta(queue))
             .arg(self.rules.remember.window)
             .arg((self.rules.remember.entries / 2).max(1))
             .arg(&self.server)
@@ -131,8 +132,8 @@ impl RedisShared {
 
     /// A key of a queue, by the name of its part.
     #[cfg(test)]
-    pub(super) fn key_of(&self, queue: &QueueName, part: &str) -> Option<String> {
-        self.keys.of_queue(queue).into_iter().find(|key| key.rsplit(':').next() == Some(part))
+    pub(super) fn key_of(&self, queue: &QueueName, part: &str) -> String {
+        self.keys.part_of(queue, part)
     }
 
     fn known<T>(&self, with: impl FnOnce(&mut Known) -> T) -> T {
@@ -303,9 +304,26 @@ impl RedisStore {
     }
 
     async fn look_once(&self, queue: &QueueName, announce: Millis) -> Result<Look, StoreError> {
-        let (ready, due_in, reclaimed, more, exists) =
-            self.run::<(u64, i64, u64, bool, bool)>(self.call(&script::LOOK, queue).arg(announce)).await?;
-        Ok(Look { sight: Sight { ready, due_in: u64::try_from(due_in).ok(), reclaimed }, more, exists })
+        Look::read(&self.run(self.call(&script::LOOK, queue).arg(announce)).await?)
+    }
+
+    /// The queues that can be read, many in one call.
+    async fn look_at_all(&self, queues: &[QueueName], announce: Millis) -> Result<Vec<Option<Look>>, StoreError> {
+        if queues.is_empty() {
+            return Ok(Vec::new());
+        }
+        let calls = queues.iter().map(|queue| self.call(&script::LOOK, queue).arg(announce)).collect::<Vec<_>>();
+        let answers = self.link.run(async |connection| Call::run_together(calls, connection).await).await?;
+        let mut looks = Vec::with_capacity(queues.len());
+        for (queue, answer) in queues.iter().zip(answers) {
+            let look = match answer {
+                Ok(answer) => Look::read(&answer),
+                Err(error) if script::is_unknown_script(&error) => self.look_once(queue, announce).await,
+                Err(error) => Err(self.shared.presence.store_error(&error)),
+            };
+            looks.push(unless_broken(queue, look)?);
+        }
+        Ok(looks)
     }
 
     async fn registered_in(
@@ -374,6 +392,14 @@ struct Look {
     sight: Sight,
     more: bool,
     exists: bool,
+}
+
+impl Look {
+    /// As `look.lua` answers.
+    fn read(answer: &Value) -> Result<Self, StoreError> {
+        let (ready, due_in, reclaimed, more, exists): (u64, i64, u64, bool, bool) = from_value(answer)?;
+        Ok(Self { sight: Sight { ready, due_in: u64::try_from(due_in).ok(), reclaimed }, more, exists })
+    }
 }
 
 /// A queue whose data cannot be read must not keep others from being looked at. Who uses it hears of it, and the log does
@@ -568,17 +594,16 @@ impl Store for RedisStore {
     }
 
     async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
-        let looks = future::join_all(queues.iter().map(|queue| self.look_once(queue, ANNOUNCED_FOR))).await;
-        let sight = |(queue, look)| Ok(unless_broken(queue, look)?.map(|look: Look| look.sight).unwrap_or_default());
-        queues.iter().zip(looks).map(sight).collect()
+        let looks = self.look_at_all(queues, ANNOUNCED_FOR).await?;
+        Ok(looks.into_iter().map(|look| look.map(|look| look.sight).unwrap_or_default()).collect())
     }
 
     async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
         let (next, names) = self.registered_in(cursor, budget).await?;
-        let looks = future::join_all(names.iter().map(|queue| self.look_once(queue, 0))).await;
+        let looks = self.look_at_all(&names, 0).await?;
         let mut reaped = Reaped { visited: names.len(), reclaimed: Vec::new(), next };
         for (queue, look) in names.into_iter().zip(looks) {
-            let Some(look) = unless_broken(&queue, look)? else { continue };
+            let Some(look) = look else { continue };
             if look.exists {
                 self.shared.known(|known| known.without_keys.remove(&queue));
             } else {
@@ -592,7 +617,7 @@ impl Store for RedisStore {
     }
 
     async fn listen(&self, on_wake: OnWake) -> Result<(), StoreError> {
-        let lost = |error: redis::RedisError| self.shared.presence.store_error(&error);
+        let lost = |error: RedisError| self.shared.presence.store_error(&error);
         let silent = |_| self.shared.presence.timed_out(self.shared.timeout, true);
         let connecting = tokio::time::timeout(self.shared.timeout, self.shared.client.get_async_pubsub());
         let mut pubsub = connecting.await.map_err(silent)?.map_err(lost)?;

@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use bb8_redis::redis::{
-    Arg, Cmd, ErrorKind, FromRedisValue, RedisError, Script, ServerErrorKind, ToRedisArgs, aio::MultiplexedConnection,
-    cmd,
+    Arg, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, Script, ServerErrorKind, ToRedisArgs, Value,
+    aio::MultiplexedConnection, cmd,
 };
 
 use super::{ANNOUNCED_FOR, gather::PopCall};
@@ -53,6 +53,10 @@ scripts! {
 
 /// How many spent stems a pop may name.
 const SPENT_MAX: usize = 1_000;
+
+/// What nearly every call has room in, so that its keys and numbers are not moved again and again while it is put together.
+const ARGS: usize = 32;
+const ARGS_BYTES: usize = 1_024;
 
 /// Of the 16 bytes of a token.
 pub(super) const STEM_BYTES: usize = 14;
@@ -151,6 +155,11 @@ fn follows(first: [u8; 2], length: u8, position: [u8; 2]) -> bool {
     length < u8::MAX && next == Some(u16::from_be_bytes(position))
 }
 
+/// The script did not run.
+pub(super) fn is_unknown_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
 /// A script, and the hash under which Redis knows it once it has run.
 pub(super) struct Source {
     code: String,
@@ -164,7 +173,7 @@ impl Source {
     }
 }
 
-/// A call of a script: its keys are given, its arguments are added.
+/// A call of a script: its key is given, its arguments are added.
 #[derive(Clone)]
 pub(super) struct Call {
     source: &'static Source,
@@ -172,9 +181,9 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(source: &'static Source, keys: &[String]) -> Self {
-        let mut command = cmd("EVALSHA");
-        command.arg(&source.hash).arg(keys.len()).arg(keys);
+    pub(super) fn new(source: &'static Source, meta: &str) -> Self {
+        let mut command = Cmd::with_capacity(ARGS, ARGS_BYTES);
+        command.arg("EVALSHA").arg(&source.hash).arg(1).arg(meta);
         Self { source, command }
     }
 
@@ -223,11 +232,22 @@ impl Call {
     /// Redis might forget it again in between.
     pub(super) async fn run<T: FromRedisValue>(&self, connection: &mut MultiplexedConnection) -> Result<T, RedisError> {
         match self.command.query_async(connection).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.whole().query_async(connection).await
-            }
+            Err(error) if is_unknown_script(&error) => self.whole().query_async(connection).await,
             other => other,
         }
+    }
+
+    /// Runs several in one write, and waits for all of their answers: when the connection breaks, none of them is known to have
+    /// run. Nor did those that answer that their script is not known.
+    pub(super) async fn run_together(
+        calls: Vec<Self>,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
+        let mut pipeline = Pipeline::with_capacity(calls.len());
+        for call in calls {
+            pipeline.add_command(call.command);
+        }
+        pipeline.ignore_errors().query_async(connection).await
     }
 
     fn whole(&self) -> Cmd {

@@ -16,10 +16,13 @@ use super::{
     Durability,
     file::{self, Identity, OpenError},
     load::{self, Index},
-    queue::{Queue, Step, Turn, Unreadable},
+    queue::Queue,
     tables::{Sql, Tables},
+    turn::{Step, Turn, Unreadable},
 };
-use crate::store::{Clock, Insert, Inserted, Millis, NewTask, Produce, Produced, QueueName, Rules, StoreError};
+use crate::store::{
+    Clock, Insert, Inserted, Millis, NewTask, Produce, Produced, QueueName, Rules, Setting, Settings, StoreError,
+};
 
 /// What a task may take in the file and in the log beside its envelope, in bytes.
 const TASK_OVERHEAD: u64 = 256;
@@ -29,8 +32,8 @@ const PAGE_BYTES: u64 = 4_096;
 const CHECKPOINT_PAGES: i32 = 1_000;
 /// Inserts that are refused again within this time are not logged again.
 const LOG_AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// How many leases one transaction takes back, so that none takes long: when a server was restarted, all leases of a length
-/// run out at once.
+/// How many leases one transaction takes back, tasks that are due or whose time is over included, so that none takes long: when a
+/// server was restarted, all leases of a length run out at once.
 const RECLAIMS: usize = 2_000;
 
 /// Where the store is and how it behaves.
@@ -56,7 +59,7 @@ pub(super) struct Engine {
     touched: Vec<QueueName>,
     /// What inserts of this transaction may still take.
     room: Option<u64>,
-    /// How many leases this transaction may still take back.
+    /// How many leases, and tasks that have waited for their time, this transaction may still see to.
     reclaims: usize,
     /// When an insert was last refused for want of room. The log has a line when that begins.
     refused_at: Option<Instant>,
@@ -132,11 +135,11 @@ impl Engine {
                 if queue.touch() {
                     self.touched.push(name.clone());
                 }
-                let dead = queue.dead;
+                let dead = queue.dead.len();
                 let done = step(queue, &mut turn);
-                if queue.dead > dead {
-                    let count = queue.dead - dead;
-                    tracing::warn!(queue = name.as_str(), count, "tasks were given up: their leases ran out too often");
+                if queue.dead.len() > dead {
+                    let count = queue.dead.len() - dead;
+                    tracing::warn!(queue = name.as_str(), count, "tasks were given up: they are dead letters now");
                 }
                 done
             }
@@ -177,11 +180,40 @@ impl Engine {
         }
         if !new.is_empty() {
             self.make_queue(name);
-            let inserted =
+            let done =
                 self.step(name, |queue, turn| queue.insert_numbered(name.as_str(), &produce.producer, new, turn))?;
-            produced.inserted.extend(inserted);
+            produced.inserted.extend(done.inserted);
+            // What was refused for want of room stands behind.
+            produced.refused = done.refused.or(produced.refused);
         }
         Ok(produced)
+    }
+
+    pub(super) fn change(&mut self, name: &QueueName, changes: &[(Setting, Option<u64>)]) -> Sql<Settings> {
+        self.make_queue(name);
+        self.step(name, |queue, turn| queue.change(name.as_str(), changes, turn))
+    }
+
+    /// Nothing if the time has come for more than one transaction does: what is left then is not known.
+    pub(super) fn drop_queue(&mut self, name: &QueueName, force: bool) -> Step<Option<bool>> {
+        if !self.index.queues.contains_key(name) {
+            return Ok(Ok(Some(false)));
+        }
+        if !force {
+            let look = |queue: &mut Queue, turn: &mut Turn<'_>| {
+                queue.reclaim(turn)?;
+                Ok((queue.is_behind(turn), queue.ids.is_empty()))
+            };
+            match self.step(name, look)? {
+                (true, _) => return Ok(Ok(None)),
+                (false, false) => return Ok(Err(StoreError::NotEmpty)),
+                (false, true) => {}
+            }
+        }
+        if let Some(queue) = self.index.queues.remove(name) {
+            queue.drop_all(Tables(&self.connection), &mut self.index.sweeper)?;
+        }
+        Ok(Ok(Some(true)))
     }
 
     /// What the file system has, and what the file has within itself; less a reserve for all that is no insert. When tasks
@@ -229,10 +261,10 @@ impl Engine {
         let tables = Tables(&self.connection);
         for name in self.touched.drain(..) {
             if let Some(queue) = self.index.queues.get_mut(&name) {
-                queue.finish(tables)?;
+                queue.finish(tables, &self.setup.unreadable)?;
             }
         }
-        self.index.sweeper.sweep(tables)?;
+        self.index.sweeper.sweep(tables, &self.setup.unreadable)?;
         tables.commit()
     }
 

@@ -23,11 +23,16 @@ use crate::store::Rules;
 const APPLICATION_ID: i32 = i32::from_be_bytes(*b"DaQu");
 
 /// Each brings the tables from one version to the next; the first makes them.
-const MIGRATIONS: [&str; 2] =
-    [include_str!("../../../migrations/001_tables.sql"), include_str!("../../../migrations/002_streams.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("../../../migrations/001_tables.sql"),
+    include_str!("../../../migrations/002_streams.sql"),
+    include_str!("../../../migrations/003_life.sql"),
+];
 
 /// The first version of the tables that knows producers. A file that is only read may be older.
 pub(super) const WITH_STREAMS: i64 = 2;
+/// The first version that knows all that a task's life can be.
+pub(super) const WITH_LIFE: i64 = 3;
 
 /// How long to wait for a backup that reads at the wrong moment.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -281,7 +286,7 @@ const CACHE_KIB: i64 = 8 * 1024;
 /// What the write-ahead log keeps of the room that a large transaction made it take, in bytes.
 const LOG_LIMIT: i64 = 64 << 20;
 /// More than there are.
-const STATEMENTS: usize = 64;
+const STATEMENTS: usize = 96;
 
 /// Brings the log into the file. True if all of it is there.
 fn checkpoint(connection: &Connection) -> Result<bool, OpenError> {
@@ -373,12 +378,13 @@ pub(super) fn check(path: &Path, rules: Rules) -> Result<String, OpenError> {
     let index = load::index(&connection, rules, None)?;
     let sum = |of: fn(&super::queue::Queue) -> u64| index.queues.values().map(of).sum::<u64>();
     Ok(format!(
-        "{} queues; tasks: {} ready, {} leased, {} dead; {} inserted and {} acked since the beginning",
+        "{} queues; tasks: {} ready, {} scheduled, {} leased, {} dead; {} inserted and {} acked since the beginning",
         index.queues.len(),
         sum(|queue| queue.ready.len() as u64),
+        sum(|queue| queue.scheduled.len() as u64),
         sum(|queue| queue.leases.len() as u64),
-        sum(|queue| queue.dead),
-        sum(|queue| queue.inserted_count),
-        sum(|queue| queue.acked_count),
+        sum(|queue| queue.dead.len() as u64),
+        sum(|queue| queue.ever.inserted),
+        sum(|queue| queue.ever.acked),
     ))
 }

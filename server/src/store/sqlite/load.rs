@@ -1,5 +1,7 @@
 //! Reads a file into the index, and checks on the way that its tables belong together.
 
+mod tasks;
+
 use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::Connection;
@@ -8,10 +10,12 @@ use super::{
     file::{self, OpenError},
     memories::{Generation, Kind, Sweeper},
     producers::Producer,
-    queue::{Lease, Queue, Withdrawn, request_digest},
-    tables::{Sql, Tries, holders_from_bytes},
+    queue::{Ever, Queue},
+    requests::request_digest,
+    tables::Sql,
+    turn::Withdrawn,
 };
-use crate::store::{Millis, MintedState, QueueName, Rules, SessionId, TaskId, Token, holders::Holders};
+use crate::store::{Millis, MintedState, QueueName, Rules, Setting, Token};
 
 /// Everything that is known of a file's queues.
 pub(super) struct Index {
@@ -21,16 +25,6 @@ pub(super) struct Index {
     pub(super) sweeper: Sweeper,
     /// Not in the file: when it is opened, no pop is under way.
     pub(super) withdrawn: Withdrawn,
-}
-
-struct Stored {
-    token: Token,
-    order: u64,
-    renewed_at: Millis,
-    deadline: Millis,
-    length: Millis,
-    holders: Vec<u8>,
-    session: Option<SessionId>,
 }
 
 /// The latest time that the file knows of: the store's clock must not go back behind it.
@@ -47,30 +41,48 @@ pub(super) fn latest_time(connection: &Connection) -> Sql<Millis> {
 pub(super) fn index(connection: &Connection, rules: Rules, opened: Option<Millis>) -> Result<Index, OpenError> {
     let mut names = HashMap::new();
     let mut queues: HashMap<i64, Queue> = HashMap::new();
+    let mut dropped: HashMap<i64, Vec<i64>> = HashMap::new();
+    let has_life = file::version(connection)? >= file::WITH_LIFE;
+    let of_life = if has_life { "expired, deleted, purged, dropped" } else { "0, 0, 0, 0" };
     // By name, so that damage to the index of the names is seen now and not with the next new queue.
-    each(connection, "SELECT key, name, inserted, acked FROM queues ORDER BY name", |row| {
+    each(connection, &format!("SELECT key, name, inserted, acked, {of_life} FROM queues ORDER BY name"), |row| {
         let (key, name): (i64, String) = (row.get(0)?, row.get(1)?);
-        let counts = (number(row, 2)?, number(row, 3)?);
+        if row.get(7)? {
+            dropped.insert(key, Vec::new());
+            return Ok(());
+        }
         let mut queue = Queue::new(rules);
         queue.key = key;
-        (queue.inserted_count, queue.acked_count) = counts;
+        queue.ever = Ever {
+            inserted: number(row, 2)?,
+            acked: number(row, 3)?,
+            expired: number(row, 4)?,
+            deleted: number(row, 5)?,
+            purged: number(row, 6)?,
+        };
         names.insert(key, name);
         queues.insert(key, queue);
         Ok(())
     })?;
-    let next_task = tasks(connection, &mut queues, opened)?;
+    if has_life {
+        settings(connection, &mut queues)?;
+    }
+    let next_task = tasks::load(connection, &mut queues, &mut dropped, opened)?;
     let mut sweeper = Sweeper::default();
     memories(connection, &mut queues, &mut sweeper)?;
     let next_producer = match file::version(connection)? >= file::WITH_STREAMS {
         true => producers(connection, &mut queues, &mut sweeper)?,
         false => 1,
     };
+    dropped.into_iter().for_each(|(key, tasks)| sweeper.drop_queue(key, tasks));
 
     let mut index = Index { queues: BTreeMap::new(), next_task, next_producer, sweeper, withdrawn: HashMap::new() };
     for (key, queue) in queues {
         let name = names.remove(&key).unwrap_or_default();
         if !queue.balances() {
-            return Err(damaged(format!("the tasks of queue {name:?} are not those that were inserted and not acked")));
+            return Err(damaged(format!(
+                "the tasks of queue {name:?} are not those that were inserted and are not gone"
+            )));
         }
         let name = QueueName::parse(&name).map_err(|error| damaged(format!("the name of queue {name:?} {error}")))?;
         index.queues.insert(name, queue);
@@ -95,86 +107,16 @@ fn each(connection: &Connection, sql: &str, mut take: impl FnMut(&rusqlite::Row<
     Ok(())
 }
 
-/// Answers the key of the next task.
-fn tasks(connection: &Connection, queues: &mut HashMap<i64, Queue>, opened: Option<Millis>) -> Result<i64, OpenError> {
-    let mut leases = HashMap::new();
-    let of_streams = match file::version(connection)? >= file::WITH_STREAMS {
-        true => "length, session",
-        false => "NULL, NULL",
-    };
-    let sql = format!("SELECT task, token, place, renewed_at, deadline, holders, {of_streams} FROM leases");
-    each(connection, &sql, |row| {
-        let holders = row.get_ref(5)?.as_blob()?.to_vec();
-        let (token, order) = (Token(row.get(1)?), number(row, 2)?);
-        let (renewed_at, deadline) = (number(row, 3)?, number(row, 4)?);
-        let length = match row.get::<_, Option<i64>>(6)? {
-            Some(length) => u64::try_from(length).unwrap_or(0),
-            None => deadline.saturating_sub(renewed_at),
-        };
-        let session = row.get::<_, Option<[u8; 16]>>(7)?.map(SessionId);
-        leases.insert(row.get::<_, i64>(0)?, Stored { token, order, renewed_at, deadline, length, holders, session });
-        Ok(())
-    })?;
-    let mut came_back = HashMap::new();
-    each(connection, "SELECT task, position, deliveries, failures, expiries FROM tries", |row| {
-        let tries = Tries { deliveries: row.get(2)?, failures: row.get(3)?, expiries: row.get(4)? };
-        came_back.insert(row.get::<_, i64>(0)?, (row.get::<_, i64>(1)?, tries));
-        Ok(())
-    })?;
-    let mut dead = std::collections::HashSet::new();
-    each(connection, "SELECT task FROM dead", |row| {
-        dead.insert(row.get::<_, i64>(0)?);
-        Ok(())
-    })?;
-
-    let mut returned: HashMap<i64, Vec<(i64, i64)>> = HashMap::new();
-    let (mut next, mut strays) = (1, 0_u64);
-    each(connection, "SELECT key, queue, id FROM tasks ORDER BY key", |row| {
-        let (task, queue, id): (i64, i64, _) = (row.get(0)?, row.get(1)?, TaskId(row.get(2)?));
-        next = task.saturating_add(1);
-        let Some(of_queue) = queues.get_mut(&queue) else {
-            strays += 1;
-            return Ok(());
-        };
-        of_queue.ids.insert(id, task);
-        let position = came_back.remove(&task).map(|(position, tries)| {
-            of_queue.tries.insert(task, tries);
-            of_queue.front = of_queue.front.min(position);
-            position
-        });
-        if let Some(stored) = leases.remove(&task) {
-            of_queue.delivered = of_queue.delivered.max(stored.order);
-            let token = stored.token;
-            of_queue.load_lease(token, stored.lease(id, task, opened), opened.unwrap_or_default());
-        } else if dead.remove(&task) {
-            of_queue.dead += 1;
-        } else if let Some(position) = position {
-            returned.entry(queue).or_default().push((position, task));
-        } else {
-            of_queue.ready.push_back(task);
+/// Settings of a newer server are left as they are.
+fn settings(connection: &Connection, queues: &mut HashMap<i64, Queue>) -> Sql<()> {
+    each(connection, "SELECT queue, name, value FROM settings", |row| {
+        let name = row.get_ref(1)?.as_str()?;
+        let setting = Setting::ALL.into_iter().find(|setting| setting.name() == name);
+        if let (Some(queue), Some(setting)) = (queues.get_mut(&row.get(0)?), setting) {
+            queue.set(setting, Some(row.get::<_, i64>(2)?.cast_unsigned()));
         }
         Ok(())
-    })?;
-    for (queue, mut tasks) in returned {
-        // The lowest position is the head; the tail stands behind all of them.
-        tasks.sort_unstable_by(|a, b| b.cmp(a));
-        if let Some(queue) = queues.get_mut(&queue) {
-            tasks.into_iter().for_each(|(_, task)| queue.ready.push_front(task));
-        }
-    }
-    if strays > 0 || !leases.is_empty() || !came_back.is_empty() || !dead.is_empty() {
-        return Err(damaged("some of what it knows of tasks belongs to no task".to_owned()));
-    }
-    Ok(next)
-}
-
-impl Stored {
-    fn lease(self, id: TaskId, task: i64, opened: Option<Millis>) -> Lease {
-        let Self { order, renewed_at, deadline, length, holders, session, .. } = self;
-        let again = opened.filter(|opened| renewed_at < *opened).map_or(0, |opened| opened + length);
-        let (deadline, holders) = (deadline.max(again), Holders::new(holders_from_bytes(&holders)));
-        Lease { id, task, order, renewed_at, deadline, length, holders, session }
-    }
+    })
 }
 
 fn memories(connection: &Connection, queues: &mut HashMap<i64, Queue>, sweeper: &mut Sweeper) -> Result<(), OpenError> {
@@ -212,6 +154,9 @@ fn memories(connection: &Connection, queues: &mut HashMap<i64, Queue>, sweeper: 
         let generations = keys.iter().filter_map(|key| requests.remove(key)).collect();
         queue.requests.restore(generations, *key, sweeper);
     }
+    // What is left is of queues that were dropped.
+    acked.iter().for_each(|((queue, _), generation)| sweeper.drop_generation(*queue, Kind::Acked, generation));
+    requests.iter().for_each(|((queue, _), generation)| sweeper.drop_generation(*queue, Kind::Requests, generation));
     Ok(())
 }
 

@@ -6,11 +6,19 @@ use std::{
     hash::{BuildHasher, Hash, RandomState},
 };
 
-use super::tables::{Sql, Tables};
+use super::{
+    tables::{Sql, Tables},
+    turn::Unreadable,
+};
 use crate::store::{Millis, Remember};
 
 /// The rows that are swept with one commit, at most.
 const SWEPT_AT_ONCE: i64 = 256;
+
+/// Of tasks, so many are swept with one commit, and so many runs of keys that follow each other: each takes a statement a
+/// table.
+const TASKS_AT_ONCE: usize = 1_024;
+const RUNS_AT_ONCE: usize = 32;
 
 /// Which memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +80,12 @@ impl<K: Eq + Hash, V, S: BuildHasher + Default> Memory<K, V, S> {
         Ok(())
     }
 
+    /// Drops all of it, with its queue.
+    pub(super) fn drop_all(&self, queue: i64, sweeper: &mut Sweeper) {
+        sweeper.drop_generation(queue, self.kind, &self.older);
+        sweeper.drop_generation(queue, self.kind, &self.current);
+    }
+
     /// Drops what is not seen any more.
     pub(super) fn forget(&mut self, queue: i64, now: Millis, sweeper: &mut Sweeper) {
         for generation in [&mut self.current, &mut self.older] {
@@ -101,15 +115,23 @@ struct Dropped {
     rows: i64,
 }
 
-/// Deletes dropped generations, and the answers of forgotten producers, from the file, some rows with each commit.
+/// A queue that is none any more, and its tasks, the last one first.
+struct DroppedQueue {
+    key: i64,
+    tasks: Vec<i64>,
+}
+
+/// Deletes dropped generations, the answers of forgotten producers, and the tasks of dropped queues from the file, some rows
+/// with each commit.
 #[derive(Default)]
 pub(super) struct Sweeper {
     generations: VecDeque<Dropped>,
     producers: VecDeque<i64>,
+    queues: VecDeque<DroppedQueue>,
 }
 
 impl Sweeper {
-    fn drop_generation<K, V, S>(&mut self, queue: i64, kind: Kind, generation: &Generation<K, V, S>) {
+    pub(super) fn drop_generation<K, V, S>(&mut self, queue: i64, kind: Kind, generation: &Generation<K, V, S>) {
         // The first one was never begun.
         if generation.number > 0 {
             let (number, rows) = (generation.number, generation.rows);
@@ -121,8 +143,15 @@ impl Sweeper {
         self.producers.push_back(producer);
     }
 
+    /// What is remembered of the queue was dropped before.
+    pub(super) fn drop_queue(&mut self, key: i64, mut tasks: Vec<i64>) {
+        tasks.sort_unstable_by(|a, b| b.cmp(a));
+        self.queues.push_back(DroppedQueue { key, tasks });
+    }
+
     /// Sweeps as much as one commit should carry.
-    pub(super) fn sweep(&mut self, tables: Tables<'_>) -> Sql<()> {
+    pub(super) fn sweep(&mut self, tables: Tables<'_>, unreadable: &Unreadable) -> Sql<()> {
+        self.sweep_queue(tables, unreadable)?;
         if let Some(producer) = self.producers.front()
             && tables.sweep_answers(*producer, SWEPT_AT_ONCE)? < SWEPT_AT_ONCE as usize
         {
@@ -134,6 +163,33 @@ impl Sweeper {
         if dropped.from >= dropped.rows {
             tables.remove_generation(dropped.queue, dropped.kind, dropped.number)?;
             self.generations.pop_front();
+        }
+        Ok(())
+    }
+
+    fn sweep_queue(&mut self, tables: Tables<'_>, unreadable: &Unreadable) -> Sql<()> {
+        let Some(DroppedQueue { key, tasks }) = self.queues.front_mut() else { return Ok(()) };
+        let mut left = TASKS_AT_ONCE;
+        for _ in 0..RUNS_AT_ONCE {
+            // What cannot be read cannot be deleted either: it stays, and must not stop the others.
+            while tasks.pop_if(|task| unreadable.contains(*task)).is_some() {}
+            let Some(first) = tasks.pop() else { break };
+            let mut last = first;
+            left -= 1;
+            while left > 0 && tasks.pop_if(|task| *task == last + 1 && !unreadable.contains(*task)).is_some() {
+                (last, left) = (last + 1, left - 1);
+            }
+            tables.sweep_tasks(first, last).inspect_err(|error| unreadable.look_for(tables, first, last, error))?;
+            if left == 0 {
+                break;
+            }
+        }
+        // Its key is used again only when nothing is left of it. What cannot be read is: it is met again at the next start.
+        if tasks.is_empty() && !self.generations.iter().any(|generation| generation.queue == *key) {
+            if !unreadable.has_any() {
+                tables.remove_queue(*key)?;
+            }
+            self.queues.pop_front();
         }
         Ok(())
     }

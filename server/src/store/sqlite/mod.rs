@@ -5,15 +5,22 @@
 //! (`load`); values stay in the file. `server/migrations` has the tables. This module and those below are the only ones
 //! that name the engine.
 
+mod admin;
 mod engine;
 mod file;
+mod leases;
+mod life;
 mod load;
 mod memories;
 mod producers;
 mod queue;
+mod ready;
+mod requests;
+mod sessions;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod writer;
 
 use std::{
@@ -28,18 +35,19 @@ use clap::ValueEnum;
 
 use self::{
     engine::{Engine, Setup},
-    queue::{PopStep, Step, Unreadable},
+    leases::PopStep,
+    turn::{Step, Unreadable},
     writer::{Desk, Inbox, Job, Kind, Writer},
 };
 use super::{
-    Admin, Beaten, Clock, Consumer, Counts, Deleted, Description, Insert, Inserted, Kept, Millis, OnWake, Outcome,
-    Place, Pop, Popped, Produce, Produced, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Redriven, Release, Released,
-    Rules, Seen, Setting, Settings, Sight, State, Store, StoreError, Survives, SystemClock, TaskId, TaskPage, Token,
-    Withdrawal,
+    Beaten, Clock, Consumer, Insert, Inserted, Kept, Millis, OnWake, Outcome, Pop, Popped, Produce, Produced,
+    QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight, Store, StoreError, Survives,
+    SystemClock, Token, Withdrawal,
     lanes::{Lane, Load},
 };
 
-/// How many transactions of taking leases back a pop or a count waits for, before it goes on though more have run out.
+/// How many transactions that take leases back, end tasks and make them ready a pop or a count waits for, before it goes on though
+/// the time has come for more.
 const RECLAIM_ROUNDS: usize = 64;
 
 /// What OK survives.
@@ -249,9 +257,13 @@ impl Store for SqliteStore {
         // Of many leases that ran out, those held longest belong at the head, and are taken back last.
         let mut reclaimed = first.popped.reclaimed;
         for _ in 0..RECLAIM_ROUNDS {
-            let look = self.look(std::slice::from_ref(queue)).await.map_err(StoreError::after_others)?;
-            reclaimed += look.iter().map(|sight| sight.reclaimed).sum::<u64>();
-            if look.iter().all(|sight| sight.due_in != Some(0)) {
+            let name = queue.clone();
+            let step = self.call(Kind::Lease, Lane::Ordinary(None), items(1), move |engine| {
+                engine.step(&name, |queue, turn| Ok((queue.reclaim(turn)?, queue.is_behind(turn)))).map(Ok)
+            });
+            let (count, more) = step.await.map_err(StoreError::after_others)?;
+            reclaimed += count;
+            if !more {
                 break;
             }
         }
@@ -279,7 +291,7 @@ impl Store for SqliteStore {
     ) -> Result<Beaten, StoreError> {
         let (queue, tokens) = (queue.clone(), tokens.to_vec());
         self.call(Kind::Lease, Lane::Urgent, items(tokens.len()), move |engine| {
-            engine.step(&queue, |queue, turn| queue.heartbeat(&tokens, lease.unwrap_or(30_000), turn)).map(Ok)
+            engine.step(&queue, |queue, turn| queue.heartbeat(&tokens, lease, turn)).map(Ok)
         })
         .await
     }
@@ -294,10 +306,6 @@ impl Store for SqliteStore {
             engine.step(&queue, |queue, turn| queue.release(&release, turn)).map(Ok)
         })
         .await
-        .map(|outcomes: Vec<Outcome>| {
-            let put_back = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count() as u64;
-            (outcomes, Released { put_back, ready: put_back, dead_lettered: 0 })
-        })
     }
 
     async fn resume(
@@ -326,7 +334,6 @@ impl Store for SqliteStore {
             engine.step(&queue, |queue, turn| queue.keep(consumer, &tokens, lease, turn)).map(Ok)
         })
         .await
-        .map(|outcomes| outcomes.map(|outcomes| Kept { outcomes, cancelled: Vec::new() }))
     }
 
     async fn abandon(
@@ -356,7 +363,7 @@ impl Store for SqliteStore {
         // of those of the step before.
         let name = queue.clone();
         let listed = self.call(Kind::Lease, Lane::Urgent, items(1), move |engine| {
-            let list = |queue: &mut queue::Queue, turn: &mut queue::Turn<'_>| {
+            let list = |queue: &mut queue::Queue, turn: &mut turn::Turn<'_>| {
                 let since = turn.now.checked_sub(held_for);
                 Ok(since.map(|since| (since, queue.held_since(since))))
             };
@@ -424,75 +431,5 @@ impl Store for SqliteStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.call(Kind::Lease, Lane::Own, items(1), |_| Ok(Ok(()))).await
-    }
-}
-
-#[async_trait]
-impl Admin for SqliteStore {
-    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
-        for round in 0..=RECLAIM_ROUNDS {
-            let names = queues.to_vec();
-            let counted = self.call(Kind::Lease, Lane::Ordinary(None), items(queues.len()), move |engine| {
-                let count = |name| match engine.names().contains_key(name) {
-                    true => engine.step(name, |queue, turn| queue.counts(turn)).map(Some),
-                    false => Ok(None),
-                };
-                let counts: Vec<Option<Counts>> = names.iter().map(count).collect::<Result<_, _>>()?;
-                Ok(Ok((counts, engine.has_reclaimed_enough())))
-            });
-            let (counts, more) = counted.await?;
-            if !more || round == RECLAIM_ROUNDS {
-                return Ok(counts);
-            }
-        }
-        Ok(Vec::new())
-    }
-
-    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
-        use std::ops::Bound;
-        let after = after.cloned();
-        self.call(Kind::Lease, Lane::Ordinary(None), items(1), move |engine| {
-            let from = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-            let behind = engine.names().range((from, Bound::Unbounded));
-            Ok(Ok(behind.take(max).map(|(name, _)| name.clone()).collect()))
-        })
-        .await
-    }
-
-    async fn settings(&self, _: &QueueName) -> Result<Option<Settings>, StoreError> {
-        Ok(None)
-    }
-
-    async fn change(&self, _: &QueueName, _: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn list(&self, _: &QueueName, _: State, _: Option<&Place>, _: usize) -> Result<Option<TaskPage>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn tasks(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Option<Seen>>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn delete(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Deleted>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn redrive(&self, _: &QueueName, _: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn purge(&self, _: &QueueName, _: State) -> Result<u64, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    async fn drop_queue(&self, _: &QueueName, _: bool) -> Result<bool, StoreError> {
-        Err(StoreError::Broken("not there yet".to_owned()))
-    }
-
-    fn describe(&self) -> Description {
-        let (survives, note) = self.open.setup.durability.survives();
-        Description { engine: format!("SQLite {}", rusqlite::version()), survives, note: note.to_owned() }
     }
 }

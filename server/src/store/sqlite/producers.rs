@@ -7,10 +7,12 @@ use std::{
 };
 
 use super::{
-    queue::{Step, Turn},
+    memories::Sweeper,
+    requests::{ids_from_bytes, ids_to_bytes},
     tables::{Sql, Tables},
+    turn::{Step, Turn},
 };
-use crate::store::{Fingerprint, Inserted, Millis, NumberedInsert, PRODUCER_ANSWERS, Remember, StoreError, TaskId};
+use crate::store::{Fingerprint, Inserted, Millis, NumberedInsert, PRODUCER_ANSWERS, Remember, StoreError};
 
 /// Answers that are too old are deleted from the file when there are so many of them.
 const DELETED_AT_ONCE: u64 = 256;
@@ -59,6 +61,11 @@ impl Producers {
         Ok(())
     }
 
+    /// Forgets all of them, whose rows are gone.
+    pub(super) fn drop_all(&self, sweeper: &mut Sweeper) {
+        self.known.values().for_each(|producer| sweeper.drop_answers(producer.key));
+    }
+
     fn forget_oldest(&mut self, turn: &mut Turn<'_>) -> Sql<()> {
         if let Some((_, id)) = self.by_age.pop_first()
             && let Some(producer) = self.known.remove(&id)
@@ -90,10 +97,10 @@ impl Producers {
             None => Err(StoreError::NumberForgotten),
             Some(answer) if answer.fingerprint != insert.fingerprint => Err(StoreError::RequestIdReused),
             Some(answer) => {
-                let ids: Vec<TaskId> = answer.ids.iter().copied().map(TaskId).collect();
+                let mut inserted = ids_from_bytes(answer.ids.to_vec(), false);
                 // The tasks of this very call: it runs a second time.
-                let replayed = ids.first() != insert.tasks.first().map(|task| &task.id);
-                Ok(Inserted { ids, replayed, ..Inserted::default() })
+                inserted.replayed = !inserted.ids.iter().zip(&insert.tasks).any(|(id, task)| *id == task.id);
+                Ok(inserted)
             }
         })
     }
@@ -104,6 +111,7 @@ impl Producers {
         queue: i64,
         id: &str,
         inserts: &[NumberedInsert],
+        inserted: &[Inserted],
         turn: &mut Turn<'_>,
     ) -> Sql<()> {
         let Some(last) = inserts.last().map(|insert| insert.number) else { return Ok(()) };
@@ -115,7 +123,7 @@ impl Producers {
         self.by_age.remove(&(producer.inserted_at, Arc::clone(&id)));
         self.by_age.insert((now, Arc::clone(&id)));
         producer = Producer { last, count: before + inserts.len() as u64, inserted_at: now, ..producer };
-        turn.tables.add_answers(producer.key, last, producer.count, now, &to_bytes(inserts))?;
+        turn.tables.add_answers(producer.key, last, producer.count, now, &to_bytes(inserts, inserted))?;
         if before / DELETED_AT_ONCE != producer.count / DELETED_AT_ONCE {
             let old = producer.count.saturating_sub(PRODUCER_ANSWERS as u64);
             turn.tables.remove_answers(producer.key, old)?;
@@ -142,13 +150,14 @@ impl Producers {
     }
 }
 
-fn to_bytes(inserts: &[NumberedInsert]) -> Vec<u8> {
+fn to_bytes(inserts: &[NumberedInsert], inserted: &[Inserted]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for NumberedInsert { number, fingerprint, tasks } in inserts {
+    for (NumberedInsert { number, fingerprint, .. }, inserted) in inserts.iter().zip(inserted) {
+        let ids = ids_to_bytes(inserted);
         bytes.extend_from_slice(&number.to_be_bytes());
         bytes.extend_from_slice(&fingerprint.0);
-        bytes.extend_from_slice(&u32::try_from(tasks.len()).unwrap_or(u32::MAX).to_be_bytes());
-        tasks.iter().for_each(|task| bytes.extend_from_slice(&task.id.0));
+        bytes.extend_from_slice(&u32::try_from(ids.len()).unwrap_or(u32::MAX).to_be_bytes());
+        ids.iter().for_each(|id| bytes.extend_from_slice(id));
     }
     bytes
 }

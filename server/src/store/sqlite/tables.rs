@@ -3,8 +3,11 @@
 use bytes::Bytes;
 use rusqlite::{CachedStatement, Connection, Error, OptionalExtension, Params, params};
 
-use super::memories::Kind;
-use crate::store::{Attempt, Fingerprint, Millis, SessionId, TaskId, Token};
+use super::{
+    memories::Kind,
+    queue::{Ever, Planned},
+};
+use crate::store::{Attempt, Cause, Fingerprint, Millis, SessionId, Setting, TaskId, Token};
 
 /// What SQLite answers.
 pub(super) type Sql<T> = rusqlite::Result<T>;
@@ -20,12 +23,34 @@ pub(super) struct StoredTask {
     pub(super) envelope: Bytes,
 }
 
-/// A task that came back.
+/// Where a task is, and what its row says but for its value.
+pub(super) struct Spot {
+    pub(super) id: TaskId,
+    /// Of the envelope, in bytes.
+    pub(super) size: u64,
+    pub(super) at: At,
+}
+
+/// Where a task is.
+pub(super) enum At {
+    Ready,
+    /// When it falls due, and its place.
+    Scheduled(Millis, i64),
+    Leased(Token),
+    /// When it died, and why.
+    Dead(Millis, Cause),
+}
+
+/// A task that came back, or fell due.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Tries {
+    /// Its place when it is ready.
+    pub(super) position: i64,
     pub(super) deliveries: u32,
     pub(super) failures: u32,
     pub(super) expiries: u32,
+    /// Whether it has a last error.
+    pub(super) has_error: bool,
 }
 
 /// A row of the memory of requests.
@@ -44,6 +69,23 @@ pub(super) fn int(number: u64) -> i64 {
 
 fn time(number: i64) -> Millis {
     u64::try_from(number).unwrap_or(0)
+}
+
+/// As it is kept: see the tables of version 3.
+fn cause_to_int(cause: Cause) -> i64 {
+    match cause {
+        Cause::Failures => 0,
+        Cause::Expiries => 1,
+        Cause::Rejected => 2,
+    }
+}
+
+fn cause_from_int(cause: i64) -> Cause {
+    match cause {
+        0 => Cause::Failures,
+        2 => Cause::Rejected,
+        _ => Cause::Expiries,
+    }
 }
 
 fn concat<const N: usize>(parts: impl IntoIterator<Item = [u8; N]>) -> Vec<u8> {
@@ -144,9 +186,47 @@ impl Tables<'_> {
         Ok(self.0.last_insert_rowid())
     }
 
-    pub(super) fn save_counts(&self, queue: i64, inserted: u64, acked: u64) -> Sql<()> {
-        let sql = "UPDATE queues SET inserted = ?2, acked = ?3 WHERE key = ?1";
-        self.run(sql, params![queue, int(inserted), int(acked)]).map(drop)
+    pub(super) fn save_counts(&self, queue: i64, ever: Ever) -> Sql<()> {
+        let sql = "UPDATE queues SET inserted = ?2, acked = ?3, expired = ?4, deleted = ?5, purged = ?6 WHERE key = ?1";
+        let Ever { inserted, acked, expired, deleted, purged } = ever;
+        self.run(sql, params![queue, int(inserted), int(acked), int(expired), int(deleted), int(purged)]).map(drop)
+    }
+
+    /// Frees its name. Its tasks are swept later.
+    pub(super) fn drop_queue(&self, queue: i64) -> Sql<()> {
+        self.run("UPDATE queues SET dropped = 1, name = '#' || key WHERE key = ?1", [queue])?;
+        self.run("DELETE FROM settings WHERE queue = ?1", [queue])?;
+        self.run("DELETE FROM producers WHERE queue = ?1", [queue]).map(drop)
+    }
+
+    pub(super) fn remove_queue(&self, queue: i64) -> Sql<()> {
+        self.run("DELETE FROM queues WHERE key = ?1", [queue]).map(drop)
+    }
+
+    /// All that is known of tasks whose keys follow each other.
+    pub(super) fn sweep_tasks(&self, first: i64, last: i64) -> Sql<()> {
+        self.remove_tasks(first, last)?;
+        self.run("DELETE FROM tries WHERE task BETWEEN ?1 AND ?2", [first, last])?;
+        self.run("DELETE FROM plans WHERE task BETWEEN ?1 AND ?2", [first, last])?;
+        self.run("DELETE FROM scheduled WHERE task BETWEEN ?1 AND ?2", [first, last])?;
+        self.run("DELETE FROM errors WHERE task BETWEEN ?1 AND ?2", [first, last])?;
+        self.run("DELETE FROM cancelled WHERE task BETWEEN ?1 AND ?2", [first, last])?;
+        self.run("DELETE FROM dead WHERE task BETWEEN ?1 AND ?2", [first, last]).map(drop)
+    }
+
+    /// Nothing is kept of what is not set.
+    pub(super) fn save_setting(&self, queue: i64, setting: Setting, value: Option<u64>) -> Sql<()> {
+        match value {
+            Some(value) => {
+                let sql = "INSERT INTO settings (queue, name, value) VALUES (?1, ?2, ?3)
+                    ON CONFLICT (queue, name) DO UPDATE SET value = excluded.value";
+                self.run(sql, params![queue, setting.name(), value.cast_signed()]).map(drop)
+            }
+            None => {
+                let sql = "DELETE FROM settings WHERE queue = ?1 AND name = ?2";
+                self.run(sql, params![queue, setting.name()]).map(drop)
+            }
+        }
     }
 
     /// Tasks whose keys follow each other, all of which are there, until their envelopes have so many bytes. Those before one
@@ -183,15 +263,85 @@ impl Tables<'_> {
         self.run("DELETE FROM tasks WHERE key BETWEEN ?1 AND ?2", [first, last]).map(drop)
     }
 
-    pub(super) fn save_tries(&self, key: i64, position: i64, tries: Tries) -> Sql<()> {
+    pub(super) fn save_tries(&self, key: i64, tries: Tries) -> Sql<()> {
         let sql = "INSERT INTO tries (task, position, deliveries, failures, expiries) VALUES (?1, ?2, ?3, ?4, ?5)
             ON CONFLICT (task) DO UPDATE SET position = excluded.position, deliveries = excluded.deliveries,
                 failures = excluded.failures, expiries = excluded.expiries";
-        self.run(sql, params![key, position, tries.deliveries, tries.failures, tries.expiries]).map(drop)
+        let Tries { position, deliveries, failures, expiries, .. } = tries;
+        self.run(sql, params![key, position, deliveries, failures, expiries]).map(drop)
     }
 
-    pub(super) fn add_dead(&self, key: i64, now: Millis) -> Sql<()> {
-        self.run("INSERT INTO dead (task, died_at) VALUES (?1, ?2)", params![key, int(now)]).map(drop)
+    pub(super) fn add_plan(&self, task: i64, plan: &Planned) -> Sql<()> {
+        let sql = "INSERT INTO plans (task, priority, ends_at, unique_key) VALUES (?1, ?2, ?3, ?4)";
+        let Planned { priority, ends_at, unique_key } = plan;
+        self.run(sql, params![task, priority, ends_at.map(int), unique_key.as_deref()]).map(drop)
+    }
+
+    pub(super) fn remove_plan(&self, task: i64) -> Sql<()> {
+        self.run("DELETE FROM plans WHERE task = ?1", [task]).map(drop)
+    }
+
+    pub(super) fn add_scheduled(&self, task: i64, due: Millis, place: i64) -> Sql<()> {
+        self.run("INSERT INTO scheduled (task, due, place) VALUES (?1, ?2, ?3)", params![task, int(due), place])
+            .map(drop)
+    }
+
+    pub(super) fn remove_scheduled(&self, task: i64) -> Sql<()> {
+        self.run("DELETE FROM scheduled WHERE task = ?1", [task]).map(drop)
+    }
+
+    pub(super) fn save_error(&self, task: i64, error: &str) -> Sql<()> {
+        let sql = "INSERT INTO errors (task, error) VALUES (?1, ?2)
+            ON CONFLICT (task) DO UPDATE SET error = excluded.error";
+        self.run(sql, params![task, error]).map(drop)
+    }
+
+    pub(super) fn error(&self, task: i64) -> Sql<String> {
+        let mut select = self.0.prepare_cached("SELECT error FROM errors WHERE task = ?1")?;
+        select.query_row([task], |row| row.get(0))
+    }
+
+    pub(super) fn remove_error(&self, task: i64) -> Sql<()> {
+        self.run("DELETE FROM errors WHERE task = ?1", [task]).map(drop)
+    }
+
+    pub(super) fn add_cancelled(&self, task: i64) -> Sql<()> {
+        self.run("INSERT INTO cancelled (task) VALUES (?1)", [task]).map(drop)
+    }
+
+    pub(super) fn remove_cancelled(&self, task: i64) -> Sql<()> {
+        self.run("DELETE FROM cancelled WHERE task = ?1", [task]).map(drop)
+    }
+
+    pub(super) fn add_dead(&self, task: i64, now: Millis, cause: Cause) -> Sql<()> {
+        let sql = "INSERT INTO dead (task, died_at, cause) VALUES (?1, ?2, ?3)";
+        self.run(sql, params![task, int(now), cause_to_int(cause)]).map(drop)
+    }
+
+    pub(super) fn remove_dead(&self, task: i64) -> Sql<()> {
+        self.run("DELETE FROM dead WHERE task = ?1", [task]).map(drop)
+    }
+
+    /// Of a task that is there. The length of a value is known without it.
+    pub(super) fn spot(&self, task: i64) -> Sql<Spot> {
+        let sql = "SELECT tasks.id, length(tasks.envelope), leases.token, scheduled.due, scheduled.place,
+                dead.died_at, dead.cause
+            FROM tasks LEFT JOIN leases ON leases.task = tasks.key LEFT JOIN scheduled ON scheduled.task = tasks.key
+                LEFT JOIN dead ON dead.task = tasks.key
+            WHERE tasks.key = ?1";
+        let read = |row: &rusqlite::Row<'_>| {
+            let at = if let Some(token) = row.get(2)? {
+                At::Leased(Token(token))
+            } else if let Some(due) = row.get(3)? {
+                At::Scheduled(time(due), row.get(4)?)
+            } else if let Some(died_at) = row.get(5)? {
+                At::Dead(time(died_at), cause_from_int(row.get(6)?))
+            } else {
+                At::Ready
+            };
+            Ok(Spot { id: TaskId(row.get(0)?), size: time(row.get(1)?), at })
+        };
+        self.0.prepare_cached(sql)?.query_row([task], read)
     }
 
     pub(super) fn save_lease(&self, lease: &super::queue::Lease) -> Sql<()> {

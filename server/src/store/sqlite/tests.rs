@@ -1,6 +1,9 @@
 //! What only a store in a file can get wrong. What it shares with the others is in the conformance suite.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod life;
+mod old;
+mod overload;
 mod producers;
 
 use std::{fs, sync::atomic::Ordering};
@@ -10,7 +13,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::{NewTask, Remember, RequestKey, Stem, TaskId};
+use crate::store::{Admin, Counts, NewTask, Remember, RequestKey, Stem, TaskId};
 
 const RULES: Rules = Rules {
     remember: Remember { window: 300_000, entries: 100 },
@@ -99,6 +102,11 @@ fn pop(max_tasks: usize) -> Pop {
 
 async fn take(store: &SqliteStore, max_tasks: usize) -> Vec<Token> {
     store.pop(&q(), pop(max_tasks)).await.unwrap().tasks.iter().map(|task| task.token).collect()
+}
+
+/// A number that the file tells.
+fn number_of(place: &Place, sql: &str) -> i64 {
+    place.raw().query_row(sql, (), |row| row.get(0)).unwrap()
 }
 
 async fn count(store: &SqliteStore) -> Counts {
@@ -222,12 +230,7 @@ async fn a_file_that_vanishes_is_not_made_anew() {
     store.insert(&q(), insert(1)).await.unwrap_err();
     // It goes on when the file is back.
     fs::rename(&kept, place.file()).unwrap();
-    let until_it_is_back = async {
-        while store.check().await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), until_it_is_back).await.unwrap();
+    is_open_again(&store).await;
     assert_eq!(count(&store).await.inserted, 10);
 }
 
@@ -240,35 +243,48 @@ async fn a_lock_that_vanishes_ends_the_use_of_the_file() {
     fails_with(&store, "its lock was removed").await;
 }
 
+const PAGE: usize = 4096;
+
+/// A task with a value on pages of its own.
+fn large(byte: u8, plan: Option<crate::store::Plan>) -> NewTask {
+    NewTask::new(TaskId::mint(1).unwrap()[0], vec![byte; 5 * PAGE].into(), plan)
+}
+
+/// Of the value's pages, the last but one tells then where the last one is: nowhere.
+fn damage(place: &Place, byte: u8) {
+    let mut bytes = fs::read(place.file()).unwrap();
+    let is_of_value = |page: &[u8]| page[100..PAGE].iter().all(|found| *found == byte);
+    let page = bytes.chunks(PAGE).position(is_of_value).unwrap();
+    bytes[page * PAGE..page * PAGE + 4].fill(0xee);
+    fs::write(place.file(), bytes).unwrap();
+}
+
+async fn is_open_again(store: &SqliteStore) {
+    let until_it_is = async {
+        while store.check().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until_it_is).await.unwrap();
+}
+
 /// Guarantee 12: a task that cannot be read does not stand in the way of its queue, and not of others.
 #[tokio::test]
 async fn an_unreadable_task_stops_nobody() {
-    const PAGE: usize = 4096;
     let place = Place::new();
     let store = place.open();
     let bad = QueueName::parse("bad").unwrap();
-    let large = |byte| NewTask::new(TaskId::mint(1).unwrap()[0], vec![byte; 5 * PAGE].into(), None);
-    let tasks = vec![large(b'a'), large(b'b')];
+    let tasks = vec![large(b'a', None), large(b'b', None)];
     store.insert(&bad, Insert { tasks, ..insert(1) }).await.unwrap();
     store.insert(&q(), insert(1)).await.unwrap();
     drop(store);
-    // Of the first one's pages, the last but one tells where the last one is: nowhere.
-    let mut bytes = fs::read(place.file()).unwrap();
-    let is_of_first = |page: &[u8]| page[100..PAGE].iter().all(|byte| *byte == b'a');
-    let page = bytes.chunks(PAGE).position(is_of_first).unwrap();
-    bytes[page * PAGE..page * PAGE + 4].fill(0xee);
-    fs::write(place.file(), bytes).unwrap();
+    damage(&place, b'a');
 
     assert!(check(&place.file(), RULES).is_err());
     let store = place.open();
     // Found once, it costs its transaction; from then on it is passed over.
     store.pop(&bad, pop(1)).await.unwrap_err();
-    let until_it_is_open_again = async {
-        while store.check().await.is_err() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), until_it_is_open_again).await.unwrap();
+    is_open_again(&store).await;
     let popped = store.pop(&bad, pop(1)).await.unwrap();
     assert_eq!(popped.tasks[0].envelope[0], b'b');
     assert!(store.pop(&bad, pop(1)).await.unwrap().tasks.is_empty());
@@ -336,9 +352,15 @@ async fn what_is_no_whole_store_is_refused_and_left() {
         ("DELETE FROM queues", "belongs to no task"),
         ("UPDATE queues SET acked = acked + 1", "not those that were inserted"),
         ("UPDATE queues SET name = 'a b'", "the name of queue"),
-        ("INSERT INTO dead VALUES (1000, 0)", "belongs to no task"),
+        ("INSERT INTO dead VALUES (1000, 0, 1)", "belongs to no task"),
+        ("INSERT INTO plans VALUES (1000, 1, NULL, NULL)", "belongs to no task"),
+        ("INSERT INTO scheduled VALUES (1000, 0, 0)", "belongs to no task"),
+        ("INSERT INTO errors VALUES (1000, 'why')", "belongs to no task"),
+        ("INSERT INTO cancelled VALUES (1000)", "belongs to no task"),
+        ("UPDATE queues SET expired = 1", "not those that were inserted"),
+        ("DROP TABLE settings", "no such table"),
         ("DROP TABLE leases", "no such table"),
-        ("PRAGMA user_version = 3", "use a newer server"),
+        ("PRAGMA user_version = 4", "use a newer server"),
         ("PRAGMA user_version = 0", "version 0"),
         ("PRAGMA application_id = 7", "is no store of DataQueue"),
     ] {
@@ -363,7 +385,6 @@ async fn what_is_no_whole_store_is_refused_and_left() {
 /// Pages that cannot be read are found at the start, all but those of long values, and by `check` without exception.
 #[tokio::test]
 async fn a_damaged_page_is_refused() {
-    const PAGE: usize = 4096;
     let place = lived_in().await;
     let store = place.open();
     store.insert(&q(), insert(1000)).await.unwrap();

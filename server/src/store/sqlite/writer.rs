@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     engine::{Engine, Setup},
     file::{self, Lock, OpenError},
-    queue::Step,
     tables::Sql,
+    turn::Step,
 };
 use crate::store::{
     StoreError,

@@ -355,7 +355,6 @@ async fn pop_batch(part: &Part, client: Queues) -> Result<(), Stop> {
             };
             let message = match message.map_err(|_| load.silent("PopBatch"))? {
                 Ok(message) => message,
-                // It leased nothing more; what came before stands.
                 Err(status) => {
                     let pause = overloaded_for(&status).ok_or_else(|| load.failed("PopBatch", status))?;
                     // It leased nothing more; what came before stands.

@@ -1,9 +1,9 @@
-//! What a file keeps of producers, and what becomes of a file from before there were any.
+//! What a file keeps of producers.
 
 use super::*;
 use crate::store::{Fingerprint, NumberedInsert};
 
-async fn produce(store: &SqliteStore, producer: &str, numbers: std::ops::Range<u64>) -> Vec<Inserted> {
+pub(super) async fn produce(store: &SqliteStore, producer: &str, numbers: std::ops::Range<u64>) -> Vec<Inserted> {
     let task = |id| NewTask::new(id, "value".into(), None);
     let insert = |number| NumberedInsert {
         number,
@@ -15,54 +15,6 @@ async fn produce(store: &SqliteStore, producer: &str, numbers: std::ops::Range<u
     let produced = store.produce(&q(), produce).await.unwrap();
     assert!(produced.refused.is_none(), "{produced:?}");
     produced.inserted
-}
-
-fn number_of(place: &Place, sql: &str) -> i64 {
-    place.raw().query_row(sql, (), |row| row.get(0)).unwrap()
-}
-
-/// Moves what a file has into one as the first version made it.
-fn as_version_1(place: &Place) -> Place {
-    let old = Place::new();
-    fs::create_dir(old.file().parent().unwrap()).unwrap();
-    let made = old.raw();
-    made.pragma_update(None, "application_id", i32::from_be_bytes(*b"DaQu")).unwrap();
-    made.execute_batch(include_str!("../../../../migrations/001_tables.sql")).unwrap();
-    made.pragma_update(None, "user_version", 1).unwrap();
-    made.execute("ATTACH ?1 AS new", [place.file().to_str().unwrap()]).unwrap();
-    let leases = "leases SELECT task, token, place, renewed_at, deadline, holders FROM new.leases";
-    made.execute_batch(&format!("INSERT INTO {leases}")).unwrap();
-    for table in ["queues", "tasks", "tries", "dead", "generations", "acked", "requests"] {
-        made.execute_batch(&format!("INSERT INTO {table} SELECT * FROM new.{table}")).unwrap();
-    }
-    old
-}
-
-/// A file of the first version is read, copied and restored as it is, and brought up to date when a server opens it.
-#[tokio::test]
-async fn a_file_of_version_1_is_brought_up_to_date() {
-    let place = as_version_1(&lived_in().await);
-    assert!(check(&place.file(), RULES).unwrap().contains("10 inserted and 2 acked"));
-    let copy = place.folder.path().join("copy.db");
-    backup(&place.file(), &copy, RULES).unwrap();
-    let other = Place::new();
-    restore(&copy, &other.file(), RULES).unwrap();
-    for place in [&place, &other] {
-        assert_eq!(number_of(place, "PRAGMA user_version"), 1);
-        let store = place.open();
-        let counts = count(&store).await;
-        assert_eq!((counts.ready, counts.leased, counts.inserted, counts.acked), (6, 2, 10, 2));
-        let first = produce(&store, "p", 1..3).await;
-        drop(store);
-        assert_eq!(number_of(place, "PRAGMA user_version"), 2);
-        let store = place.open();
-        let again = produce(&store, "p", 1..3).await;
-        assert!(again.iter().all(|inserted| inserted.replayed));
-        assert!(again.iter().zip(&first).all(|(again, first)| again.ids == first.ids));
-        assert_eq!(count(&store).await.inserted, 12);
-        drop(store);
-        check(&place.file(), RULES).unwrap();
-    }
 }
 
 /// Guarantee 7: of what producers were answered, the file keeps what is known and little more.
