@@ -5,6 +5,9 @@
 -- Returns  {1 if more is to be done: ask again, 1 if the queue exists, ready, scheduled, leased, dead, inserted, acked, expired,
 --          deleted, purged, for how many ms the task at the head has been in the queue, or -1 if no task is ready, or none of
 --          the first MAX_SKIPPED ids is that of a task that is still there}
+-- The ids of tasks that are gone may still be in the list.
+local MAX_SKIPPED = 100
+
 local function age_of_head(list)
   for at = 0, MAX_SKIPPED - 1 do
     local id = redis.call('LINDEX', list, at)

@@ -9,53 +9,6 @@ local function read_tries(record)
   return tonumber(deliveries), tonumber(failures), tonumber(expiries), rest
 end
 
--- How a task whose lease ended is judged: of its record of tries and how many of the call went before it, its cause of death if it
--- dies, else after how long it can be popped again; and its record then. `back` as below. Behind the counters there is, once a
--- task failed or died, why it is dead (0: it is not, 1 failures, 2 expiries, 3 rejected), and what its holder said last.
-local function judging(back)
-  local rare = is_rare and rarely()
-  local function rule(name, otherwise)
-    return rare and rare.setting(name) or otherwise
-  end
-  local max_expiries = rule('max_expiries', tonumber(ARGV[6]))
-  local max_failures = back.failed and rule('max_failures', back.max_failures)
-
-  -- As the store's `Backoff` has it.
-  local function backoff(failures, nth)
-    local min, max = rule('backoff_min', back.backoff_min), rule('backoff_max', back.backoff_max)
-    local span = math.min(min * 2 ^ math.min(math.max(failures - 1, 0), 40), math.max(min, max))
-    local part = (back.chance + 40503 * nth) % 65536
-    return span + math.floor(math.floor(span / 4) * part / 65536)
-  end
-
-  return function(record, nth)
-    local d, f, e, rest = read_tries(record)
-    local cause, delay = 0, 0
-    d, f, e = d + back.deliveries, f + (back.failed and 1 or 0), e + back.expiries
-    if back.expiries > 0 and e >= max_expiries then
-      cause = 2
-    elseif back.failed and f >= max_failures then
-      cause = 1
-    elseif back.is_rejected then
-      cause = 3
-    elseif back.delay or back.failed then
-      delay = back.delay or backoff(f, nth)
-    end
-    local known, length, from = string.match(rest, '^ (%d) (%d+) ()')
-    local said, later = '', rest
-    if known then
-      said, later = string.sub(rest, from, from + length - 1), string.sub(rest, from + length)
-    end
-    if back.failed or back.is_rejected then
-      said = back.reason
-    end
-    if known or cause > 0 or said ~= '' then
-      rest = table.concat({ ' ', int(cause), ' ', int(#said), ' ', said, later })
-    end
-    return cause > 0, delay, table.concat({ int(d), ' ', int(f), ' ', int(e), rest })
-  end
-end
-
 -- Ends leases, each given as {batch, place}, and gives their tasks back, one after the other in the order of their delivery:
 -- those without a delay go to the head. Of `back`: `deliveries` and `expiries`, 1 if that counts; of what a holder puts back
 -- also whether it `failed` or `is_rejected`, `delay`, `reason`, `chance`, and the rules for what failed. Returns how many were put
@@ -64,6 +17,53 @@ local function give_back(leases, back)
   if #leases == 0 then
     return 0, 0, 0
   end
+  -- How a task whose lease ended is judged: of its record of tries and how many of the call went before it, its cause of death if it
+  -- dies, else after how long it can be popped again; and its record then. Behind the counters there is, once a
+  -- task failed or died, why it is dead (0: it is not, 1 failures, 2 expiries, 3 rejected), and what its holder said last.
+  local function judging()
+    local rare = is_rare and rarely()
+    local function rule(name, otherwise)
+      return rare and rare.setting(name) or otherwise
+    end
+    local max_expiries = rule('max_expiries', tonumber(ARGV[6]))
+    local max_failures = back.failed and rule('max_failures', back.max_failures)
+
+    -- As the store's `Backoff` has it.
+    local function backoff(failures, nth)
+      local min, max = rule('backoff_min', back.backoff_min), rule('backoff_max', back.backoff_max)
+      local span = math.min(min * 2 ^ math.min(math.max(failures - 1, 0), 40), math.max(min, max))
+      local part = (back.chance + 40503 * nth) % 65536
+      return span + math.floor(math.floor(span / 4) * part / 65536)
+    end
+
+    return function(record, nth)
+      local d, f, e, rest = read_tries(record)
+      local cause, delay = 0, 0
+      d, f, e = d + back.deliveries, f + (back.failed and 1 or 0), e + back.expiries
+      if back.expiries > 0 and e >= max_expiries then
+        cause = 2
+      elseif back.failed and f >= max_failures then
+        cause = 1
+      elseif back.is_rejected then
+        cause = 3
+      elseif back.delay or back.failed then
+        delay = back.delay or backoff(f, nth)
+      end
+      local known, length, from = string.match(rest, '^ (%d) (%d+) ()')
+      local said, later = '', rest
+      if known then
+        said, later = string.sub(rest, from, from + length - 1), string.sub(rest, from + length)
+      end
+      if back.failed or back.is_rejected then
+        said = back.reason
+      end
+      if known or cause > 0 or said ~= '' then
+        rest = table.concat({ ' ', int(cause), ' ', int(#said), ' ', said, later })
+      end
+      return cause > 0, delay, table.concat({ int(d), ' ', int(f), ' ', int(e), rest })
+    end
+  end
+
   local ids, ready, dead, later, records, gone, ended = {}, {}, {}, {}, {}, {}, {}
   for _, lease in ipairs(leases) do
     lease.order = lease[1].order + lease[2]
@@ -76,7 +76,7 @@ local function give_back(leases, back)
   end
   local is_counted = back.deliveries + back.expiries > 0
   local tries = is_counted and redis.call('HMGET', TRIES, unpack(ids)) or {}
-  local judge = is_counted and judging(back)
+  local judge = is_counted and judging()
   local rare = is_rare and rarely()
   local plans = rare and rare.plans_of(ids) or {}
   local cancelled = rare and rare.cancelled_among(ids) or {}

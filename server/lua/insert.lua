@@ -64,7 +64,10 @@ for i = 1, #sizes / 2 do
   for task = known and last + 1 or first, last do
     if not duplicates[task] then
       n = n + 1
-      ids[n], numbers[n], tasks[2 * n - 1], tasks[2 * n] = given[task], task, given[task], ARGV[at + task] .. inserted_at
+      ids[n], tasks[2 * n - 1], tasks[2 * n] = given[task], given[task], ARGV[at + task] .. inserted_at
+      if gate then
+        numbers[n] = task
+      end
     end
   end
 end

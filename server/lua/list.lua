@@ -21,7 +21,7 @@ local rare, page, bytes, skipped, last, has_more = rarely(), {}, 0, 0, nil, fals
 local function take(id, at, place)
   local size = redis.call('HSTRLEN', TASKS, id)
   skipped = skipped + (size == 0 and 1 or 0)
-  if skipped > MAX_SKIPPED or size > 0 and (#page == most or bytes > 0 and bytes + size > MAX_BYTES) then
+  if skipped > rare.MAX_SKIPPED or size > 0 and (#page == most or bytes > 0 and bytes + size > MAX_BYTES) then
     has_more = true
     return false
   end

@@ -122,69 +122,47 @@ for i = 1, calls do
   total = total + (answers[i] and 0 or most[i])
 end
 
--- Tasks come from these lists, one after the other, from the first that is not `over`. Of each it is told how many ids were taken
--- off, and how many of their tasks are leased.
-local lists, over = { { key = READY, priority = 0 } }, 0
-if rare then
-  lists = rare.is_paused() and {} or rare.lists()
-end
-for _, list in ipairs(lists) do
-  list.taken, list.leased = 0, 0
-end
-
 -- Envelopes are read one for each call at first, then as many more as there may be room for if they are no smaller than
 -- those so far, and at most eight times as many each time, so that of large ones few are read in vain.
-local ids, envelopes, taken, read, before, all_read, step, size, skipped = {}, nil, 0, 0, 0, 0, calls, 0, {}
+local ids, envelopes, taken, read, before, step, size = {}, nil, 0, 0, 0, calls, 0
 local function read_more()
-  if all_read > 0 then
-    step = math.max(1, math.min(8 * step, math.ceil(calls * max_bytes * all_read / math.max(size, 1)) - all_read))
+  if read > 0 then
+    step = math.max(1, math.min(8 * step, math.ceil(calls * max_bytes * read / math.max(size, 1)) - read))
   end
   before, read = read, math.min(read + step, #ids)
-  all_read = all_read + read - before
   envelopes = redis.call('HMGET', TASKS, unpack(ids, before + 1, read))
 end
 
--- So many further ids of the first list that has any. False if there are none, or too many are those of tasks that are gone.
-local function read_ids(count)
-  while over < #lists and #skipped < MAX_SKIPPED do
-    local list = lists[over + 1]
-    if list.is_read then
-      over = over + 1
-    else
-      ids, taken, read = redis.call('LRANGE', list.key, list.taken, list.taken + count - 1), 0, 0
-      list.is_read = #ids < count
-      if #ids > 0 then
-        return true
-      end
-    end
-  end
-  return false
-end
-
--- The next task from the head, of those so many that may still be wanted. The id of a task that is gone may still be in a list; it
--- is not counted as ready any more.
-local function next_task(wanted)
-  while taken < #ids or read_ids(wanted) do
+-- The next task from the head. The id of a task that is gone may still be in the list; it is not counted as ready any more.
+local function next_task()
+  while taken < #ids do
     if taken == read then
       read_more()
     end
-    local list, envelope = lists[over + 1], envelopes[taken + 1 - before]
-    taken, list.taken = taken + 1, list.taken + 1
+    taken = taken + 1
+    local envelope = envelopes[taken - before]
     if envelope then
-      size, list.leased = size + #envelope, list.leased + 1
+      size = size + #envelope
       return ids[taken], envelope
     end
-    skipped[#skipped + 1] = ids[taken]
   end
 end
 
-local leased, new, sizes = {}, {}, {}
+local leased, new, sizes, has_skipped = {}, {}, {}, false
+if total > 0 and rare then
+  ids, has_skipped = rare.first_ids(total)
+elseif total > 0 then
+  ids = redis.call('LRANGE', READY, 0, total - 1)
+end
+if has_skipped and #ids == 0 and ARGV[10] ~= '1' then
+  return { 1, reclaimed, outcomes }
+end
 for i = 1, calls do
   if not answers[i] then
     local answer, count, bytes = { '' }, 0, 0
     local first = #leased + 1
     while count < most[i] and (bytes < max_bytes or count == 0) do
-      local id, envelope = next_task(total - #leased)
+      local id, envelope = next_task()
       if not id then
         break
       end
@@ -206,16 +184,10 @@ if #leased > 0 then
   local before = redis.call('HMGET', META, 'ready', 'leased', 'delivered')
   ready, held, delivered = (before[1] or 0) - #leased, (before[2] or 0) + #leased, (before[3] or 0) + #leased
 end
-for _, list in ipairs(lists) do
-  if list.taken > 0 then
-    redis.call('LTRIM', list.key, list.taken, -1)
-  end
-end
-if rare and #skipped > 0 then
-  redis.call('SREM', rare.GONE, unpack(skipped))
-end
-if #skipped >= MAX_SKIPPED and #leased == 0 and ARGV[10] ~= '1' then
-  return { 1, reclaimed, outcomes }
+if taken > 0 and rare then
+  rare.take_off(taken)
+elseif taken > 0 then
+  redis.call('LTRIM', READY, taken, -1)
 end
 if #leased > 0 then
   redis.call('HSET', META, 'ready', int(ready), 'leased', int(held), 'delivered', int(delivered))
@@ -255,7 +227,7 @@ if #leased > 0 then
         tokens[#tokens + 1] = stems[i] .. string.char(0, position)
       end
     end
-    rare.take_off(lists, leased, tokens)
+    rare.lease(leased, tokens)
   end
   if request then
     remember_request(request, ARGV[13] .. stems[1] .. string.char(#leased))

@@ -16,7 +16,7 @@ local function first_ready()
   local skipped = 0
   for _, list in ipairs(rare.lists()) do
     local at = 0
-    while #ids < most and skipped < MAX_SKIPPED do
+    while #ids < most and skipped < rare.MAX_SKIPPED do
       local part = redis.call('LRANGE', list.key, at, at + most - 1)
       for _, id in ipairs(part) do
         if #ids < most and redis.call('HEXISTS', TASKS, id) == 1 then

@@ -1,9 +1,6 @@
 -- What only some queues have: priorities, times, unique keys, settings, limits. common.lua says under which keys. One function
 -- makes all that touches them, so that a script has to make but that one where none of it is there.
 
--- So many ids of tasks that are gone are taken off a list at once.
-local MAX_SKIPPED = 1000
-
 local rarities
 local function rarely()
   if rarities then
@@ -18,10 +15,12 @@ local function rarely()
   local SIZES, WHERE, GONE = BASE .. 'sizes', BASE .. 'where', BASE .. 'gone'
   local ALL = { HIGH, SCHEDULED, PLANS, ENDS, UNIQUE, SETTINGS, CANCELLED, SIZES, WHERE, GONE }
   local STEP, SCANNED = 200, 100
+  -- So many ids of tasks that are gone are read in vain, or taken off a list, at once.
+  local MAX_SKIPPED = 1000
   -- What insert.lua puts behind an envelope.
   local INSERTED_AT_BYTES = 9
-  local settings, ended = nil, {}
-  local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, GONE = GONE, ALL = ALL }
+  local settings, heads, ended = nil, {}, {}
+  local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, MAX_SKIPPED = MAX_SKIPPED, ALL = ALL }
   rarities = rare
 
   local function int(number)
@@ -192,13 +191,55 @@ local function rarely()
     end
   end
 
-  -- Tasks were taken off the heads of these lists, which say how many of them were leased. The caller counts them.
-  function rare.take_off(lists, ids, tokens)
-    for _, list in ipairs(lists) do
-      if list.leased > 0 then
-        leave(list.priority, list.leased)
+  -- The ids of the first tasks that are ready, at most so many, and none while nothing is delivered; and whether those of too many
+  -- that are gone stand before the others.
+  function rare.first_ids(most)
+    local ids, skipped, has_gone = {}, 0, call('EXISTS', GONE) == 1
+    for _, list in ipairs(rare.is_paused() and {} or rare.lists()) do
+      local part, read, head = nil, 0, { key = list.key, priority = list.priority, up_to = {}, gone = {} }
+      heads[#heads + 1] = head
+      repeat
+        part = call('LRANGE', list.key, read, read + most - 1)
+        local is_gone = has_gone and #part > 0 and call('SMISMEMBER', GONE, unpack(part)) or {}
+        for i, id in ipairs(part) do
+          if is_gone[i] == 1 then
+            skipped = skipped + 1
+            head.gone[#head.gone + 1] = { id, read + i }
+          elseif #ids < most then
+            ids[#ids + 1] = id
+            head.up_to[#head.up_to + 1] = read + i
+          end
+        end
+        read = read + #part
+      until #part < most or #ids == most or skipped >= MAX_SKIPPED
+      if #ids == most or skipped >= MAX_SKIPPED then
+        break
       end
     end
+    return ids, skipped >= MAX_SKIPPED
+  end
+
+  -- So many of these are taken off their lists, with what is gone before them. The caller counts them.
+  function rare.take_off(count)
+    for _, head in ipairs(heads) do
+      local from_here = math.min(count, #head.up_to)
+      if from_here > 0 then
+        local up_to, gone = head.up_to[from_here], {}
+        call('LTRIM', head.key, up_to, -1)
+        for _, skipped in ipairs(head.gone) do
+          gone[#gone + 1] = skipped[2] < up_to and skipped[1] or nil
+        end
+        if #gone > 0 then
+          call('SREM', GONE, unpack(gone))
+        end
+        leave(head.priority, from_here)
+      end
+      count = count - from_here
+    end
+  end
+
+  -- These are leased.
+  function rare.lease(ids, tokens)
     forget_ends(ids, rare.plans_of(ids))
     if call('EXISTS', WHERE) == 1 then
       local fields = {}

@@ -540,3 +540,169 @@ async fn callers_that_leave_take_nobody_with_them() {
     assert_eq!(drained.iter().filter(|number| **number != 7).count(), 21);
     assert!(drained.len() <= 25);
 }
+
+/// The keys of what only some queues use.
+const RARE: [&str; 12] = [
+    "rare",
+    "ready:4",
+    "high",
+    "scheduled",
+    "places",
+    "plans",
+    "ends",
+    "unique",
+    "settings",
+    "cancelled",
+    "sizes",
+    "gone",
+];
+
+/// How many of those there are.
+fn rare_keys(redis: &Redis, keys: &[String]) -> Reply {
+    let mut exists = vec!["EXISTS"];
+    exists.extend(keys.iter().map(String::as_str));
+    redis.command(&exists)
+}
+
+/// What a queue has used leaves nothing behind that would cost it time.
+#[tokio::test]
+async fn a_queue_is_plain_again_when_nothing_rare_is_left() {
+    let redis = Arc::new(Redis::start());
+    let engine = OnRedis::connect(&redis, RULES);
+    let q = queue("q");
+    let keys = RARE.map(|part| engine.shared.key_of(&q, part));
+    let rig = Rig::new(engine);
+    rig.insert_numbers(&q, 0..3).await;
+    assert_eq!(rare_keys(&redis, &keys), Reply::Integer(0));
+    let held = tokens(&rig.take(&q, 3).await);
+    rig.put_back(&q, &held[..1]).await;
+    rig.ack(&q, &held[1..]).await.unwrap();
+    assert_eq!(rare_keys(&redis, &keys), Reply::Integer(0), "a plain queue has none");
+
+    rig.set(&q, Setting::MaxBytes, 1 << 20).await;
+    let all = Plan { priority: 4, ttl: Some(1_000), unique_key: Some("k".to_owned()) };
+    let ids =
+        rig.insert_new(&q, vec![planned(3, all), after(10, with_key(4, "l")), of_priority(5, 4), task("6")]).await;
+    rig.delete(&q, &ids[3..]).await.unwrap();
+    let held = tokens(&rig.take(&q, 3).await);
+    rig.delete(&q, &ids[..1]).await.unwrap();
+    assert_eq!(rare_keys(&redis, &keys), Reply::Integer(8), "but for those of what is ready");
+    rig.pass(10);
+    rig.ack(&q, &held).await.unwrap();
+    let held = tokens(&rig.take(&q, 3).await);
+    rig.ack(&q, &held).await.unwrap();
+    rig.set(&q, Setting::MaxBytes, None).await;
+    // The index of leases goes by itself.
+    redis.command(&["DEL", &keys[0].replace(":rare", ":where")]);
+    rig.look_one(&q).await;
+    assert_eq!(rare_keys(&redis, &keys), Reply::Integer(0));
+    rig.insert_numbers(&q, 7..9).await;
+    assert_eq!(rig.drain(&q).await, [7, 8]);
+}
+
+/// Lists have the ids of tasks that were deleted until somebody comes by, however many.
+#[tokio::test]
+async fn what_was_deleted_is_skipped_however_much() {
+    let redis = Arc::new(Redis::start());
+    let engine = OnRedis::connect(&redis, RULES);
+    let q = queue("q");
+    let [list, gone] = ["ready:0", "gone"].map(|part| engine.shared.key_of(&q, part));
+    let rig = Rig::new(engine);
+    let mut ids = rig.insert_new(&q, tasks(0..1_300)).await;
+    ids.extend(rig.insert_new(&q, tasks(1_300..2_600)).await);
+    for step in ids[1..2_590].chunks(RECLAIM_STEP) {
+        assert!(rig.delete(&q, step).await.unwrap().iter().all(|deleted| *deleted == Deleted::Gone));
+    }
+    assert_eq!(redis.command(&["LLEN", &list]), Reply::Integer(2_600));
+    assert_eq!(numbers(&rig.take(&q, 1).await), [0]);
+    assert_eq!(numbers(&rig.take(&q, 3).await), [2_590, 2_591, 2_592]);
+    rig.insert_new(&q, vec![of_priority(2_600, 4)]).await;
+    rig.delete(&q, &ids[2_594..2_596]).await.unwrap();
+    assert_eq!(numbers(&rig.take(&q, 3).await), [2_600, 2_593, 2_596]);
+    assert_eq!(rig.list_numbers(&q, State::Ready).await, [2_597, 2_598, 2_599]);
+    let counts = Counts { ready: 3, leased: 7, inserted: 2_601, deleted: 2_591, ..Counts::default() };
+    assert_eq!(rig.counted(&q).await, counts);
+    assert_eq!(rig.drain(&q).await, [2_597, 2_598, 2_599]);
+    assert_eq!(redis.command(&["EXISTS", &list, &gone]), Reply::Integer(0));
+}
+
+/// A task that is held is found by its id, while others come and go and the index is being made.
+#[tokio::test]
+async fn leases_are_found_by_their_tasks_while_others_come_and_go() {
+    const TASKS: usize = 1_200;
+    let redis = Arc::new(Redis::start());
+    let engine = OnRedis::connect(&redis, RULES);
+    let q = queue("q");
+    let index = engine.shared.key_of(&q, "where");
+    let rig = Rig::new(engine);
+    let ids = rig.insert_new(&q, tasks(0..TASKS)).await;
+    let mut held = Vec::new();
+    while held.len() < TASKS / 2 {
+        held.extend(rig.take(&q, 2).await);
+    }
+    // Half of what was popped together is split off.
+    let split: Vec<Token> = tokens(&held).into_iter().step_by(2).collect();
+    for step in split[..100].chunks(50) {
+        rig.heartbeat(&q, step, Some(2 * LEASE)).await.unwrap();
+    }
+    let come_and_go = async {
+        for step in tokens(&held[..200]).chunks(5) {
+            rig.ack(&q, step).await.unwrap();
+            rig.take(&q, 1).await;
+        }
+    };
+    let look = async {
+        for step in ids[400..].chunks(100) {
+            rig.tasks(&q, step).await.unwrap();
+        }
+    };
+    tokio::join!(come_and_go, look);
+    let mut states = Vec::new();
+    for step in ids.chunks(RECLAIM_STEP) {
+        states
+            .extend(rig.tasks(&q, step).await.unwrap().into_iter().map(|seen| seen.map(|seen| (seen.state, seen.at))));
+    }
+    assert!(states[..200].iter().all(Option::is_none));
+    let leased = |at: usize| match at {
+        200.. => Some((State::Leased, Some(START + LEASE))),
+        _ => None,
+    };
+    assert!((200..640).all(|at| states[at] == leased(at)), "{states:?}");
+    assert!(states[640..].iter().all(|state| *state == Some((State::Ready, None))));
+    assert_eq!(redis.command(&["HLEN", &index]), Reply::Integer(441), "those that are held, and where it is");
+    assert_eq!(rig.held_released(&q, 0).await, 440);
+    assert_eq!(redis.command(&["HLEN", &index]), Reply::Integer(1));
+}
+
+/// G13: what is rare drains from a full Redis as well, and so does what administers.
+#[tokio::test]
+async fn what_is_rare_drains_when_redis_is_full() {
+    let redis = Arc::new(Redis::start());
+    let (rig, q) = (connected(&redis), queue("q"));
+    rig.set(&q, Setting::MaxBytes, 1 << 20).await;
+    let all = |number| Plan { priority: 4, ttl: Some(60_000), unique_key: Some(format!("k{number}")) };
+    let new = (0..9).map(|number| planned(number, all(number))).chain([after(10, with_ttl(9, 20))]).collect();
+    let ids = rig.insert_new(&q, new).await;
+    rig.engine.fill().await;
+    let refused = rig.insert(&q, insert(vec![with_key(10, "k10")])).await;
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    rig.set(&q, Setting::Paused, 1).await;
+    assert_eq!(rig.take(&q, 1).await, []);
+    rig.set(&q, Setting::Paused, None).await;
+    let held = rig.take(&q, 6).await;
+    assert_eq!(numbers(&held), [0, 1, 2, 3, 4, 5]);
+    let held = tokens(&held);
+    rig.give_back(&q, failed(&held[..1], "no")).await;
+    rig.give_back(&q, rejected(&held[1..3], "never")).await;
+    assert_eq!(rig.delete(&q, &[ids[3], ids[8]]).await.unwrap(), [Deleted::Cancelled, Deleted::Gone]);
+    assert_eq!(rig.heartbeat(&q, &held[3..], None).await.unwrap().cancelled, held[3..4]);
+    assert_eq!(rig.redrive(&q, &ids[1..2]).await.unwrap(), [Redriven::Ready]);
+    assert_eq!(rig.purge(&q, State::Dead).await.unwrap(), 1);
+    assert_eq!(rig.ack_one(&q, held[4]).await, Outcome::Applied);
+    rig.pass(LEASE);
+    let counts = Counts { ready: 5, inserted: 10, acked: 1, expired: 1, deleted: 2, purged: 1, ..Counts::default() };
+    assert_eq!(rig.counted(&q).await, counts);
+    assert_eq!(rig.list_numbers(&q, State::Ready).await, [5, 6, 7, 1, 0]);
+    assert!(rig.drop_queue(&q, true).await.unwrap());
+    assert_eq!(rig.count(&q).await, None);
+}
