@@ -28,7 +28,7 @@ pub(super) async fn a_setting_makes_a_queue(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));
     assert_eq!(rig.settings(&q).await.unwrap(), None);
     rig.set(&q, Setting::Lease, 77).await;
-    assert_eq!(rig.queues(None, 10).await.unwrap(), [q.clone()]);
+    assert_eq!(rig.queues(None, 10).await.unwrap(), std::slice::from_ref(&q));
     assert_eq!(rig.counted(&q).await, Counts::default());
     assert_eq!(rig.list(&q, State::Ready, None, 10).await.unwrap(), Some(Default::default()));
     rig.insert_numbers(&q, 0..1).await;

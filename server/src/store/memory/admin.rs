@@ -119,7 +119,7 @@ impl Queue {
         }
         self.take_out(id);
         self.unique.extend(key.map(|key| (key, id)));
-        self.to_tail(id);
+        self.put_at_tail(id);
         Redriven::Ready
     }
 
