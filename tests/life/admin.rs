@@ -156,7 +156,7 @@ on_every_store! {
         ack(&mut client, &queue, &held.lease_token).await;
         insert_json(&mut client, &queue, &["4"]).await;
 
-        let limit = QueueSettings { max_bytes: Some(400), ..QueueSettings::default() };
+        let limit = QueueSettings { max_bytes: Some(350), ..QueueSettings::default() };
         set(&mut client, &queue, &["*"], limit).await;
         let large = format!("\"{}\"", "x".repeat(300));
         full.check("too many bytes", client.insert(insert_request(&queue, vec![json(&large)])).await);

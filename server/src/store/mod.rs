@@ -38,6 +38,9 @@ pub const RECLAIM_STEP: usize = 200;
 /// How many answers of a producer are remembered, the latest ones.
 pub const PRODUCER_ANSWERS: usize = 1_024;
 
+/// When the envelopes on a page of tasks have about so many bytes, no further task is on it.
+const PAGE_BYTES: usize = 1 << 20;
+
 /// For how long a withdrawn pop may still arrive, and then leases nothing.
 const WITHDRAWN_FOR: Millis = 60_000;
 

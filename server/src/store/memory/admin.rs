@@ -4,8 +4,8 @@ use async_trait::async_trait;
 
 use super::{MemoryStore, Queue, Spot, Task};
 use crate::store::{
-    Admin, Counts, Deleted, Description, Millis, Place, QueueName, RECLAIM_STEP, Redriven, Seen, Setting, Settings,
-    State, StoreError, Survives, TaskId, TaskPage,
+    Admin, Counts, Deleted, Description, Millis, PAGE_BYTES, Place, QueueName, RECLAIM_STEP, Redriven, Seen, Setting,
+    Settings, State, StoreError, Survives, TaskId, TaskPage,
 };
 
 /// What the tasks of a state are ordered by.
@@ -51,10 +51,12 @@ impl Queue {
     fn list(&self, state: State, after: Option<Key>, max: usize) -> TaskPage {
         let mut all =
             self.in_state(state).into_iter().filter(|(key, _)| after.is_none_or(|after| *key > after)).peekable();
-        let mut page = TaskPage::default();
+        let (mut page, mut bytes) = (TaskPage::default(), 0);
         while page.tasks.len() < max
+            && bytes < PAGE_BYTES
             && let Some((key, id)) = all.next()
         {
+            bytes += self.tasks.get(&id).map_or(0, |task| task.task.envelope.len());
             page.tasks.extend(self.seen(id));
             page.next = all.peek().is_some().then(|| place(key));
         }

@@ -11,14 +11,12 @@ use super::{
     turn::{Step, Turn},
 };
 use crate::store::{
-    Admin, Counts, Deleted, Description, MAX_PRIORITY, Place, Plan, QueueName, RECLAIM_STEP, Redriven, Seen, Setting,
-    Settings, State, StoreError, TaskId, TaskPage, Token, lanes::Lane,
+    Admin, Counts, Deleted, Description, MAX_PRIORITY, PAGE_BYTES, Place, Plan, QueueName, RECLAIM_STEP, Redriven,
+    Seen, Setting, Settings, State, StoreError, TaskId, TaskPage, Token, lanes::Lane,
 };
 
-/// A page of a list has no more tasks than this,
+/// A page of a list has no more tasks than this.
 const PAGE_TASKS: usize = 1_000;
-/// and no further one when their envelopes have so many bytes.
-const PAGE_BYTES: usize = 8 << 20;
 
 /// What the tasks of a state are ordered by.
 type Key = (u64, u128);

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::{OpenError, damaged, each, file, number};
 use crate::store::{
-    Millis, SessionId, TaskId, Token,
+    Millis, MintedMap, MintedState, SessionId, TaskId, Token,
     holders::Holders,
     sqlite::{
         queue::{Lease, Planned, Queue},
@@ -36,18 +36,20 @@ impl Stored {
     }
 }
 
+type Keyed<T> = MintedMap<i64, T>;
+
 /// What the other tables know, by the keys of the tasks.
 #[derive(Default)]
 struct Known {
-    leases: HashMap<i64, Stored>,
-    tries: HashMap<i64, Tries>,
-    plans: HashMap<i64, Planned>,
+    leases: Keyed<Stored>,
+    tries: Keyed<Tries>,
+    plans: Keyed<Planned>,
     /// When they fall due, and their places.
-    scheduled: HashMap<i64, (Millis, i64)>,
+    scheduled: Keyed<(Millis, i64)>,
     /// When they died.
-    dead: HashMap<i64, Millis>,
-    errors: HashSet<i64>,
-    cancelled: HashSet<i64>,
+    dead: Keyed<Millis>,
+    errors: HashSet<i64, MintedState>,
+    cancelled: HashSet<i64, MintedState>,
     /// The highest place.
     last: i64,
 }
@@ -135,9 +137,10 @@ impl Known {
     fn place(&mut self, queue: &mut Queue, task: i64, id: TaskId, size: u64, opened: Option<Millis>) -> bool {
         queue.ids.insert(id, task);
         queue.bytes += size;
-        let plan = self.plans.remove(&task).unwrap_or_default();
-        let (priority, ends_at, unique_key) = (plan.priority, plan.ends_at, plan.unique_key.clone());
+        let (mut priority, mut ends_at, mut unique_key) = (0, None, None);
         if id.has_plan() {
+            let plan = self.plans.remove(&task).unwrap_or_default();
+            (priority, ends_at, unique_key) = (plan.priority, plan.ends_at, plan.unique_key.clone());
             queue.plans.insert(task, plan);
         }
         let tries = self.tries.remove(&task);
