@@ -17,9 +17,9 @@ local function give_back(leases, back)
   if #leases == 0 then
     return 0, 0, 0
   end
-  -- How a task whose lease ended is judged: of its record of tries and how many of the call went before it, its cause of death if it
-  -- dies, else after how long it can be popped again; and its record then. Behind the counters there is, once a
-  -- task failed or died, why it is dead (0: it is not, 1 failures, 2 expiries, 3 rejected), and what its holder said last.
+  -- How a task whose lease ended is judged: of its record of tries and how many of the call went before it, whether it dies, else
+  -- after how long it can be popped again; and its record then. Behind the counters there is, once a task failed or died, why it
+  -- is dead (0: it is not, 1 failures, 2 expiries, 3 rejected), and how long and what its holder said last.
   local function judging()
     local rare = is_rare and rarely()
     local function rule(name, otherwise)

@@ -22,8 +22,7 @@ local there = redis.call('HMGET', TASKS, unpack(given))
 is_rare = redis.call('EXISTS', RARE) == 1
 local extras, gate = ARGV[at + #given + 1]
 if extras or is_rare then
-  local rare = rarely()
-  gate = rare.gate(given, rare.read_extras(extras or ''), function(task) return #ARGV[at + task] end)
+  gate = gate_of(given, extras or '', function(task) return #ARGV[at + task] end)
 end
 
 -- Nothing if the request id is new, else the answer to its call.

@@ -1,15 +1,16 @@
 -- Lists tasks of a state, a page at a time.
 --
 -- KEYS     as in common.lua
--- ARGV     7 the state: 'ready', 'scheduled', 'leased', 'dead', 8 where the page before ended, or '', 9 at most so many
+-- ARGV     7 the state: 'ready', 'scheduled', 'leased', 'dead', 8 where the page before ended, or '', 9 at most so many, 10 when the
+--          envelopes have so many bytes, no further task is listed
 -- Returns  {1 if the queue exists, where this page ended, or '' if that was all, of each task what `see` tells…}
 --
 -- Such a place is what the state's tasks are ordered by. Ready: the priority, a byte, and how many tasks were put behind others in
 -- that list before this one, 8 bytes: while heads come and go, that stays. Scheduled and dead: the score, 8 bytes, and the member.
 -- Leased: the deadline and the order of the delivery, 8 bytes each.
-local state, after, most = ARGV[7], ARGV[8], tonumber(ARGV[9])
--- Of envelopes, in a page of more than one.
-local MAX_BYTES = 4194304
+local state, after, most, max_bytes = ARGV[7], ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
+-- What insert.lua puts behind an envelope.
+local INSERTED_AT_BYTES = 9
 -- Of members of LEASED, each of up to 200 leases.
 local AT_ONCE = 20
 -- Tasks that were put back may stand before the first that was ever put in.
@@ -21,13 +22,13 @@ local rare, page, bytes, skipped, last, has_more = rarely(), {}, 0, 0, nil, fals
 local function take(id, at, place)
   local size = redis.call('HSTRLEN', TASKS, id)
   skipped = skipped + (size == 0 and 1 or 0)
-  if skipped > rare.MAX_SKIPPED or size > 0 and (#page == most or bytes > 0 and bytes + size > MAX_BYTES) then
+  if skipped > rare.MAX_SKIPPED or size > 0 and (#page == most or bytes >= max_bytes) then
     has_more = true
     return false
   end
   last = place
   if size > 0 then
-    bytes, page[#page + 1] = bytes + size, { id, at }
+    bytes, page[#page + 1] = bytes + size - INSERTED_AT_BYTES, { id, at }
   end
   return true
 end

@@ -7,13 +7,12 @@
 --          11 how many calls; a call with one of the following is alone: 12 request id or '', 13 fingerprint, 14 attempt
 --          or '-', 15 session or '', 16 stream, 17 how many spent stems follow; those; of each call its stem and a byte,
 --          the most tasks; then runs of tokens to ack
--- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, 1 if the
---          request is known, of each call {ids, one behind
---          the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
---          {1, reclaimed, outcomes}: there is more to be done before a pop, and nothing was popped for that; {2}: request id reused;
---          {3, ready, reclaimed, outcomes}: another stream has the session
---          Tries are 4 bytes for deliveries, for failures and for expiries of each, or '' if all are 0; tokens a stem and positions of
---          2 bytes, and deadlines of 8 bytes, or '' where they are those of new leases.
+-- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, 1 if the request is known, of each call
+--          {ids, one behind the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
+--          {1, reclaimed, outcomes}: there is more to be done before a pop, and nothing was popped for that;
+--          {2}: request id reused; {3, ready, reclaimed, outcomes}: another stream has the session
+--          Tries are 4 bytes for deliveries, for failures and for expiries of each, or '' if all are 0; tokens a stem and
+--          positions of 2 bytes, and deadlines of 8 bytes, or '' where they are those of new leases.
 local max_bytes, calls = tonumber(ARGV[7]), tonumber(ARGV[11])
 local request, holder = ARGV[12] ~= '' and 'p' .. ARGV[12], ARGV[14]
 local session, stream, spent = ARGV[15] ~= '' and ARGV[15], ARGV[16], tonumber(ARGV[17])

@@ -71,8 +71,7 @@ local there = redis.call('HMGET', TASKS, unpack(ids))
 is_rare = redis.call('EXISTS', RARE) == 1
 local extras, gate = ARGV[12 + #ids], nil
 if extras or is_rare then
-  local rare = rarely()
-  gate = rare.gate(ids, rare.read_extras(extras or ''), function(task) return #ARGV[11 + task] end)
+  gate = gate_of(ids, extras or '', function(task) return #ARGV[11 + task] end)
 end
 -- As in insert.lua.
 local inserted_at = '\9' .. struct.pack('<I8', now)

@@ -20,7 +20,10 @@ local function rarely()
   -- What insert.lua puts behind an envelope.
   local INSERTED_AT_BYTES = 9
   local settings, heads, ended = nil, {}, {}
-  local rare = { PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, MAX_SKIPPED = MAX_SKIPPED, ALL = ALL }
+  local rare = {
+    PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, ALL = ALL,
+    MAX_SKIPPED = MAX_SKIPPED,
+  }
   rarities = rare
 
   local function int(number)
@@ -68,10 +71,6 @@ local function rarely()
   local function read_plan(record)
     local priority, ends, length = struct.unpack('>BI8I2', record)
     return { priority = priority, ends = ends > 0 and ends, key = length > 0 and sub(record, 12, 10 + length) }
-  end
-
-  local function write_plan(plan)
-    return pack('>BI8I2', plan.priority, plan.ends or 0, plan.key and 1 + #plan.key or 0) .. (plan.key or '')
   end
 
   -- Plans as they are kept, by id, of those that have one.
@@ -285,7 +284,7 @@ local function rarely()
   end
 
   -- Sizes and ids in turn count from now on.
-  local function note_sizes(sizes)
+  function rare.note_sizes(sizes)
     local bytes = 0
     for at = 2, #sizes, 2 do
       bytes = bytes + sizes[at]
@@ -296,13 +295,17 @@ local function rarely()
     end
   end
 
+  function rare.size_of(id)
+    return tonumber(call('HGET', SIZES, id) or '0')
+  end
+
   -- Of tasks that are there.
   function rare.measure(ids)
     local sizes = {}
     for i, id in ipairs(rare.setting('max_bytes') and ids or {}) do
       sizes[2 * i - 1], sizes[2 * i] = id, call('HSTRLEN', TASKS, id) - INSERTED_AT_BYTES
     end
-    note_sizes(sizes)
+    rare.note_sizes(sizes)
   end
 
   -- These are gone; wherever they were, they are not there any more.
@@ -438,7 +441,7 @@ local function rarely()
 
   -- Of tasks that are to be put in, takes the ids off lists that are still there: a call that deleted tasks came between two runs
   -- of the one that puts them in.
-  local function take_gone_off(ids)
+  function rare.take_gone_off(ids)
     for i, is_gone in ipairs(#ids > 0 and call('SMISMEMBER', GONE, unpack(ids)) or {}) do
       for priority = 0, is_gone == 1 and 9 or -1 do
         call('LREM', list_of(priority), 1, ids[i])
@@ -475,7 +478,7 @@ local function rarely()
         end
       end
     end
-    note_sizes(new)
+    rare.note_sizes(new)
     if part[1] == '0' then
       call('HDEL', META, 'measuring')
       return false
@@ -484,25 +487,8 @@ local function rarely()
     return true
   end
 
-  -- What some of the tasks to insert have beside their envelopes, by their number. Of each, packed: its number, 4 bytes; a byte
-  -- of bits: 1 due after that time, 2 due at that time, 4 has an end, 8 has a unique key; due, 8 bytes; priority, a byte; time
-  -- to live, 8 bytes; length of the unique key, 2 bytes; that.
-  function rare.read_extras(packed)
-    local extras, at = {}, 1
-    while at <= #packed do
-      local task, bits, due, priority, ttl, length
-      task, bits, due, priority, ttl, length, at = struct.unpack('>I4BI8BI8I2', packed, at)
-      local extra = { priority = priority }
-      extra.due = bits % 2 >= 1 and now + due or bits % 4 >= 2 and due or 0
-      extra.ends = bits % 8 >= 4 and now + ttl
-      extra.key = bits % 16 >= 8 and sub(packed, at, at + length - 1)
-      extras[task], at = extra, at + length
-    end
-    return extras
-  end
-
   -- The task that has a unique key, or false. One that will never be delivered, because its time is over, has none, and goes with
-  -- `drop_ended`. To be asked once.
+  -- `drop_ended`: its id is the second answer. To be asked once.
   function rare.holder_of(key)
     local id = call('HGET', UNIQUE, key)
     if not id or call('HEXISTS', TASKS, id) == 0 then
@@ -511,7 +497,7 @@ local function rarely()
     local ends = call('ZSCORE', ENDS, id)
     if ends and tonumber(ends) <= now then
       ended[#ended + 1] = id
-      return false
+      return false, id
     end
     return id
   end
@@ -519,6 +505,14 @@ local function rarely()
   function rare.drop_ended()
     rare.drop_waiting(ended, 'expired')
     ended = {}
+  end
+
+  -- Ids and records in turn.
+  function rare.keep_plans(records)
+    if #records > 0 then
+      call('HSET', PLANS, unpack(records))
+      rare.mark()
+    end
   end
 
   -- Keys and ids in turn.
@@ -536,112 +530,6 @@ local function rarely()
       ids[#ids + 1] = sub(packed, from, from + 15)
     end
     return ids
-  end
-
-  -- An id, with a mark: it is of the task that another one would have been a duplicate of.
-  local function marked(id)
-    return sub(id, 1, 6) .. string.char(byte(id, 7) + 16) .. sub(id, 8)
-  end
-
-  -- Who decides on inserts: `given` and `extras` are the ids and extras of all tasks by number, `size_of` tells an envelope's.
-  function rare.gate(given, extras, size_of)
-    local gate, holders = {}, {}
-    local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
-    local live, bytes = max_tasks and rare.live(), max_bytes and count_of('bytes')
-
-    local function holder_of(key)
-      if holders[key] == nil then
-        local before = #ended
-        holders[key] = rare.holder_of(key)
-        if #ended > before then
-          live = live and live - 1
-          bytes = bytes and bytes - (call('HGET', SIZES, ended[#ended]) or 0)
-        end
-      end
-      return holders[key]
-    end
-
-    -- Of the tasks from one number to another: by number the ids of those that have the keys of duplicates, as they are answered;
-    -- and what is refused, if anything. `again` are tasks that are there already.
-    function gate.enter(first, last, again)
-      local duplicates, own, tasks, size = {}, {}, 0, 0
-      for task = first, last do
-        local key = extras[task] and extras[task].key
-        local holder = key and (own[key] or holder_of(key))
-        if holder and holder ~= given[task] then
-          duplicates[task] = marked(holder)
-        else
-          tasks, size = tasks + 1, size + size_of(task)
-          own[key or ''] = given[task]
-        end
-      end
-      own[''] = nil
-      if again or tasks == 0 then
-        return duplicates
-      elseif max_tasks and live + tasks > max_tasks then
-        return duplicates, { 'max_tasks', int(max_tasks) }
-      elseif max_bytes and bytes + size > max_bytes then
-        return duplicates, { 'max_bytes', int(max_bytes) }
-      end
-      live, bytes = live and live + tasks, bytes and bytes + size
-      for key, id in pairs(own) do
-        holders[key] = id
-      end
-      return duplicates
-    end
-
-    -- The ids of these tasks as they are answered.
-    function gate.ids(first, last, duplicates)
-      local ids = {}
-      for task = first, last do
-        ids[#ids + 1] = duplicates[task] or given[task]
-      end
-      return table.concat(ids)
-    end
-
-    -- Puts in tasks, given by their numbers; `fields` are ids and envelopes in turn. Returns how many are ready, and
-    -- how many were ever inserted.
-    function gate.put_in(numbers, fields)
-      local ids, ready, later, plans, records, keys, sizes = {}, {}, {}, {}, {}, {}, {}
-      for i, task in ipairs(numbers) do
-        local id, extra = given[task], extras[task]
-        ids[i] = id
-        sizes[2 * i - 1], sizes[2 * i] = id, max_bytes and size_of(task)
-        if extra and byte(id, 7) >= 128 then
-          plans[id] = extra
-          records[#records + 1], records[#records + 2] = id, write_plan(extra)
-          if extra.key then
-            keys[#keys + 1], keys[#keys + 2] = extra.key, id
-          end
-        end
-        if extra and extra.due > now then
-          later[#later + 1] = { id, extra.due }
-        else
-          ready[#ready + 1] = id
-        end
-      end
-      -- A full Redis has to refuse this before anything frees.
-      if #ids > 0 then
-        call('HSET', TASKS, unpack(fields))
-      end
-      rare.drop_ended()
-      take_gone_off(ids)
-      if #records > 0 then
-        call('HSET', PLANS, unpack(records))
-        rare.mark()
-      end
-      rare.take_keys(keys)
-      rare.push('RPUSH', ready, plans)
-      rare.schedule(later, plans)
-      -- Those count at this tail already.
-      add('tail:0', -#ids)
-      if max_bytes then
-        note_sizes(sizes)
-      end
-      return #ready, #ids > 0 and call('HINCRBY', META, 'inserted', #ids)
-    end
-
-    return gate
   end
 
   return rare

@@ -10,10 +10,12 @@ local function see(tasks)
   if #ids == 0 then
     return seen
   end
-  local envelopes, tries, plans = redis.call('HMGET', TASKS, unpack(ids)), redis.call('HMGET', TRIES, unpack(ids)), rare.records_of(ids)
+  local envelopes, tries = redis.call('HMGET', TASKS, unpack(ids)), redis.call('HMGET', TRIES, unpack(ids))
+  local plans = rare.records_of(ids)
   local cancelled = rare.cancelled_among(ids)
   for i, id in ipairs(ids) do
-    seen[i] = envelopes[i] and { id, tasks[i][2], envelopes[i], tries[i] or '', plans[id] or '', cancelled[id] and 1 or 0 } or ''
+    local parts = { id, tasks[i][2], envelopes[i], tries[i] or '', plans[id] or '', cancelled[id] and 1 or 0 }
+    seen[i] = envelopes[i] and parts or ''
   end
   return seen
 end

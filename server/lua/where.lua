@@ -33,8 +33,8 @@ local function index_leases()
   return cursor == 'all'
 end
 
--- Of these tasks: where they are, or false if they are gone; and what they are found by there, or -1: the place among those that are
--- scheduled, the token, or when it died. Nothing if the index has to be made first.
+-- Of these tasks: where they are, or false if they are gone; and what they are found by there, or -1: the place among those that
+-- are scheduled, the token, or when it died. Nothing if the index has to be made first.
 local function whereabouts(ids)
   local rare, states, by, undecided = rarely(), {}, {}, false
   local places, died_at = redis.call('HMGET', rare.PLACES, unpack(ids)), redis.call('ZMSCORE', DEAD, unpack(ids))

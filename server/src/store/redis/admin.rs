@@ -14,8 +14,8 @@ use super::{
     unless_broken,
 };
 use crate::store::{
-    Admin, Counts, Deleted, Description, MAX_PRIORITY, Place, QueueName, RECLAIM_STEP, ReapCursor, Redriven, Seen,
-    Setting, Settings, State, StoreError, Survives, TaskId, TaskPage,
+    Admin, Counts, Deleted, Description, MAX_PRIORITY, PAGE_BYTES, Place, QueueName, RECLAIM_STEP, ReapCursor,
+    Redriven, Seen, Setting, Settings, State, StoreError, Survives, TaskId, TaskPage,
 };
 
 /// How many tasks are read by id in one step: their envelopes may be large.
@@ -192,7 +192,7 @@ impl Admin for RedisStore {
         let after = after.map(|place| within(state, place)).transpose()?.unwrap_or_default();
         self.within_timeout(async {
             self.reclaim(queue).await?;
-            let call = self.call(&script::LIST, queue).arg(name_of(state)).arg(after).arg(max);
+            let call = self.call(&script::LIST, queue).arg(name_of(state)).arg(after).arg(max).arg(PAGE_BYTES);
             let (exists, next, tasks): (bool, Vec<u8>, Vec<Value>) = page(self.run(call).await?)?;
             let tasks = tasks.into_iter().filter(|task| matches!(task, Value::Array(_)));
             let tasks = tasks.map(|task| seen(task, state)).collect::<Result<_, _>>()?;

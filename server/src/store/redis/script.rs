@@ -31,8 +31,8 @@ macro_rules! scripts {
 }
 
 scripts! {
-    INSERT = "rare.lua" "insert.lua";
-    PRODUCE = "rare.lua" "produce.lua";
+    INSERT = "rare.lua" "gate.lua" "insert.lua";
+    PRODUCE = "rare.lua" "gate.lua" "produce.lua";
     POP = "rare.lua" "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
     ACK = "rare.lua" "leases.lua" "ack.lua";
     HEARTBEAT = "rare.lua" "leases.lua" "parts.lua" "heartbeat.lua";
@@ -83,7 +83,7 @@ pub(super) fn produce<'a>(call: Call, inserts: impl Iterator<Item = &'a Numbered
     call.arg(heads).tasks(inserts.flat_map(|insert| &insert.tasks))
 }
 
-/// What `rare.lua` reads of the tasks that have more than an envelope.
+/// What `gate.lua` reads of the tasks that have more than an envelope.
 fn extras<'a>(tasks: impl Iterator<Item = &'a NewTask>) -> Vec<u8> {
     let mut packed = Vec::new();
     for (number, task) in (1_u32..).zip(tasks) {

@@ -1,0 +1,126 @@
+-- Who decides on inserts, where some of the tasks have a plan or fall due later, or where the queue has what is rare. `given` are
+-- the ids of all tasks by number, `packed` is what `read_extras` reads, and `size_of` tells the size of an envelope by number.
+local function gate_of(given, packed, size_of)
+  local rare, call, sub, byte = rarely(), redis.call, string.sub, string.byte
+
+  -- What some of the tasks to insert have beside their envelopes, by their number. Of each, packed: its number, 4 bytes; a byte
+  -- of bits: 1 due after that time, 2 due at that time, 4 has an end, 8 has a unique key; due, 8 bytes; priority, a byte; time
+  -- to live, 8 bytes; length of the unique key, 2 bytes; that.
+  local function read_extras()
+    local extras, at = {}, 1
+    while at <= #packed do
+      local task, bits, due, priority, ttl, length
+      task, bits, due, priority, ttl, length, at = struct.unpack('>I4BI8BI8I2', packed, at)
+      local extra = { priority = priority }
+      extra.due = bits % 2 >= 1 and now + due or bits % 4 >= 2 and due or 0
+      extra.ends = bits % 8 >= 4 and now + ttl
+      extra.key = bits % 16 >= 8 and sub(packed, at, at + length - 1)
+      extras[task], at = extra, at + length
+    end
+    return extras
+  end
+
+  local function write_plan(plan)
+    return struct.pack('>BI8I2', plan.priority, plan.ends or 0, plan.key and 1 + #plan.key or 0) .. (plan.key or '')
+  end
+
+  -- An id, with a mark: it is of the task that another one would have been a duplicate of.
+  local function marked(id)
+    return sub(id, 1, 6) .. string.char(byte(id, 7) + 16) .. sub(id, 8)
+  end
+
+  local gate, holders, extras = {}, {}, read_extras(packed)
+  local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
+  local live, bytes = max_tasks and rare.live(), max_bytes and rare.count_of('bytes')
+
+  local function holder_of(key)
+    if holders[key] == nil then
+      local holder, ended = rare.holder_of(key)
+      holders[key] = holder
+      if ended then
+        live, bytes = live and live - 1, bytes and bytes - rare.size_of(ended)
+      end
+    end
+    return holders[key]
+  end
+
+  -- Of the tasks from one number to another: by number the ids of those that have the keys of duplicates, as they are answered;
+  -- and what is refused, if anything. `again` are tasks that are there already.
+  function gate.enter(first, last, again)
+    local duplicates, own, tasks, size = {}, {}, 0, 0
+    for task = first, last do
+      local key = extras[task] and extras[task].key
+      local holder = key and (own[key] or holder_of(key))
+      if holder and holder ~= given[task] then
+        duplicates[task] = marked(holder)
+      else
+        tasks, size = tasks + 1, size + size_of(task)
+        if key then
+          own[key] = given[task]
+        end
+      end
+    end
+    if again or tasks == 0 then
+      return duplicates
+    elseif max_tasks and live + tasks > max_tasks then
+      return duplicates, { 'max_tasks', int(max_tasks) }
+    elseif max_bytes and bytes + size > max_bytes then
+      return duplicates, { 'max_bytes', int(max_bytes) }
+    end
+    live, bytes = live and live + tasks, bytes and bytes + size
+    for key, id in pairs(own) do
+      holders[key] = id
+    end
+    return duplicates
+  end
+
+  -- The ids of these tasks as they are answered.
+  function gate.ids(first, last, duplicates)
+    local ids = {}
+    for task = first, last do
+      ids[#ids + 1] = duplicates[task] or given[task]
+    end
+    return table.concat(ids)
+  end
+
+  -- Puts in tasks, given by their numbers; `fields` are ids and envelopes in turn. Returns how many are ready, and
+  -- how many were ever inserted.
+  function gate.put_in(numbers, fields)
+    local ids, ready, later, plans, records, keys, sizes = {}, {}, {}, {}, {}, {}, {}
+    for i, task in ipairs(numbers) do
+      local id, extra = given[task], extras[task]
+      ids[i] = id
+      sizes[2 * i - 1], sizes[2 * i] = id, max_bytes and size_of(task)
+      if extra and byte(id, 7) >= 128 then
+        plans[id] = extra
+        records[#records + 1], records[#records + 2] = id, write_plan(extra)
+        if extra.key then
+          keys[#keys + 1], keys[#keys + 2] = extra.key, id
+        end
+      end
+      if extra and extra.due > now then
+        later[#later + 1] = { id, extra.due }
+      else
+        ready[#ready + 1] = id
+      end
+    end
+    -- A full Redis has to refuse this before anything frees.
+    if #ids > 0 then
+      call('HSET', TASKS, unpack(fields))
+    end
+    rare.drop_ended()
+    rare.take_gone_off(ids)
+    rare.keep_plans(records)
+    rare.take_keys(keys)
+    rare.push('RPUSH', ready, plans)
+    rare.schedule(later, plans)
+    -- Those count at this tail already.
+    rare.add('tail:0', -#ids)
+    if max_bytes then
+      rare.note_sizes(sizes)
+    end
+    return #ready, #ids > 0 and call('HINCRBY', META, 'inserted', #ids)
+  end
+
+  return gate
+end
