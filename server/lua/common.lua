@@ -1,7 +1,9 @@
 -- What all scripts share. It stands behind the prelude, which gives `now` and `expire`; behind it stand `leases.lua`, where
 -- leases are touched, and the script itself.
 --
--- KEYS  1 meta HASH      counters, and where the memories stand
+-- KEYS  1 meta HASH      counters, and where the memories stand; `life`, see sessions.lua. Where it is rare, also: `tail:<priority>`,
+--                        of how many tasks were ever put behind others there (for 0, less those inserted); `schedules`, how many
+--                        there were ever; `bytes` of tasks that are not dead, while limited; `measuring`, see `measure_some`
 --       The names of the others are built from that of the first: each that is sent costs a script as much as a read does.
 --       tasks HASH       id -> envelope
 --       ready:0 LIST     of ids, the head first: the tasks of the lowest priority, which is that of most
