@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use data_queue_client::{Client, NewTask, Pop, Putback};
+use data_queue_client::{Client, NewTask, Pop, Putback, Watch};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
-use crate::server::{Ran, Server, columns, command};
+use crate::server::{PATIENCE, Ran, Server, columns, command};
 
 /// Makes dead letters of the tasks at the head, with this reason.
 async fn reject(client: &Client, queue: &str, count: usize, reason: &str) {
@@ -99,6 +100,24 @@ async fn pop_gives_a_token_that_ack_takes() {
     let counts = &server.objects(&["queues", "q"])[0];
     assert_eq!((&counts["acked"], &counts["leased"]), (&json!(4), &json!(1)));
     server.run(&["pop", "q", "--ack"]).refused_quietly(3);
+}
+
+/// Also while it waits for more.
+#[tokio::test]
+async fn pop_acks_each_as_soon_as_it_is_written() {
+    let server = Server::start(&[]);
+    server.run_with(&["insert", "q"], b"1\n2\n").good();
+    let mut pop = server.command(&["pop", "q", "--count", "9", "--wait", "60s", "--ack"]);
+    let mut child = pop.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.by_ref().take(2).count(), 2);
+    let watch = Watch::queues(["q"]).interval(Duration::from_millis(100));
+    let mut told = server.client().admin().watch_queues(watch).await.unwrap();
+    let acked = timeout(PATIENCE, async { while told.next().await.unwrap().unwrap()[0].counts.acked < 2 {} });
+    acked.await.expect("both are done in time");
+    assert!(child.try_wait().unwrap().is_none(), "it waits for more");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[tokio::test]

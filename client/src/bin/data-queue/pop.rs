@@ -8,6 +8,7 @@ use std::{
 
 use clap::Args as ClapArgs;
 use data_queue_client::{Error, ErrorKind, Outcome, Pop as PopOne, PopBatch, Task, TaskValue};
+use futures_util::FutureExt;
 
 use crate::{
     EXIT_FAILED, EXIT_NOTHING, Stop,
@@ -87,14 +88,22 @@ impl Pop {
         let pop = if let Some(lease) = self.lease { pop.lease(lease) } else { pop };
         let tasks = hand.session.client.pop_batch(&self.queue, pop).await;
         let mut tasks = hand.session.take(tasks)?;
-        while let Some(task) = tasks.next().await {
-            match task {
-                Ok(task) => hand.write(task).await?,
-                Err(error) if error.kind() == ErrorKind::Corrupt => hand.tell_damaged(&error),
-                Err(error) => return Err(hand.session.explain(&error)),
+        loop {
+            let next = match tasks.next().now_or_never() {
+                Some(next) => next,
+                None => {
+                    // The next one may be long in coming: what was written is done by now.
+                    hand.ack_written().await?;
+                    tasks.next().await
+                }
+            };
+            match next {
+                Some(Ok(task)) => hand.write(task).await?,
+                Some(Err(error)) if error.kind() == ErrorKind::Corrupt => hand.tell_damaged(&error),
+                Some(Err(error)) => return Err(hand.session.explain(&error)),
+                None => return Ok(()),
             }
         }
-        Ok(())
     }
 }
 
