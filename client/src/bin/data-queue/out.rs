@@ -26,10 +26,10 @@ pub(crate) enum Cell {
     /// A word if it is so, and nothing otherwise, in lines not even a column: for the last one.
     Mark(&'static str, bool),
     Time(SystemTime),
-    /// To be read back as it is written.
-    Span(Duration),
+    /// To be read back as it is written. Its name in JSON tells the unit, also when there is none.
+    Span(Option<Duration>),
     /// For people to the second.
-    Age(Duration),
+    Age(Option<Duration>),
     Map(BTreeMap<String, String>),
     Value(TaskValue),
 }
@@ -70,12 +70,6 @@ impl From<SystemTime> for Cell {
     }
 }
 
-impl From<Duration> for Cell {
-    fn from(span: Duration) -> Self {
-        Self::Span(span)
-    }
-}
-
 impl From<BTreeMap<String, String>> for Cell {
     fn from(map: BTreeMap<String, String>) -> Self {
         Self::Map(map)
@@ -92,17 +86,17 @@ impl Cell {
     /// In one line, without anything that a terminal would take for a command. Times are exact where programs read them.
     fn text(&self, is_exact: bool) -> String {
         match self {
-            Self::Nothing => "-".to_owned(),
+            Self::Nothing | Self::Span(None) | Self::Age(None) => "-".to_owned(),
             Self::Text(text) => escaped(text.as_bytes()),
             Self::Number(number) => number.to_string(),
             Self::Rate(rate) => format!("{rate:.1}"),
             Self::Mark(word, flag) => if *flag { *word } else { "" }.to_owned(),
             Self::Flag(flag) => if *flag { "yes" } else { "no" }.to_owned(),
             Self::Time(time) => rfc3339(*time, is_exact),
-            Self::Age(age) if !is_exact && age.as_secs() > 0 => {
+            Self::Age(Some(age)) if !is_exact && age.as_secs() > 0 => {
                 humantime::format_duration(Duration::from_secs(age.as_secs())).to_string()
             }
-            Self::Span(span) | Self::Age(span) => humantime::format_duration(*span).to_string(),
+            Self::Span(Some(span)) | Self::Age(Some(span)) => humantime::format_duration(*span).to_string(),
             Self::Map(map) if map.is_empty() => "-".to_owned(),
             Self::Map(map) => json_line(&json!(map).to_string()),
             Self::Value(TaskValue::Json(text)) => json_line(text),
@@ -118,7 +112,7 @@ impl Cell {
             Self::Rate(rate) => json!(rate).to_string(),
             Self::Flag(flag) | Self::Mark(_, flag) => flag.to_string(),
             Self::Time(time) => json!(rfc3339(*time, true)).to_string(),
-            Self::Span(span) | Self::Age(span) => json!(span.as_secs_f64()).to_string(),
+            Self::Span(span) | Self::Age(span) => json!(span.map(|span| span.as_secs_f64())).to_string(),
             Self::Map(map) => json!(map).to_string(),
             // As it was inserted: numbers of any size, and keys in their order.
             Self::Value(TaskValue::Json(text)) => json_line(text),
@@ -436,14 +430,15 @@ mod tests {
         let value = TaskValue::Json("{\"n\": 12345678901234567890123,\n \"n\": 1.0}".into());
         let row = Row::new()
             .with("id", "a\"b")
-            .with("lease", Duration::from_millis(1_500))
+            .with("lease", Cell::Span(Some(Duration::from_millis(1_500))))
+            .with_json("retention", Cell::Span(None))
             .with("error", String::new())
             .with_json("paused", true)
             .with("value", Cell::Value(value));
         let json = row.json();
         assert_eq!(
             json,
-            "{\"id\":\"a\\\"b\",\"lease_seconds\":1.5,\"error\":null,\"paused\":true,\
+            "{\"id\":\"a\\\"b\",\"lease_seconds\":1.5,\"retention_seconds\":null,\"error\":null,\"paused\":true,\
              \"value\":{\"n\": 12345678901234567890123,  \"n\": 1.0}}\n"
         );
         assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok());

@@ -163,7 +163,7 @@ fn row(task: &Task, is_acked: bool) -> Row {
         .with_json("failures", task.failures())
         .with_json("expiries", task.expiries())
         .with_json("inserted", task.inserted_at())
-        .with_json("lease", task.lease())
+        .with_json("lease", Cell::Span(Some(task.lease())))
         .with_json("headers", task.headers().clone())
         .with("value", Cell::Value(value))
 }

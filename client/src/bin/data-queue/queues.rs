@@ -88,7 +88,7 @@ fn counted(row: Row, counts: &QueueCounts, is_record: bool) -> Row {
         .with("acked", counts.acked);
     let gone = [("expired", counts.expired), ("deleted", counts.deleted), ("purged", counts.purged)];
     let add = |row: Row, (name, count)| if is_record { row.with(name, count) } else { row.with_json(name, count) };
-    gone.into_iter().fold(row, add).with("oldest", counts.oldest_ready_age.map(Cell::Age))
+    gone.into_iter().fold(row, add).with("oldest", Cell::Age(counts.oldest_ready_age))
 }
 
 fn active(now: SystemTime, activity: QueueActivity) -> Row {
@@ -102,5 +102,5 @@ fn active(now: SystemTime, activity: QueueActivity) -> Row {
         .with("dead", counts.dead)
         .with("inserted_s", Cell::Rate(inserted_per_second))
         .with("acked_s", Cell::Rate(acked_per_second))
-        .with("oldest", counts.oldest_ready_age.map(Cell::Age))
+        .with("oldest", Cell::Age(counts.oldest_ready_age))
 }

@@ -8,7 +8,7 @@ use data_queue_client::{QueueSettings, SettingsUpdate};
 use crate::{
     Stop,
     args::{Common, span},
-    out::Row,
+    out::{Cell, Row},
     session::Session,
 };
 
@@ -91,14 +91,14 @@ impl Resume {
 
 pub(crate) fn shown(row: Row, settings: &QueueSettings) -> Row {
     row.with("paused", settings.paused)
-        .with("lease", settings.lease)
+        .with("lease", Cell::Span(settings.lease))
         .with("max_failures", settings.max_failures)
         .with("max_expiries", settings.max_expiries)
-        .with("backoff_min", settings.backoff_min)
-        .with("backoff_max", settings.backoff_max)
+        .with("backoff_min", Cell::Span(settings.backoff_min))
+        .with("backoff_max", Cell::Span(settings.backoff_max))
         .with("max_tasks", settings.max_tasks)
         .with("max_bytes", settings.max_bytes)
-        .with("dead_letter_retention", settings.dead_letter_retention)
+        .with("dead_letter_retention", Cell::Span(settings.dead_letter_retention))
 }
 
 /// Looked at once when it is read, so that what is wrong is told as bad usage before anything is done.
