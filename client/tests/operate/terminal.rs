@@ -26,7 +26,7 @@ fn typed(server: &Server, line: &str, input: &str, no_color: Option<&str>) -> Ra
 #[tokio::test]
 async fn a_terminal_gets_tables_in_bold_unless_it_wants_no_colour() {
     let server = Server::start(&[]);
-    server.client().insert("q", NewTask::json_text("\"\u{9b}2J\"").header("k", "\u{1b}[2J")).await.unwrap();
+    server.client().insert("q", NewTask::json_text("\"\u{9b}2J\"").header("k", "\u{1b}[2J\u{9b}2J")).await.unwrap();
     let bold = typed(&server, "queues", "", None);
     assert!(bold.stdout.starts_with("\u{1b}[1mQUEUE  READY") && bold.code == Some(0), "{bold:?}");
     let plain = typed(&server, "queues", "", Some("1"));
