@@ -2,7 +2,9 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use data_queue_proto::v1::{self, data_queue_client::DataQueueClient, putback_request::Selection};
+use data_queue_proto::v1::{
+    self, data_queue_client::DataQueueClient, putback_request::Selection, queue_admin_client::QueueAdminClient,
+};
 use tokio::time::Instant;
 use tonic::{
     Request, Response, Status,
@@ -10,8 +12,8 @@ use tonic::{
 };
 
 use crate::{
-    ConsumerBuilder, Error, ErrorKind, NewTask, Pop, PopBatch, Popped, ProducerBuilder, Result, Task, TaskStream,
-    address,
+    Admin, ConsumerBuilder, Error, ErrorKind, NewTask, Pop, PopBatch, Popped, ProducerBuilder, Putback, Result, Task,
+    TaskStream, address,
     retry::{Budget, Repeat},
     task::hex,
 };
@@ -46,10 +48,38 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inserted {
-    /// The ids of the tasks, in order.
-    pub ids: Vec<String>,
-    /// Whether the request id was known: these are the ids of the first call, and nothing was inserted now.
+    /// One for each task, in order.
+    pub tasks: Vec<InsertedTask>,
+    /// Whether the request id was known: this is the answer to the first call, and nothing was inserted now.
     pub replayed: bool,
+}
+
+/// What became of one task of an insert.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct InsertedTask {
+    /// The task's id; of a duplicate, the id of the task that has its unique key.
+    pub id: String,
+    /// Whether another task has the unique key: this one was not inserted.
+    pub duplicate: bool,
+}
+
+impl From<v1::InsertResult> for InsertedTask {
+    fn from(v1::InsertResult { id, duplicate }: v1::InsertResult) -> Self {
+        Self { id, duplicate }
+    }
+}
+
+/// What a putback of many did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PutbackDone {
+    /// What became of the tokens, in order.
+    pub outcomes: Vec<Outcome>,
+    /// How many tasks went back, to the head or to wait until they are due.
+    pub put_back: u64,
+    /// How many became dead letters instead: because it was asked for, or because they failed too often.
+    pub dead_lettered: u64,
 }
 
 /// What a heartbeat of many did.
@@ -60,6 +90,9 @@ pub struct Heartbeat {
     pub outcomes: Vec<Outcome>,
     /// How much time is left of the shortest of the leases that were extended, if any was.
     pub lease: Option<Duration>,
+    /// Of the leases that were extended, those whose tasks an operator deleted ([`Admin::delete_tasks`]): there is no use in working
+    /// on them. An ack still works; put back, they are gone.
+    pub cancelled: Vec<String>,
 }
 
 /// How a client is set up.
@@ -106,8 +139,9 @@ impl Builder {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE.0)
             .keep_alive_timeout(KEEPALIVE.1);
-        let grpc = dial(&endpoint);
-        Ok(Client { grpc, endpoint, budget: Arc::new(Budget::new(self.retry_budget)), deadline: self.deadline })
+        let channel = endpoint.connect_lazy();
+        let (grpc, admin) = (queues(channel.clone()), operators(channel));
+        Ok(Client { grpc, admin, endpoint, budget: Arc::new(Budget::new(self.retry_budget)), deadline: self.deadline })
     }
 }
 
@@ -119,6 +153,7 @@ impl Builder {
 #[derive(Clone, Debug)]
 pub struct Client {
     grpc: DataQueueClient<Channel>,
+    admin: QueueAdminClient<Channel>,
     endpoint: Endpoint,
     budget: Arc<Budget>,
     deadline: Duration,
@@ -138,13 +173,20 @@ impl Client {
         Builder { deadline: DEADLINE, connect_timeout: CONNECT_TIMEOUT, retry_budget: RETRY_BUDGET }
     }
 
-    /// Inserts one task at the tail of a queue; answers its id. Repeated where needed, without inserting twice.
+    /// The calls of operators: queues with their settings, and tasks that nobody delivers. They share the connection, the retry
+    /// budget and the deadline.
+    pub fn admin(&self) -> Admin {
+        Admin::new(self.admin.clone(), Arc::clone(&self.budget), self.deadline)
+    }
+
+    /// Inserts one task at the tail of a queue; answers its id, or that of the task that has its unique key
+    /// ([`Client::insert_many`] tells which). Repeated where needed, without inserting twice.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidArgument`], [`ErrorKind::StoreFull`] and the kinds of any call.
+    /// [`ErrorKind::InvalidArgument`], [`ErrorKind::StoreFull`], [`ErrorKind::QueueFull`] and the kinds of any call.
     pub async fn insert(&self, queue: &str, task: NewTask) -> Result<String> {
-        let mut ids = self.insert_many(queue, [task]).await?.ids;
-        ids.pop().ok_or_else(|| Error::internal("the server answered no id"))
+        let mut tasks = self.insert_many(queue, [task]).await?.tasks;
+        tasks.pop().map(|task| task.id).ok_or_else(|| Error::internal("the server answered no id"))
     }
 
     /// Inserts tasks in this order, all or none; at most 1,000. Repeated where needed, without inserting twice.
@@ -179,8 +221,8 @@ impl Client {
         if answer.results.len() != count {
             return Err(Error::internal("the server answered another number of results than there were tasks"));
         }
-        let ids = answer.results.into_iter().map(|result| result.id).collect();
-        Ok(Inserted { ids, replayed: answer.replayed })
+        let tasks = answer.results.into_iter().map(InsertedTask::from).collect();
+        Ok(Inserted { tasks, replayed: answer.replayed })
     }
 
     /// Sets up a [`Producer`](crate::Producer): inserts into a queue over a stream, many under way at a time. It is not bound
@@ -280,8 +322,9 @@ impl Client {
         outcomes(&answer.outcomes, message.lease_tokens.len())
     }
 
-    /// Moves the deadline of a lease to now + `lease`, never to an earlier time; `None` is the server's default lease.
-    /// Answers how much time is left. Repeated where needed.
+    /// Moves the deadline of a lease to now + `lease`, never to an earlier time; `None` is the queue's lease, or the server's
+    /// default. Answers how much time is left. Repeated where needed. Whether the task was cancelled is told by
+    /// [`Client::heartbeat_tokens`].
     ///
     /// # Errors
     /// [`ErrorKind::LeaseLost`] if another may hold the task now, [`ErrorKind::AlreadyAcked`] if it is done, and the
@@ -314,7 +357,8 @@ impl Client {
             })
             .await?;
         let outcomes = outcomes(&answer.outcomes, message.lease_tokens.len())?;
-        Ok(Heartbeat { outcomes, lease: answer.lease.and_then(|lease| Duration::try_from(lease).ok()) })
+        let lease = answer.lease.and_then(|lease| Duration::try_from(lease).ok());
+        Ok(Heartbeat { outcomes, lease, cancelled: answer.cancel_lease_tokens })
     }
 
     /// Gives a task back to the head of its queue. Repeated where needed: [`ErrorKind::LeaseLost`] may then also mean
@@ -323,8 +367,25 @@ impl Client {
     /// # Errors
     /// [`ErrorKind::LeaseLost`], [`ErrorKind::AlreadyAcked`] if the task is done, and the kinds of any call.
     pub async fn putback(&self, task: &Task) -> Result<()> {
-        let outcomes = self.putback_tokens(task.queue(), [task.lease_token()]).await?;
-        applied(first(&outcomes)?, task)
+        self.putback_with(task, Putback::new()).await
+    }
+
+    /// Says that a task failed, and why: it waits as long as the queue's backoff says, or becomes a dead letter if it failed too
+    /// often. As [`Client::putback_with`].
+    ///
+    /// # Errors
+    /// As [`Client::putback_with`].
+    pub async fn fail(&self, task: &Task, reason: impl Into<String>) -> Result<()> {
+        self.putback_with(task, Putback::new().failed(true).reason(reason)).await
+    }
+
+    /// Gives a task back, as the options say. Repeated as [`Client::putback`]; a repeat counts no second failure.
+    ///
+    /// # Errors
+    /// As [`Client::putback`]; [`ErrorKind::InvalidArgument`] for a delay that is too long.
+    pub async fn putback_with(&self, task: &Task, options: Putback) -> Result<()> {
+        let done = self.putback_tokens_with(task.queue(), [task.lease_token()], options).await?;
+        applied(first(&done.outcomes)?, task)
     }
 
     /// Gives back the tasks with these lease tokens, at most 1,000. Repeated where needed: a repeat answers
@@ -337,10 +398,25 @@ impl Client {
         queue: &str,
         tokens: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<Vec<Outcome>> {
+        Ok(self.putback_tokens_with(queue, tokens, Putback::new()).await?.outcomes)
+    }
+
+    /// Gives back the tasks with these lease tokens, at most 1,000, as the options say. Repeated as [`Client::putback_tokens`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`] for a delay that is too long, and the kinds of any call. A lost lease is an outcome.
+    pub async fn putback_tokens_with(
+        &self,
+        queue: &str,
+        tokens: impl IntoIterator<Item = impl Into<String>>,
+        options: Putback,
+    ) -> Result<PutbackDone> {
         let lease_tokens = collect(tokens);
         let count = lease_tokens.len();
-        let selection = Selection::Tokens(v1::PutbackTokens { lease_tokens, ..v1::PutbackTokens::default() });
-        outcomes(&self.put_back(queue, selection, Repeat::Always).await?.outcomes, count)
+        let selection = Selection::Tokens(options.tokens(lease_tokens));
+        let v1::PutbackResponse { outcomes: answered, put_back, dead_lettered } =
+            self.put_back(queue, selection, Repeat::Always).await?;
+        Ok(PutbackDone { outcomes: outcomes(&answered, count)?, put_back, dead_lettered })
     }
 
     /// Gives back every task of the queue, whoever holds it, whose delivery or last heartbeat is at least this old; zero
@@ -379,7 +455,15 @@ impl Client {
 
 /// A connection of its own, made with the first call.
 pub(crate) fn dial(endpoint: &Endpoint) -> DataQueueClient<Channel> {
-    DataQueueClient::new(endpoint.connect_lazy()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    queues(endpoint.connect_lazy())
+}
+
+fn queues(channel: Channel) -> DataQueueClient<Channel> {
+    DataQueueClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
+fn operators(channel: Channel) -> QueueAdminClient<Channel> {
+    QueueAdminClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 /// 128 random bits in hex: a name for one call.
@@ -389,7 +473,7 @@ fn fresh_id() -> Result<String> {
     Ok(hex(&bytes))
 }
 
-fn timed<M>(message: M, left: Duration) -> Request<M> {
+pub(crate) fn timed<M>(message: M, left: Duration) -> Request<M> {
     let mut request = Request::new(message);
     request.set_timeout(left);
     request
@@ -400,7 +484,7 @@ pub(crate) fn duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
 }
 
-fn collect(tokens: impl IntoIterator<Item = impl Into<String>>) -> Vec<String> {
+pub(crate) fn collect(tokens: impl IntoIterator<Item = impl Into<String>>) -> Vec<String> {
     tokens.into_iter().map(Into::into).collect()
 }
 

@@ -25,7 +25,7 @@ use self::{
     shared::{Answer, Received, Shared, Token, Wish, keep_every},
 };
 use crate::{
-    Error, ErrorKind, Outcome, Result, Task,
+    Error, ErrorKind, Outcome, Putback, Result, Task,
     client::{applied, duration},
 };
 
@@ -154,8 +154,8 @@ impl fmt::Debug for ConsumerBuilder {
 ///
 /// An error of [`Consumer::next`] that is not [`ErrorKind::Corrupt`] is the end: trying again would not help.
 ///
-/// A task that is dropped, or whose handler panics, comes back at once, and that does not count as an expiry: a handler that
-/// always fails gets it again and again. Look at [`Task::deliveries`] to give it up, or to pause before it is dropped.
+/// A task that is dropped, or whose handler panics, comes back at once, and that counts neither as an expiry nor as a failure: a
+/// handler that always drops it gets it again and again. [`Delivered::fail`] lets it wait, and gives it up in the end.
 ///
 /// Dropping the consumer gives back what waits in it. The tasks that were handed out may be finished nevertheless;
 /// [`Consumer::close`] waits for them.
@@ -288,8 +288,30 @@ impl Delivered {
     ///
     /// # Errors
     /// [`ErrorKind::LeaseLost`], and those of the consumer's end.
-    pub async fn putback(mut self) -> Result<()> {
-        let answer = self.settle(Wish::PutBack);
+    pub async fn putback(self) -> Result<()> {
+        self.give_back(None).await
+    }
+
+    /// Says that the task failed, and why: it waits as long as the queue's backoff says, or becomes a dead letter if it failed too
+    /// often. Said again where needed, and counted once; [`ErrorKind::LeaseLost`] as for [`Delivered::putback`].
+    ///
+    /// # Errors
+    /// As [`Delivered::putback`].
+    pub async fn fail(self, reason: impl Into<String>) -> Result<()> {
+        self.put_back_with(Putback::new().failed(true).reason(reason)).await
+    }
+
+    /// Gives the task back, as the options say. Tasks that are given back alike, one after the other, go together.
+    ///
+    /// # Errors
+    /// As [`Delivered::putback`]; [`ErrorKind::InvalidArgument`] for a delay over 366 days: the task goes back at once then.
+    pub async fn put_back_with(self, options: Putback) -> Result<()> {
+        options.check()?;
+        self.give_back((options != Putback::new()).then(|| Arc::new(options))).await
+    }
+
+    async fn give_back(mut self, options: Option<Arc<Putback>>) -> Result<()> {
+        let answer = self.settle(Wish::PutBack(options));
         applied(self.shared.answer(answer).await?.outcome, &self.task)
     }
 
@@ -338,6 +360,30 @@ impl Delivered {
         }
     }
 
+    /// Whether an operator is known to have deleted the task while it is held: there is no use in working on it. An ack still works;
+    /// put back, or failed, it is gone. The server tells when it extends the lease, within a third of it.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.shared.is_cancelled(self.token)
+    }
+
+    /// Waits until the task is known to be cancelled, as [`Delivered::is_cancelled`] says: for ever, if it is not. It asks nothing
+    /// of the server.
+    ///
+    /// ```no_run
+    /// # async fn work(task: &data_queue_client::Task) {}
+    /// # async fn example(task: data_queue_client::Delivered) -> data_queue_client::Result<()> {
+    /// let is_worked = tokio::select! {
+    ///     () = work(&task) => true,
+    ///     () = task.cancelled() => false,
+    /// };
+    /// if is_worked { task.ack().await } else { task.putback().await }
+    /// # }
+    /// ```
+    pub async fn cancelled(&self) {
+        self.shared.cancelled(self.token).await;
+    }
+
     fn settle(&mut self, wish: Wish) -> oneshot::Receiver<Answer> {
         self.is_settled = true;
         self.shared.ask(self.lane, self.token, wish)
@@ -355,7 +401,7 @@ impl Deref for Delivered {
 impl Drop for Delivered {
     fn drop(&mut self) {
         if !self.is_settled {
-            self.shared.tell(self.lane, self.token, Wish::PutBack);
+            self.shared.tell(self.lane, self.token, Wish::PutBack(None));
         }
     }
 }

@@ -30,6 +30,10 @@ pub enum ErrorKind {
     InvalidArgument,
     /// The request id was used before, with other content.
     RequestIdReused,
+    /// There is no such queue, or no such task in it.
+    NotFound,
+    /// The queue has tasks, and was not to be deleted with them. Nothing was changed.
+    QueueNotEmpty,
     /// The server or its store cannot be reached now, or the connection broke. The call may have taken effect.
     Unavailable,
     /// The deadline passed. The call may have taken effect.
@@ -253,8 +257,9 @@ impl From<Status> for Error {
 fn kind(status: &Status, reason: Option<&str>) -> ErrorKind {
     match (status.code(), reason) {
         (_, Some(reason::STORE_FULL)) => ErrorKind::StoreFull,
-        // Not among the proto's constants: queues have no caps yet.
-        (_, Some("QUEUE_FULL")) => ErrorKind::QueueFull,
+        (_, Some(reason::QUEUE_FULL)) => ErrorKind::QueueFull,
+        (_, Some(reason::QUEUE_NOT_EMPTY)) => ErrorKind::QueueNotEmpty,
+        (_, Some(reason::QUEUE_NOT_FOUND | reason::TASK_NOT_FOUND)) => ErrorKind::NotFound,
         (_, Some(reason::MESSAGE_TOO_LARGE)) => ErrorKind::MessageTooLarge,
         (_, Some(reason::REQUEST_ID_REUSED)) => ErrorKind::RequestIdReused,
         (Code::InvalidArgument, _) => ErrorKind::InvalidArgument,
@@ -351,14 +356,16 @@ mod tests {
             (Code::Cancelled, None, ErrorKind::Unavailable, true),
             (Code::Internal, None, ErrorKind::Internal, true),
             (Code::Internal, Some(reason::INTERNAL), ErrorKind::Internal, false),
-            (Code::ResourceExhausted, Some("QUEUE_FULL"), ErrorKind::QueueFull, false),
+            (Code::ResourceExhausted, Some(reason::QUEUE_FULL), ErrorKind::QueueFull, false),
             (Code::ResourceExhausted, Some("OVERLOADED"), ErrorKind::Overloaded, false),
             (Code::ResourceExhausted, Some(reason::MESSAGE_TOO_LARGE), ErrorKind::MessageTooLarge, false),
             (Code::AlreadyExists, Some(reason::REQUEST_ID_REUSED), ErrorKind::RequestIdReused, false),
             (Code::DeadlineExceeded, None, ErrorKind::DeadlineExceeded, false),
             (Code::InvalidArgument, None, ErrorKind::InvalidArgument, false),
             (Code::PermissionDenied, None, ErrorKind::Refused, false),
-            (Code::NotFound, Some(reason::QUEUE_NOT_FOUND), ErrorKind::Refused, false),
+            (Code::NotFound, Some(reason::QUEUE_NOT_FOUND), ErrorKind::NotFound, false),
+            (Code::NotFound, Some(reason::TASK_NOT_FOUND), ErrorKind::NotFound, false),
+            (Code::FailedPrecondition, Some(reason::QUEUE_NOT_EMPTY), ErrorKind::QueueNotEmpty, false),
         ] {
             let error = match reason {
                 Some(reason) => refusal(code, reason, |_| ()),

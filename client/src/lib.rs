@@ -30,24 +30,33 @@
 //! Every call has a deadline, which covers all its tries. A call that failed on the way is repeated by itself where
 //! that is safe, and only there; [`Client`] says for each call what is repeated.
 //!
-//! Where things are: `client` is the calls, `producer` a stream of inserts, `consumer` a stream of tasks, `task` what
-//! goes in and comes out, `pop` how tasks are asked for, `retry` when a call is repeated, `address` where to, and
-//! `error` what can go wrong.
+//! Operators have [`Client::admin`]: queues with their counts and settings, tasks that nobody delivers, dead letters.
+//!
+//! Where things are: `client` is the calls, `admin` those of operators, `producer` a stream of inserts, `consumer` a stream of
+//! tasks, `task` what goes in and comes out, `pop` how tasks are asked for, `putback` how they are given back, `retry` when a
+//! call is repeated, `address` where to, and `error` what can go wrong.
 
 mod address;
+mod admin;
 mod client;
 mod consumer;
 mod error;
 mod pop;
 mod producer;
+mod putback;
 mod retry;
 mod task;
 
-pub use client::{Builder, Client, Heartbeat, Inserted, Outcome};
+pub use admin::{
+    ActivityStream, Admin, DeadLetterCause, DeleteOutcome, Page, Paged, QueueActivity, QueueCounts, QueueInfo,
+    QueueSettings, RedriveOutcome, Redriven, SettingsUpdate, TaskInfo, TaskState, TaskValue, Watch,
+};
+pub use client::{Builder, Client, Heartbeat, Inserted, InsertedTask, Outcome, PutbackDone};
 pub use consumer::{Consumer, ConsumerBuilder, Delivered};
 pub use error::{Error, ErrorKind, Result};
 pub use pop::{Pop, PopBatch, Popped, TaskStream};
 pub use producer::{Producer, ProducerBuilder, Receipt};
+pub use putback::Putback;
 pub use retry::Backoff;
 pub use task::{NewTask, Task};
 

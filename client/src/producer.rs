@@ -22,7 +22,7 @@ use tokio::{
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::{Backoff, Error, ErrorKind, NewTask, Result};
+use crate::{Backoff, Error, ErrorKind, InsertedTask, NewTask, Result};
 
 /// How many inserts may be under way: as many as the server remembers the answers of.
 const MAX_INSERTS: u32 = 1_024;
@@ -107,8 +107,9 @@ impl ProducerBuilder {
 /// }
 /// producer.flush().await?;
 ///
-/// let ids = producer.send_many([NewTask::json_text("1"), NewTask::json_text("2")]).await?.await?;
-/// println!("inserted {ids:?}");
+/// for task in producer.send_many([NewTask::json_text("1"), NewTask::json_text("2")]).await?.await? {
+///     println!("inserted {}", task.id);
+/// }
 /// producer.close().await?;
 /// # Ok(())
 /// # }
@@ -196,7 +197,7 @@ impl Producer {
     }
 }
 
-/// What becomes of an insert: a future of the ids of its tasks, in order. It can be dropped; [`Producer::flush`] tells then
+/// What becomes of an insert: a future of one result for each of its tasks, in order. It can be dropped; [`Producer::flush`] tells then
 /// whether it failed.
 ///
 /// # Errors
@@ -205,12 +206,12 @@ impl Producer {
 /// failed at it, and [`ErrorKind::DeadlineExceeded`] if it was not answered in time: it may have been done.
 #[derive(Debug)]
 pub struct Receipt {
-    answer: oneshot::Receiver<Result<Vec<String>>>,
+    answer: oneshot::Receiver<Result<Vec<InsertedTask>>>,
     unclaimed: Arc<Unclaimed>,
 }
 
 impl Future for Receipt {
-    type Output = Result<Vec<String>>;
+    type Output = Result<Vec<InsertedTask>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         // The runtime was shut down under it.
@@ -240,7 +241,7 @@ enum Command {
 struct Pending {
     number: u64,
     tasks: Vec<v1::NewTask>,
-    answer: oneshot::Sender<Result<Vec<String>>>,
+    answer: oneshot::Sender<Result<Vec<InsertedTask>>>,
     deadline: Instant,
     /// It was sent on an earlier stream, which may have done it.
     is_in_doubt: bool,
@@ -405,8 +406,7 @@ impl Worker {
         for answer in response.answers {
             match self.pending.front() {
                 Some(first) if first.number == answer.number && first.tasks.len() == answer.results.len() => {
-                    let ids = answer.results.into_iter().map(|result| result.id).collect();
-                    self.settle_first(Ok(ids));
+                    self.settle_first(Ok(answer.results.into_iter().map(InsertedTask::from).collect()));
                     self.backoff.reset();
                     self.last_failure = None;
                 }
@@ -419,7 +419,7 @@ impl Worker {
         true
     }
 
-    fn settle_first(&mut self, result: Result<Vec<String>>) {
+    fn settle_first(&mut self, result: Result<Vec<InsertedTask>>) {
         let Some(first) = self.pending.pop_front() else { return };
         if let Err(Err(error)) = first.answer.send(result) {
             self.unclaimed.note(error);

@@ -106,8 +106,7 @@ pub struct Task {
 impl Task {
     /// Takes a task as it came, if its value is whole.
     pub(crate) fn receive(message: v1::Task) -> Result<Self> {
-        let whole = message.value.as_ref().is_some_and(|value| md5_hex(as_bytes(value)) == message.md5);
-        if whole { Ok(Self { message }) } else { Err(Error::about_task(ErrorKind::Corrupt, &message.id)) }
+        if is_whole(&message) { Ok(Self { message }) } else { Err(Error::about_task(ErrorKind::Corrupt, &message.id)) }
     }
 
     /// Names the task for life.
@@ -200,6 +199,11 @@ impl fmt::Debug for Task {
         let Self { message } = self;
         f.debug_struct("Task").field("id", &message.id).field("queue", &message.queue).finish_non_exhaustive()
     }
+}
+
+/// Whether the value is the one that was inserted.
+pub(crate) fn is_whole(message: &v1::Task) -> bool {
+    message.value.as_ref().is_some_and(|value| md5_hex(as_bytes(value)) == message.md5)
 }
 
 fn as_bytes(value: &task::Value) -> &[u8] {

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, pin::Pin, time::Duration};
 
-use data_queue_client::{Client, Consumer, ConsumerBuilder, Delivered, ErrorKind, Outcome};
+use data_queue_client::{Client, Consumer, ConsumerBuilder, Delivered, ErrorKind, Outcome, Putback};
 use data_queue_proto::{
     ERROR_DOMAIN, reason,
     v1::{
@@ -177,6 +177,51 @@ async fn what_waits_goes_together() {
     assert_eq!(line.heard().await, None);
     drop(line);
     assert_eq!(closing.await.unwrap().unwrap(), 2, "two acks came too late");
+}
+
+#[tokio::test]
+async fn only_those_that_go_back_alike_go_together_and_a_cancel_is_told() {
+    let (mut lines, builder) = serve().await;
+    let mut consumer = builder.start().unwrap();
+    let (mut line, _) = lines.next().await;
+    line.send(1..7).await;
+    let mut tasks = take(&mut consumer, 6).await.into_iter();
+    let second = Duration::from_secs(1);
+    for options in [
+        Putback::new().delay(second),
+        Putback::new().delay(second),
+        Putback::new().failed(true).reason("why"),
+        Putback::new(),
+    ] {
+        // What is asked is noted when it is asked; nobody waits for the answer.
+        let mut asked = Box::pin(tasks.next().unwrap().put_back_with(options));
+        assert!(futures_util::FutureExt::now_or_never(asked.as_mut()).is_none());
+    }
+    let too_late = Putback::new().delay(Duration::from_secs(400 * 24 * 60 * 60));
+    let error = tasks.next().unwrap().put_back_with(too_late).await.unwrap_err();
+    assert_eq!(error.field(), Some("delay"));
+    let mut said = Vec::new();
+    for count in [2, 1, 2] {
+        let Said::Putback(putback) = line.hear().await else { panic!("no putback") };
+        assert_eq!(putback.lease_tokens.len(), count, "{putback:?}");
+        line.answer(vec![v1::Outcome::Applied; count]).await;
+        said.push((putback.delay.is_some(), putback.failed, putback.reason));
+    }
+    assert_eq!(said, [(true, false, String::new()), (false, true, "why".into()), (false, false, String::new())]);
+
+    let held = tasks.next().unwrap();
+    let cancel = |numbers: [u8; 2]| ConsumeResponse {
+        cancel: vec![v1::CancelledTasks { queue: "q".into(), lease_tokens: tokens(numbers) }],
+        ..ConsumeResponse::default()
+    };
+    assert!(!held.is_cancelled());
+    // One of them is not known here any more.
+    line.say(cancel([1, 6])).await;
+    timeout(PATIENCE, held.cancelled()).await.expect("to be told");
+    line.say(cancel([6, 6])).await;
+    assert!(held.is_cancelled() && !held.is_lost());
+    held.done();
+    assert_eq!(acked(line.hear().await), tokens([6]));
 }
 
 #[tokio::test]

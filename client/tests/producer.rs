@@ -116,9 +116,9 @@ async fn all_tasks(client: &Client, queue: &str) -> Vec<(String, String)> {
 }
 
 async fn only_id(receipt: Receipt) -> String {
-    let ids = timeout(PATIENCE, receipt).await.expect("an answer in time").expect("no error");
-    assert_eq!(ids.len(), 1);
-    ids.into_iter().next().unwrap()
+    let tasks = timeout(PATIENCE, receipt).await.expect("an answer in time").expect("no error");
+    assert_eq!(tasks.len(), 1);
+    tasks.into_iter().next().unwrap().id
 }
 
 /// G1, G3: the server is killed and started again while 10,000 tasks are sent: all are there, once and in order.

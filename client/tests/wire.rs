@@ -144,7 +144,7 @@ impl DataQueue for Fake {
 async fn a_repeated_insert_is_the_same_request() {
     let (fake, client) = Fake::serve([Status::unavailable("starting"), Status::unknown("broken")]).await;
     let inserted = client.insert_many("q", [NewTask::json_text("1"), NewTask::bytes("2")]).await.unwrap();
-    assert_eq!((inserted.ids.len(), inserted.replayed), (2, true));
+    assert_eq!((inserted.tasks.len(), inserted.replayed), (2, true));
     client.insert_as("q", [NewTask::json_text("1")], "mine").await.unwrap();
 
     let script = fake.0.lock().unwrap();

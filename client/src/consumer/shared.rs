@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    Error, Outcome, Result,
+    Error, Outcome, Putback, Result,
     client::{duration, outcomes},
     task::hex,
 };
@@ -50,10 +50,11 @@ impl Token {
 }
 
 /// What the holder of a task wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
     Ack,
-    PutBack,
+    /// As these options say; at once and to the head if there are none.
+    PutBack(Option<Arc<Putback>>),
     /// For so long; unless it is said, as long as the stream's leases are.
     Heartbeat(Option<Duration>),
 }
@@ -87,7 +88,7 @@ struct Sent {
 struct Lane {
     queue: String,
     acks: Vec<Ask>,
-    put_backs: Vec<Ask>,
+    put_backs: VecDeque<(Option<Arc<Putback>>, Ask)>,
     heartbeats: Vec<(Option<Duration>, Ask)>,
 }
 
@@ -95,7 +96,7 @@ impl Lane {
     fn push(&mut self, wish: Wish, ask: Ask) {
         match wish {
             Wish::Ack => self.acks.push(ask),
-            Wish::PutBack => self.put_backs.push(ask),
+            Wish::PutBack(options) => self.put_backs.push_back((options, ask)),
             Wish::Heartbeat(lease) => {
                 // Before the list grows, what nobody waits for any more goes: a holder may ask as often as it likes.
                 if self.heartbeats.len() == self.heartbeats.capacity() {
@@ -127,8 +128,11 @@ impl Lane {
             }
             return Some((Wish::Heartbeat(lease), asks));
         }
-        let is_there_any = !self.put_backs.is_empty();
-        is_there_any.then(|| (Wish::PutBack, take_batch(&mut self.put_backs)))
+        // Only those that are put back alike go together, and all of them in their order.
+        let options = self.put_backs.front()?.0.clone();
+        let alike = self.put_backs.iter().take(MAX_BATCH).take_while(|(other, _)| *other == options).count();
+        let asks = self.put_backs.drain(..alike).map(|(_, ask)| ask).collect();
+        Some((Wish::PutBack(options), asks))
     }
 }
 
@@ -146,6 +150,8 @@ struct Hold {
     /// Its ack or putback is on its way.
     is_settling: bool,
     is_lost: bool,
+    /// An operator deleted the task.
+    is_cancelled: bool,
 }
 
 /// A stream, from this side.
@@ -188,7 +194,7 @@ pub(super) struct Received {
 
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// A lease was lost, a damaged task has come, or an end.
+    /// A lease was lost, a task was cancelled, a damaged one has come, or an end.
     changed: Notify,
 }
 
@@ -213,7 +219,7 @@ struct State {
 
 impl Shared {
     pub(super) fn new(queues: impl Iterator<Item = String>, max_outstanding: u32, max_hold: Duration) -> Self {
-        let lane = |queue| Lane { queue, acks: Vec::new(), put_backs: Vec::new(), heartbeats: Vec::new() };
+        let lane = |queue| Lane { queue, acks: Vec::new(), put_backs: VecDeque::new(), heartbeats: Vec::new() };
         let state = State {
             lanes: queues.map(lane).collect(),
             held: HashMap::new(),
@@ -326,6 +332,15 @@ impl Shared {
         self.state().is_lost(token)
     }
 
+    pub(super) fn is_cancelled(&self, token: Token) -> bool {
+        self.state().is_cancelled(token)
+    }
+
+    /// Waits until the task is known to be cancelled.
+    pub(super) async fn cancelled(&self, token: Token) {
+        self.until(|state| state.is_cancelled(token).then_some(())).await;
+    }
+
     /// Waits until the lease is known to be lost, without asking.
     pub(super) async fn lost(&self, token: Token) {
         self.until(|state| state.is_lost(token).then_some(())).await;
@@ -394,8 +409,8 @@ impl Shared {
         for Sent { lane, wish, asks } in line.sent {
             for ask in asks {
                 // What was only asked to hear something would be answered too late to matter.
-                if !matches!((wish, &ask.waiter), (Wish::Heartbeat(_), None)) {
-                    state.lanes[lane].push(wish, ask);
+                if !matches!((&wish, &ask.waiter), (Wish::Heartbeat(_), None)) {
+                    state.lanes[lane].push(wish.clone(), ask);
                 }
             }
         }
@@ -443,6 +458,7 @@ impl Shared {
         for task in message.tasks {
             state.deliver(id, task)?;
         }
+        let is_any_cancelled = state.cancel(message.cancel)?;
         if state.is_closing {
             state.shorten_received(0);
         }
@@ -457,7 +473,7 @@ impl Shared {
         if let Some(reader) = reader {
             reader.wake();
         }
-        if is_any_lost || is_closing {
+        if is_any_lost || is_any_cancelled || is_closing {
             self.changed.notify_waiters();
         }
         Ok(is_first)
@@ -544,6 +560,10 @@ impl State {
         matches!(self.end, Some(End::Failed { .. })) || self.held.get(&token).is_some_and(|hold| hold.is_lost)
     }
 
+    fn is_cancelled(&self, token: Token) -> bool {
+        self.held.get(&token).is_some_and(|hold| hold.is_cancelled)
+    }
+
     /// The handle is closed, and nothing is held, to be said or to be answered.
     fn is_finished(&self) -> bool {
         self.is_closing
@@ -569,7 +589,7 @@ impl State {
             self.late_acks += u64::from(wish == Wish::Ack && ask.waiter.is_none());
             return;
         }
-        if matches!(wish, Wish::Ack | Wish::PutBack)
+        if matches!(wish, Wish::Ack | Wish::PutBack(_))
             && let Some(hold) = self.held.get_mut(&ask.token)
         {
             hold.is_settling = true;
@@ -599,7 +619,8 @@ impl State {
         let lease_tokens = asks.iter().map(|ask| ask.token.text()).collect();
         let request = match wish {
             Wish::Ack => Request::Ack(v1::ConsumeAck { queue, lease_tokens }),
-            Wish::PutBack => Request::Putback(v1::ConsumePutback { queue, lease_tokens, ..Default::default() }),
+            Wish::PutBack(None) => Request::Putback(Putback::new().consumed(queue, lease_tokens)),
+            Wish::PutBack(Some(ref options)) => Request::Putback(options.consumed(queue, lease_tokens)),
             Wish::Heartbeat(lease) => {
                 Request::Heartbeat(v1::ConsumeHeartbeat { queue, lease_tokens, lease: lease.map(duration) })
             }
@@ -617,7 +638,7 @@ impl State {
                 let token = Token::parse(token)?;
                 match self.held.get_mut(&token) {
                     Some(hold) => hold.line = id,
-                    None => self.lanes[lane].push(Wish::PutBack, Ask { token, waiter: None }),
+                    None => self.lanes[lane].push(Wish::PutBack(None), Ask { token, waiter: None }),
                 }
             }
         }
@@ -625,7 +646,7 @@ impl State {
             match self.held.get_mut(&received.token) {
                 Some(hold) if hold.line != id => {
                     hold.is_settling = true;
-                    self.lanes[received.lane].push(Wish::PutBack, Ask { token: received.token, waiter: None });
+                    self.lanes[received.lane].push(Wish::PutBack(None), Ask { token: received.token, waiter: None });
                 }
                 _ => self.received.push_back(received),
             }
@@ -647,10 +668,21 @@ impl State {
             // It is handed out once, whatever comes.
             return Ok(());
         }
-        let hold = Hold { lane, line, since: Instant::now(), is_settling: false, is_lost: false };
+        let hold = Hold { lane, line, since: Instant::now(), is_settling: false, is_lost: false, is_cancelled: false };
         self.held.insert(token, hold);
         self.received.push_back(Received { task, token, lane });
         Ok(())
+    }
+
+    /// Notes what was deleted while it was held. True if that is news of any of it.
+    fn cancel(&mut self, cancelled: Vec<v1::CancelledTasks>) -> Result<bool> {
+        let mut is_news = false;
+        for token in cancelled.iter().flat_map(|tasks| &tasks.lease_tokens) {
+            if let Some(hold) = self.held.get_mut(&Token::parse(token)?) {
+                is_news |= !mem::replace(&mut hold.is_cancelled, true);
+            }
+        }
+        Ok(is_news)
     }
 
     /// Gives back what arrived damaged: what has rested by now, or all.
@@ -659,7 +691,7 @@ impl State {
             && now.is_none_or(|now| until <= now)
         {
             self.damaged.pop_front();
-            self.ask(lane, Wish::PutBack, Ask { token, waiter: None });
+            self.ask(lane, Wish::PutBack(None), Ask { token, waiter: None });
         }
     }
 
@@ -667,7 +699,7 @@ impl State {
     fn shorten_received(&mut self, room: usize) {
         let over = self.received.len().saturating_sub(room);
         for Received { token, lane, .. } in self.received.drain(..over).collect::<Vec<_>>() {
-            self.ask(lane, Wish::PutBack, Ask { token, waiter: None });
+            self.ask(lane, Wish::PutBack(None), Ask { token, waiter: None });
         }
     }
 
@@ -680,7 +712,7 @@ impl State {
         let mut is_any_lost = false;
         let outcomes = outcomes(&answer.outcomes, asks.len())?;
         for (Ask { token, waiter }, outcome) in asks.into_iter().zip(outcomes) {
-            is_any_lost |= self.note(wish, token, outcome, waiter.is_some());
+            is_any_lost |= self.note(&wish, token, outcome, waiter.is_some());
             if let Some(waiter) = waiter {
                 // Whoever asked may not wait any more.
                 let _ = waiter.send(Answer { outcome, lease });
@@ -690,11 +722,11 @@ impl State {
     }
 
     /// What an answer says about a task. True if its lease turned out to be lost.
-    fn note(&mut self, wish: Wish, token: Token, outcome: Outcome, is_awaited: bool) -> bool {
+    fn note(&mut self, wish: &Wish, token: Token, outcome: Outcome, is_awaited: bool) -> bool {
         match wish {
-            Wish::Ack | Wish::PutBack => {
+            Wish::Ack | Wish::PutBack(_) => {
                 self.held.remove(&token);
-                self.late_acks += u64::from(wish == Wish::Ack && outcome == Outcome::LeaseLost && !is_awaited);
+                self.late_acks += u64::from(*wish == Wish::Ack && outcome == Outcome::LeaseLost && !is_awaited);
                 false
             }
             Wish::Heartbeat(_) if outcome == Outcome::Applied => false,

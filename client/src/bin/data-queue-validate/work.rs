@@ -138,10 +138,10 @@ impl Run {
     async fn insert(&self, source: &Source, batch: Batch, request_id: String) -> Result<(), Stop> {
         let start = Instant::now();
         let mut backoff = Backoff::new();
-        let ids = loop {
+        let inserted = loop {
             let tasks = batch.values.iter().map(NewTask::json_text);
             match self.client.insert_as(&self.queue, tasks, &request_id).await {
-                Ok(inserted) => break inserted.ids,
+                Ok(inserted) => break inserted.tasks,
                 Err(error) if start.elapsed() > INSERT_PATIENCE => {
                     let patience = humantime::format_duration(INSERT_PATIENCE);
                     return Err(Stop::failed(format!("an insert did not get through for {patience}: {error}")));
@@ -150,8 +150,8 @@ impl Run {
             }
         };
         let mut journal = self.journal();
-        for (id, value) in ids.iter().zip(batch.values) {
-            journal.record.inserted(id, value);
+        for (task, value) in inserted.iter().zip(batch.values) {
+            journal.record.inserted(&task.id, value);
         }
         Ok(())
     }

@@ -4,11 +4,19 @@ use std::{ffi::OsString, io::Write, process::ExitCode, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
-use crate::{EXIT_USAGE, Stop};
+use crate::{
+    EXIT_USAGE, Stop,
+    insert::Insert,
+    pop::{Ack, Pop},
+    queues::Queues,
+    remove::{Delete, DeleteQueue, Purge, Redrive},
+    settings::{Pause, Resume, Set},
+    tasks::{Dead, One, Tasks},
+};
 
 /// Works with a DataQueue server over gRPC.
 #[derive(Debug, Parser)]
-#[command(name = "data-queue", version, max_term_width = 100)]
+#[command(name = "data-queue", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -17,6 +25,19 @@ pub(crate) struct Args {
     pub(crate) verb: Verb,
 }
 
+// clap breaks the lines.
+const EXIT_CODES: &str = "\
+Results go to stdout: tables on a terminal; elsewhere lines whose columns are separated by tabs and named in the --help of each \
+verb. In both a backslash is \\\\, a tab \\t, a line end \\n, and what is no text \\xNN; a JSON value is as it is, in one line; - is \
+nothing. -o json writes an object for each task or queue, with times in RFC 3339 and lengths of time in seconds (..._seconds). \
+NO_COLOR is heeded. What cannot be undone (delete, delete-queue, purge, redrive --all) asks on a terminal, and takes --yes elsewhere.
+
+Exit codes:
+  0   done
+  1   the server refused, or could not be reached; or a part was not done, as stderr says
+  3   pop found nothing
+  64  bad usage, or --yes is missing";
+
 /// What every verb takes.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Common {
@@ -24,21 +45,39 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "HOST:PORT", env = "DATA_QUEUE_ADDR", default_value = "127.0.0.1:50051")]
     pub(crate) addr: String,
 
-    /// How results are written to stdout: for people, or as one JSON object
-    #[arg(short, long, global = true, value_enum, default_value_t = Output::Table)]
-    pub(crate) output: Output,
+    /// How results are written to stdout [default: table on a terminal, and of bench; plain elsewhere]
+    #[arg(short, long, global = true, value_enum)]
+    pub(crate) output: Option<Output>,
 }
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Output {
+    /// For people.
     Table,
+    /// Lines with tabs, without a head.
+    Plain,
+    /// An object a line.
     Json,
 }
 
 /// What is to be done.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    Insert(Insert),
+    Pop(Pop),
+    Ack(Ack),
+    Queues(Queues),
+    Set(Set),
+    Pause(Pause),
+    Resume(Resume),
+    Tasks(Tasks),
+    Task(One),
+    Dead(Dead),
+    Redrive(Redrive),
+    Delete(Delete),
+    Purge(Purge),
+    DeleteQueue(DeleteQueue),
     Bench(Bench),
 }
 
@@ -195,12 +234,13 @@ impl Args {
                 ExitCode::SUCCESS
             }
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-                wrong("what to do is missing, such as: data-queue bench")
+                wrong("what to do is missing, such as: data-queue queues")
             }
             _ => wrong(&one_line(&error)),
         })?;
-        let Verb::Bench(bench) = &args.verb;
-        bench.check().map_err(wrong)?;
+        if let Verb::Bench(bench) = &args.verb {
+            bench.check().map_err(wrong)?;
+        }
         Ok(args)
     }
 
@@ -262,9 +302,15 @@ pub(crate) fn random_hex() -> Result<String, Stop> {
 
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    // Arguments that are missing are named on lines of their own.
-    let first = text.lines().next().unwrap_or("bad usage");
-    first.strip_prefix("error: ").unwrap_or(first).to_owned()
+    // Arguments that are missing are named on lines of their own, up to an empty one.
+    let first: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    let first = first.join(" ");
+    first.strip_prefix("error: ").unwrap_or(&first).to_owned()
+}
+
+/// A length of time of any size: the server says what is too much.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}: it is a length of time such as 90s or 2h"))
 }
 
 fn threads(text: &str) -> Result<usize, String> {
@@ -293,7 +339,10 @@ mod tests {
 
     fn parse(line: &[&str]) -> Result<Bench, clap::Error> {
         let line = ["data-queue", "bench"].iter().chain(line).map(OsString::from);
-        Args::parse_from_line(line).map(|Args { verb: Verb::Bench(bench), .. }| bench)
+        Args::parse_from_line(line).map(|args| match args.verb {
+            Verb::Bench(bench) => bench,
+            other => panic!("not bench: {other:?}"),
+        })
     }
 
     #[test]

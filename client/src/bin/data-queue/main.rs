@@ -1,16 +1,28 @@
 //! `data-queue`: what people do with a DataQueue server from the command line.
 //!
-//! `args` is the command line, `server` how a server is reached; each verb has a module of its own.
+//! `args` is the command line; verbs that belong together have a module of their own. `session` is what they work with, `out` how
+//! they say what came of it, `ask` whether it is meant. `server` is how `bench` reaches a server, past the client that repeats calls.
 
 mod args;
+mod ask;
 mod bench;
+mod insert;
+mod out;
+mod pop;
+mod queues;
+mod remove;
 mod server;
+mod session;
+mod settings;
+mod tasks;
 
 use std::{io::Write, process::ExitCode};
 
 use args::{Args, Verb};
 
 const EXIT_FAILED: u8 = 1;
+/// There was nothing to take.
+const EXIT_NOTHING: u8 = 3;
 const EXIT_USAGE: u8 = 64;
 
 /// Why a verb ended without what it was asked for: an exit code and one line.
@@ -25,6 +37,11 @@ impl Stop {
     fn usage(line: impl Into<String>) -> Self {
         Self(EXIT_USAGE, line.into())
     }
+
+    /// Nobody reads any more what is written: all is well, and there is nothing to say.
+    fn unread() -> Self {
+        Self(0, String::new())
+    }
 }
 
 fn main() -> ExitCode {
@@ -32,17 +49,44 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(done) => return done,
     };
-    let Verb::Bench(options) = &args.verb;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(options.threads).enable_all().build();
+    let threads = if let Verb::Bench(options) = &args.verb { options.threads } else { 1 };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let ended = match runtime {
-        Ok(runtime) => runtime.block_on(bench::run(&args.common, options)),
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(args));
+            // A thread that waits for stdin would wait on.
+            runtime.shutdown_background();
+            ended
+        }
         Err(error) => Err(Stop::failed(format!("cannot start: {error}"))),
     };
     match ended {
         Ok(code) => code,
         Err(Stop(code, line)) => {
-            let _ = writeln!(std::io::stderr(), "data-queue: {}", line.replace('\n', " "));
+            if !line.is_empty() {
+                let _ = writeln!(std::io::stderr(), "data-queue: {}", line.replace('\n', " "));
+            }
             ExitCode::from(code)
         }
+    }
+}
+
+async fn run(Args { common, verb }: Args) -> Result<ExitCode, Stop> {
+    match verb {
+        Verb::Insert(verb) => verb.run(&common).await,
+        Verb::Pop(verb) => verb.run(&common).await,
+        Verb::Ack(verb) => verb.run(&common).await,
+        Verb::Queues(verb) => verb.run(&common).await,
+        Verb::Set(verb) => verb.run(&common).await,
+        Verb::Pause(verb) => verb.run(&common).await,
+        Verb::Resume(verb) => verb.run(&common).await,
+        Verb::Tasks(verb) => verb.run(&common).await,
+        Verb::Task(verb) => verb.run(&common).await,
+        Verb::Dead(verb) => verb.run(&common).await,
+        Verb::Redrive(verb) => verb.run(&common).await,
+        Verb::Delete(verb) => verb.run(&common).await,
+        Verb::Purge(verb) => verb.run(&common).await,
+        Verb::DeleteQueue(verb) => verb.run(&common).await,
+        Verb::Bench(verb) => bench::run(&common, &verb).await,
     }
 }

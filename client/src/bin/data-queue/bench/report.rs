@@ -2,7 +2,7 @@
 
 use std::{
     fmt::{self, Write as _},
-    io::{IsTerminal, Write as _},
+    io::Write as _,
     process::ExitCode,
     time::Duration,
 };
@@ -18,6 +18,7 @@ use super::{
 use crate::{
     EXIT_FAILED,
     args::{Bench, Output},
+    out::Shade,
 };
 
 const BAR: u64 = 40;
@@ -81,11 +82,11 @@ pub(crate) struct Report<'a> {
 
 impl Report<'_> {
     /// Writes it; the exit code follows from the verdict.
-    pub(crate) fn write(&self, output: Output) -> ExitCode {
+    pub(crate) fn write(&self, output: Option<Output>) -> ExitCode {
         let faults = self.verdict.faults();
         let text = match output {
-            Output::Table => self.table(&faults),
-            Output::Json => format!("{}\n", self.json(&faults)),
+            Some(Output::Json) => format!("{}\n", self.json(&faults)),
+            _ => self.table(&faults),
         };
         // Whether anyone reads it does not change the verdict.
         let _ = std::io::stdout().write_all(text.as_bytes());
@@ -311,24 +312,6 @@ fn short(time: Duration) -> String {
         0
     };
     format!("{value:.digits$} {unit}")
-}
-
-/// Colours, if they are wanted.
-#[derive(Default)]
-struct Shade {
-    bold: &'static str,
-    bar: &'static str,
-    end: &'static str,
-}
-
-impl Shade {
-    fn of_stdout() -> Self {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        if refused || !std::io::stdout().is_terminal() {
-            return Self::default();
-        }
-        Self { bold: "\u{1b}[1m", bar: "\u{1b}[36m", end: "\u{1b}[0m" }
-    }
 }
 
 #[cfg(test)]
