@@ -198,7 +198,7 @@ pub struct Backoff {
 impl Backoff {
     /// `chance` is what the random part is made of. `nth` counts the tasks that one call puts back: they are spread.
     pub(crate) fn after(&self, failures: u32, chance: u16, nth: usize) -> Millis {
-        let doubled = self.min.checked_shl(failures.saturating_sub(1).min(40)).unwrap_or(Millis::MAX);
+        let doubled = self.min.saturating_mul(1 << failures.saturating_sub(1).min(40));
         let span = doubled.min(self.max.max(self.min));
         // The golden ratio of 2^16: neighbours end up far apart.
         let part = (u64::from(chance) + 40_503 * nth as u64) % 65_536;
