@@ -165,12 +165,12 @@ local function batches_of(members)
 end
 
 -- Does what its time has come for, a step of each: tasks whose time is over go; leases that ran out are taken back, the latest
--- deadlines first, of equal ones the last delivered; what is due is put at the tail. Returns how many tasks became ready, and
--- whether there are more.
+-- deadlines first, of equal ones the last delivered; what is due is put at the tail. Returns how many tasks became ready,
+-- whether there are more, and whether among those are tasks whose time is over and that may still stand in a line.
 local function reclaim()
   local members = redis.call('ZREVRANGEBYSCORE', LEASED, now, '-inf', 'LIMIT', 0, RECLAIM_STEP)
   if #members == 0 and not is_rare then
-    return 0, false
+    return 0, false, false
   end
   local more_ended, more_dead
   if is_rare then
@@ -196,7 +196,7 @@ local function reclaim()
     local due, more_due = rarely().make_due_ready()
     ready, more = ready + due, more or more_due
   end
-  return ready, more
+  return ready, more, more_ended
 end
 
 -- How long until the first lease runs out or the first task falls due; -1 if there is none, or nothing is delivered.

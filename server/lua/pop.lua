@@ -87,8 +87,9 @@ is_rare = is_odd and redis.call('EXISTS', RARE) == 1
 local rare = is_rare and rarely()
 local lease_ms = tonumber(ARGV[8]) or rare and rare.setting('lease') or tonumber(string.sub(ARGV[8], 2))
 local outcomes = ack(args_from(first_call + calls))
-local reclaimed, more = reclaim()
-if more and ARGV[10] ~= '1' then
+local reclaimed, more, has_ended = reclaim()
+-- What has ended is never delivered, however much of it there is.
+if has_ended or more and ARGV[10] ~= '1' then
   return { 1, reclaimed, outcomes }
 end
 if session and not has_session(session, stream) then

@@ -14,7 +14,8 @@ local function rarely()
   local ENDS, UNIQUE, SETTINGS, CANCELLED = BASE .. 'ends', BASE .. 'unique', BASE .. 'settings', BASE .. 'cancelled'
   local SIZES, WHERE, GONE = BASE .. 'sizes', BASE .. 'where', BASE .. 'gone'
   local ALL = { HIGH, SCHEDULED, PLANS, ENDS, UNIQUE, SETTINGS, CANCELLED, SIZES, WHERE, GONE }
-  local STEP, SCANNED = 200, 100
+  -- Scanning reads values too, which may be large.
+  local STEP, SCANNED = 200, 16
   -- So many ids of tasks that are gone are read in vain, or taken off a list, at once.
   local MAX_SKIPPED = 1000
   -- What insert.lua puts behind an envelope.

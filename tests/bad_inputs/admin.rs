@@ -69,6 +69,10 @@ on_every_store! {
             let answer = client.admin.list_tasks(ready(1, garbage)).await;
             Refusal::invalid(reason::PAGE_TOKEN_INVALID, "page_token").check(garbage, answer);
         }
+        insert_json(&mut client, "other", &["1", "2"]).await;
+        let other = ListTasksRequest { queue: "other".to_owned(), ..ready(1, &token) };
+        let answer = client.admin.list_tasks(other).await;
+        Refusal::invalid(reason::PAGE_TOKEN_INVALID, "page_token").check("of another queue", answer);
         let other = ListTasksRequest { state: TaskState::Dead as i32, ..ready(1, &token) };
         let answer = client.admin.list_tasks(other).await;
         Refusal::invalid(reason::PAGE_TOKEN_INVALID, "page_token").check("of another state", answer);
@@ -96,6 +100,12 @@ on_every_store! {
             let answer = client.admin.update_queue(update(paths, good())).await;
             Refusal::invalid(reason::UPDATE_MASK_INVALID, "update_mask").check(&format!("{paths:?}"), answer);
         }
+        let many = vec!["lease"; 101];
+        let answer = client.admin.update_queue(update(&many, good())).await;
+        Refusal::invalid(reason::UPDATE_MASK_INVALID, "update_mask").check("101 names", answer);
+        let long = "x".repeat(100_000);
+        let answer = client.admin.update_queue(update(&[&long], good())).await;
+        Refusal::invalid(reason::UPDATE_MASK_INVALID, "update_mask").check("a long name", answer);
         let none = UpdateQueueRequest { update_mask: None, ..update(&[], good()) };
         Refusal::invalid(reason::UPDATE_MASK_INVALID, "update_mask").check("none", client.admin.update_queue(none).await);
         let backoff = |min, max| Some(RetryBackoff { min, max });

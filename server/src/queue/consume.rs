@@ -654,7 +654,7 @@ impl<O: Outlet> Session<O> {
     }
 
     fn keep_every(&self) -> Duration {
-        (Duration::from_millis(self.lanes.shortest_lease()) / 3).min(KEEP_EVERY)
+        keep_every(self.lanes.shortest_lease())
     }
 
     fn next_alarm(&self) -> Instant {
@@ -682,8 +682,14 @@ impl<O: Outlet> Session<O> {
     /// Extends the leases that would not last until the next time twice over. Of those that are held longer than the stream
     /// should, the store is only asked whether they are still held.
     async fn keep(&mut self, now: Instant) -> Result<(), Error> {
-        let fresh_since = now.checked_sub(self.keep_every());
+        let next_round = now + self.keep_every();
         for at in 0..self.lanes.len() {
+            let every = keep_every(self.lanes.lease(at));
+            // The others are not extended at the pace of the shortest lease.
+            if !self.lanes.is_to_be_kept(at, now, every, next_round) {
+                continue;
+            }
+            let fresh_since = now.checked_sub(every);
             let aged = |since: Instant| fresh_since.is_some_and(|fresh| since <= fresh);
             let (extended, asked) = self.held.of_lane(at, aged, |since| now - since < self.max_hold);
             for (tokens, lease) in [(extended, self.lanes.lease(at)), (asked, 0)] {
@@ -700,6 +706,10 @@ impl<O: Outlet> Session<O> {
         }
         Ok(())
     }
+}
+
+fn keep_every(lease: Millis) -> Duration {
+    (Duration::from_millis(lease) / 3).min(KEEP_EVERY)
 }
 
 /// The client is gone: its tasks go back when the grace is over, unless another stream of its session has come. Tries until

@@ -314,8 +314,10 @@ impl Queues {
                 this.waits.wake(&queue, usize::try_from(popped.ready).unwrap_or(usize::MAX));
             }
             let attempt = request.map(|request| request.attempt);
+            // What was answered says how long it is held.
+            let left = popped.tasks.iter().map(|task| task.left).max().map_or(lease, Duration::from_millis);
             Ok(Found {
-                delivery: this.deliver(&queue, popped.tasks, attempt, lease)?,
+                delivery: this.deliver(&queue, popped.tasks, attempt, left)?,
                 acks: popped.acks,
                 ready: popped.ready,
                 known: popped.known,

@@ -17,7 +17,9 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{Error, Invalid, NewTask, Queues, first_due, limits, uncancelled::in_background};
-use crate::store::{Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Produce, QueueName, RECLAIM_STEP};
+use crate::store::{
+    Due, Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Plan, Produce, QueueName, RECLAIM_STEP,
+};
 
 /// How long the first message may take.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -135,9 +137,15 @@ impl Checked {
         for task in &self.tasks {
             md5.update((task.envelope.len() as u64).to_le_bytes());
             md5.update(&task.envelope);
-            let plan = task.plan.as_deref();
-            if plan.is_some() || task.due.is_some() {
-                md5.update(format!("{:?} {plan:?}", task.due));
+            match task.due {
+                None => {}
+                Some(Due::In(span)) => md5.update([&b"in"[..], &span.to_le_bytes()].concat()),
+                Some(Due::At(time)) => md5.update([&b"at"[..], &time.to_le_bytes()].concat()),
+            }
+            if let Some(Plan { priority, ttl, unique_key }) = task.plan.as_deref() {
+                let key = unique_key.as_deref().unwrap_or_default();
+                md5.update([&b"plan"[..], &[*priority], &ttl.unwrap_or(0).to_le_bytes()].concat());
+                md5.update([&(key.len() as u64).to_le_bytes()[..], key.as_bytes()].concat());
             }
         }
         Fingerprint(md5.finalize().into())

@@ -198,6 +198,7 @@ macro_rules! conformance {
                     what_would_go_back_when_its_time_is_over_is_gone,
                     what_was_put_back_ends_when_it_would_have_ended,
                     hundreds_that_end_at_once_are_never_delivered,
+                    thousands_that_end_at_once_are_never_delivered,
                     the_reaper_drops_what_ended,
                     dead_letters_are_gone_when_they_were_kept_long_enough,
                 }

@@ -1,5 +1,7 @@
 //! Settings of queues: messages and masks into settings, and back.
 
+use std::collections::BTreeSet;
+
 use data_queue_proto::v1;
 use tonic::Status;
 
@@ -8,6 +10,9 @@ use crate::{
     queue::{Given, Queues, SettingChange},
     store::{Setting, Settings},
 };
+
+/// The most names in a mask: each setting some times over.
+const MAX_PATHS: usize = 100;
 
 /// What a mask may name, and what that is.
 const PATHS: [(&str, &[Setting]); 10] = [
@@ -25,7 +30,10 @@ const PATHS: [(&str, &[Setting]); 10] = [
 
 /// What a message changes, of what the mask names.
 pub(super) fn changes(given: &v1::QueueSettings, paths: &[String]) -> Result<Vec<SettingChange>, Status> {
-    let mut changes = Vec::new();
+    if paths.len() > MAX_PATHS {
+        return Err(Queues::no_setting("").into());
+    }
+    let mut all = BTreeSet::<Setting>::new();
     for path in paths {
         let named = match path.as_str() {
             "*" => &Setting::ALL[..],
@@ -35,9 +43,9 @@ pub(super) fn changes(given: &v1::QueueSettings, paths: &[String]) -> Result<Vec
                 .map(|(_, settings)| *settings)
                 .ok_or_else(|| Queues::no_setting(path))?,
         };
-        changes.extend(named.iter().map(|setting| (*setting, value(given, *setting))));
+        all.extend(named);
     }
-    Ok(changes)
+    Ok(all.into_iter().map(|setting| (setting, value(given, setting))).collect())
 }
 
 fn value(given: &v1::QueueSettings, setting: Setting) -> Option<Given> {

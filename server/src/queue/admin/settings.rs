@@ -9,12 +9,15 @@ use crate::{
         Queues,
         error::{Error, Invalid},
         limits::{self, MAX_DELAY, MAX_LEASE, MIN_LEASE, Span},
+        uncancelled::uncancelled,
     },
     store::{QueueName, Setting, Settings},
 };
 
 /// The most failures or expiries that a queue may allow.
 const MAX_TRIES: u64 = 1_000_000;
+/// How much of what is no setting is repeated to who named it, in characters.
+const MAX_SHOWN: usize = 64;
 /// The shortest time for which dead letters may be kept.
 const MIN_RETENTION: Duration = Duration::from_secs(1);
 
@@ -47,7 +50,9 @@ impl Queues {
 
     /// Refuses a mask that names what is no setting.
     pub fn no_setting(path: &str) -> Error {
-        let message = format!("names {path:?}, which is no setting");
+        // A status has to fit in the headers that clients take.
+        let path: String = path.chars().take(MAX_SHOWN).collect();
+        let message = format!("names {path:?}, which is no setting, or too many");
         Error::Invalid(Invalid::new("update_mask", reason::UPDATE_MASK_INVALID, message))
     }
 
@@ -68,11 +73,16 @@ impl Queues {
 
     /// Those who wait look again: there may be something for them now.
     async fn change(&self, queue: &QueueName, changes: &[(Setting, Option<u64>)]) -> Result<Settings, Error> {
-        let settings = self.store.change(queue, changes).await?;
-        if !settings.paused() {
-            self.waits.wake(queue, usize::MAX);
-        }
-        Ok(settings)
+        let (this, queue, changes) = (self.clone(), queue.clone(), changes.to_vec());
+        // A caller who leaves must not keep the waiters from being woken.
+        uncancelled(&self.background, async move {
+            let settings = this.store.change(&queue, &changes).await?;
+            if !settings.paused() {
+                this.waits.wake(&queue, usize::MAX);
+            }
+            Ok(settings)
+        })
+        .await
     }
 }
 

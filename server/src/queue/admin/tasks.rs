@@ -2,6 +2,7 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use data_queue_proto::reason;
+use md5::{Digest, Md5};
 
 use super::page_len;
 use crate::{
@@ -75,10 +76,10 @@ impl Queues {
         let queue = limits::queue(queue)?;
         let state = state.ok_or_else(|| no_state("state"))?;
         let max = page_len(page_size, PAGE_MAX)?;
-        let after = place(state, page_token)?;
+        let after = place(&queue, state, page_token)?;
         let page = self.store.list(&queue, state, after.as_ref(), max).await?;
         let page = page.ok_or_else(|| Error::QueueNotFound(queue.clone()))?;
-        let next = page.next.map(|place| URL_SAFE_NO_PAD.encode([&[letter(state)], place.as_slice()].concat()));
+        let next = page.next.map(|place| URL_SAFE_NO_PAD.encode([&list_of(&queue, state)[..], &place].concat()));
         let tasks = page.tasks.into_iter().map(details).collect::<Result<_, _>>()?;
         Ok(TaskList { tasks, next_page_token: next.unwrap_or_default() })
     }
@@ -124,12 +125,14 @@ impl Queues {
     async fn redrive_oldest(&self, queue: &QueueName, max: u64, done: &mut RedriveDone) -> Result<(), Error> {
         let dead = self.counts(queue).await?.dead;
         let mut left = if max == 0 { dead } else { max.min(dead) };
-        let mut after: Option<Place> = None;
+        let (mut after, mut is_first): (Option<Place>, bool) = (None, true);
         while left > 0 {
             let step = usize::try_from(left).unwrap_or(RECLAIM_STEP).min(RECLAIM_STEP);
-            let Some(page) = self.store.list(queue, State::Dead, after.as_ref(), step).await? else { break };
+            let page = self.store.list(queue, State::Dead, after.as_ref(), step).await;
+            let Some(page) = page.map_err(|error| unless_first(error, is_first))? else { break };
             let ids: Vec<TaskId> = page.tasks.iter().map(|task| task.id).collect();
-            self.redrive_step(queue, &ids, done).await?;
+            self.redrive_step(queue, &ids, done).await.map_err(|error| unless_first(error, is_first))?;
+            is_first = false;
             left -= ids.len() as u64;
             match page.next {
                 Some(next) => after = Some(next),
@@ -210,21 +213,23 @@ fn no_state(field: &str) -> Error {
     Error::Invalid(Invalid::new(field, reason::TASK_STATE_INVALID, message))
 }
 
-/// In a page's token, so that the token of one list is none of another.
-fn letter(state: State) -> u8 {
-    match state {
+/// What a page's token begins with, so that the token of one list is none of another.
+fn list_of(queue: &QueueName, state: State) -> [u8; 5] {
+    let letter = match state {
         State::Ready => b'r',
         State::Scheduled => b's',
         State::Leased => b'l',
         State::Dead => b'd',
-    }
+    };
+    let digest = Md5::digest(queue.as_str());
+    [letter, digest[0], digest[1], digest[2], digest[3]]
 }
 
-fn place(state: State, token: &str) -> Result<Option<Place>, Error> {
+fn place(queue: &QueueName, state: State, token: &str) -> Result<Option<Place>, Error> {
     if token.is_empty() {
         return Ok(None);
     }
     let bytes = URL_SAFE_NO_PAD.decode(token).ok();
-    let place = bytes.and_then(|bytes| bytes.strip_prefix(&[letter(state)]).map(<[u8]>::to_vec));
+    let place = bytes.and_then(|bytes| bytes.strip_prefix(&list_of(queue, state)).map(<[u8]>::to_vec));
     Ok(Some(place.ok_or(StoreError::PlaceUnknown)?))
 }

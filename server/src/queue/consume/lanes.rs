@@ -3,9 +3,9 @@
 //! Turns go by weight: each delivery moves a queue on by its tasks divided by its weight, and the queue that is least far has
 //! the next turn. One that was empty does not catch up.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     queue::{Seat, Waits},
@@ -28,6 +28,7 @@ struct Lane {
     weight: u64,
     /// How long tasks are held from their delivery, and from each extension.
     lease: Millis,
+    keep_at: Option<Instant>,
     moved: u64,
     /// Nothing was there, and whoever brings something will wake the seat.
     is_empty: bool,
@@ -43,6 +44,7 @@ impl Lanes {
             queue,
             weight: u64::from(weight),
             lease,
+            keep_at: None,
             moved: 0,
             is_empty: false,
             seat: None,
@@ -62,6 +64,17 @@ impl Lanes {
 
     pub(super) fn lease(&self, at: usize) -> Millis {
         self.lanes[at].lease
+    }
+
+    /// Whether the leases of a queue are to be extended now, since the next round comes after their time. If so, it is their time again
+    /// `every` from now.
+    pub(super) fn is_to_be_kept(&mut self, at: usize, now: Instant, every: Duration, next_round: Instant) -> bool {
+        let lane = &mut self.lanes[at];
+        let is_time = lane.keep_at.is_none_or(|keep_at| keep_at <= next_round);
+        if is_time {
+            lane.keep_at = Some(now + every);
+        }
+        is_time
     }
 
     pub(super) fn shortest_lease(&self) -> Millis {

@@ -1,6 +1,7 @@
 //! Tasks whose time ends.
 
 use super::{reap::round, *};
+use crate::store::ReapCursor;
 
 /// G14: to the millisecond, counted from the insert; what is gone is counted and never delivered.
 pub(super) async fn a_ready_task_is_gone_when_its_time_is_over(open: Open) {
@@ -119,6 +120,23 @@ pub(super) async fn hundreds_that_end_at_once_are_never_delivered(open: Open) {
         assert_eq!(rig.drain(q).await, [90, 181, 272, 363, 454], "{q:?}");
         assert_eq!(rig.counted(q).await, Counts { leased: 5, inserted: 455, expired: 450, ..Counts::default() });
     }
+}
+
+/// The same of more than a pop waits for: it may find nothing then, but never one of them; and one step of the reaper goes on with it.
+pub(super) async fn thousands_that_end_at_once_are_never_delivered(open: Open) {
+    let (rig, q) = (open(RULES), queue("q"));
+    for thousand in 0..28 {
+        rig.insert_new(&q, (0..1_000).map(|at| with_ttl(1_000 * thousand + at, 100)).collect()).await;
+    }
+    rig.insert_numbers(&q, 0..1).await;
+    rig.pass(100);
+    let mut taken = Vec::new();
+    while taken.is_empty() {
+        taken = numbers(&rig.take(&q, 5).await);
+        assert!(taken.is_empty() || taken == [0], "{taken:?}");
+        rig.reap(ReapCursor::default(), 10).await.unwrap();
+    }
+    assert_eq!(rig.counted(&q).await, Counts { leased: 1, inserted: 28_001, expired: 28_000, ..Counts::default() });
 }
 
 /// G14: where nobody pops, the reaper drops them, and tells of nothing that went back.

@@ -143,7 +143,8 @@ impl Admin for MemoryStore {
         let mut count = |name| {
             let queue = known.get_mut(name)?;
             queue.reclaim(now);
-            let head = queue.in_state(State::Ready).first().and_then(|(_, id)| queue.tasks.get(id));
+            let head = queue.ready.iter().rev().find_map(|line| line.0.values().next());
+            let head = head.and_then(|id| queue.tasks.get(id));
             Some(Counts {
                 ready: queue.ready_count(),
                 scheduled: queue.scheduled.len() as u64,

@@ -67,6 +67,9 @@ impl Queue {
     }
 
     fn check_limits(&self, new: &[NewTask]) -> Result<(), StoreError> {
+        if [Setting::MaxTasks, Setting::MaxBytes].iter().all(|setting| self.settings.get(*setting).is_none()) {
+            return Ok(());
+        }
         let live = self.tasks.values().filter(|task| task.cause.is_none()).map(|task| &task.task);
         let (count, bytes) =
             live.chain(new).fold((0, 0), |(count, bytes), task| (count + 1, bytes + task.envelope.len()));

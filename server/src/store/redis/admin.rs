@@ -116,7 +116,8 @@ fn letter(state: State) -> u8 {
 fn within(state: State, place: &Place) -> Result<&[u8], StoreError> {
     let (first, place) = place.split_first().ok_or(StoreError::PlaceUnknown)?;
     let is_one = match state {
-        State::Ready => place.len() == 9 && place[0] <= MAX_PRIORITY,
+        // A number below 2^53, which is what a script can count to.
+        State::Ready => place.len() == 9 && place[0] <= MAX_PRIORITY && place[1] == 0 && place[2] < 32,
         State::Scheduled => place.len() == 32,
         State::Leased => place.len() == 16,
         State::Dead => place.len() == 24,

@@ -603,7 +603,16 @@ impl Store for RedisStore {
         let looks = self.look_at_all(&names, 0).await?;
         let mut reaped = Reaped { visited: names.len(), reclaimed: Vec::new(), next };
         for (queue, look) in names.into_iter().zip(looks) {
-            let Some(look) = look else { continue };
+            let Some(mut look) = look else { continue };
+            // Where nobody pops, much may have come together.
+            for _ in 0..RECLAIM_ROUNDS {
+                if !look.more {
+                    break;
+                }
+                let next = self.look_once(&queue, 0).await?;
+                let reclaimed = look.sight.reclaimed + next.sight.reclaimed;
+                look = Look { sight: Sight { reclaimed, ..next.sight }, ..next };
+            }
             if look.exists {
                 self.shared.known(|known| known.without_keys.remove(&queue));
             } else {

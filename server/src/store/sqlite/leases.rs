@@ -33,7 +33,8 @@ impl Queue {
         let is_known = !known.is_empty();
         let acks = self.ack(&pop.acks, turn)?;
         let reclaimed = self.reclaim(turn)?;
-        let more = !anyway && self.is_behind(turn);
+        // What has ended is never delivered, however much of it there is.
+        let more = if anyway { self.has_ended(turn) } else { self.is_behind(turn) };
         let taken_over = pop.consumer.is_some_and(|consumer| !self.has_session(consumer, turn.now));
         if taken_over && !more {
             let ready = self.can_be_popped();

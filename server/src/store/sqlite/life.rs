@@ -171,6 +171,12 @@ impl Queue {
                 || self.next_to_end(turn).is_some())
     }
 
+    /// Whether tasks whose time is over may still stand in a line.
+    pub(super) fn has_ended(&self, turn: &Turn<'_>) -> bool {
+        let mut ended = self.ends.iter().take_while(|(at, _)| *at <= turn.now);
+        *turn.reclaims == 0 && ended.any(|(_, task)| !turn.unreadable.contains(*task))
+    }
+
     /// Whether a dead letter is kept that died at a time.
     pub(super) fn is_kept(&self, died_at: Millis, now: Millis) -> bool {
         let kept = self.settings.get(Setting::DeadLetterRetention);
