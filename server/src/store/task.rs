@@ -1,0 +1,140 @@
+//! Tasks, and how they go in.
+
+use bytes::Bytes;
+
+use super::{Fingerprint, Millis, StoreError, TaskId};
+
+/// The highest priority; 0 is the lowest, and the one of plain tasks.
+pub const MAX_PRIORITY: u8 = 9;
+
+/// A task to insert. The envelope is opaque here.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// Minted by the caller. It tells whether there is a plan: stores look at that, and need not look for plans.
+    pub id: TaskId,
+    /// What comes back at each delivery, byte for byte.
+    pub envelope: Bytes,
+    /// When it can be popped first. Nothing: at once, at the tail of its priority.
+    pub due: Option<Due>,
+    /// Nothing for most.
+    pub plan: Option<Box<Plan>>,
+}
+
+impl NewTask {
+    /// A task that is ready at once. The id says from now on whether there is a plan.
+    pub fn new(id: TaskId, envelope: Bytes, plan: Option<Plan>) -> Self {
+        let plan = plan.filter(|plan| *plan != Plan::default()).map(Box::new);
+        Self { id: id.with_plan(plan.is_some()), envelope, due: None, plan }
+    }
+}
+
+/// When a task falls due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// So long after its insert.
+    In(Millis),
+    /// At this time; one that has passed is now.
+    At(Millis),
+}
+
+impl Due {
+    /// By the store's clock.
+    pub(crate) fn at(self, now: Millis) -> Millis {
+        match self {
+            Self::In(span) => now + span,
+            Self::At(time) => time,
+        }
+    }
+}
+
+/// What sets a task apart for as long as it lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// 0 to [`MAX_PRIORITY`]: tasks of a higher one come first, whenever they were inserted.
+    pub priority: u8,
+    /// So long after its insert the task is gone if it is ready or scheduled. One that is held then goes when it would go back,
+    /// and a dead letter when it is redriven.
+    pub ttl: Option<Millis>,
+    /// While a task with this key is ready, scheduled or leased, no other one is inserted with it. One whose time is over, and
+    /// that is not held, has none.
+    pub unique_key: Option<String>,
+}
+
+/// A request id, with what the request was about.
+#[derive(Clone, Debug)]
+pub struct RequestKey {
+    /// The caller's text.
+    pub id: String,
+    /// Of the request's content: the same id with another fingerprint is refused.
+    pub fingerprint: Fingerprint,
+}
+
+/// An insert: all of the tasks but for duplicates, or none; those that are ready at once in this order.
+#[derive(Clone, Debug)]
+pub struct Insert {
+    /// At least one.
+    pub tasks: Vec<NewTask>,
+    /// Set if the insert is to be remembered.
+    pub request: Option<RequestKey>,
+    /// How many pops of this server wait on the queue: other servers are told only about tasks beyond these. A hint.
+    pub waiting_here: usize,
+}
+
+/// What an insert did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inserted {
+    /// One for each task, in order: of the first call if this one was a repetition; of a duplicate, of the task that has its
+    /// unique key.
+    pub ids: Vec<TaskId>,
+    /// Which of them are duplicates and were not inserted, by their positions in ascending order.
+    pub duplicates: Vec<usize>,
+    /// True if the request id was known and nothing was inserted.
+    pub replayed: bool,
+}
+
+/// Inserts that a producer has numbered.
+#[derive(Clone, Debug)]
+pub struct Produce {
+    /// Names the producer in its queue.
+    pub producer: String,
+    /// At least one; their numbers ascend. At most [`RECLAIM_STEP`](super::RECLAIM_STEP) tasks in all, or one insert.
+    pub inserts: Vec<NumberedInsert>,
+    /// As in an insert.
+    pub waiting_here: usize,
+}
+
+/// One of them: all of its tasks but for duplicates, or none.
+#[derive(Clone, Debug)]
+pub struct NumberedInsert {
+    /// At least 1.
+    pub number: u64,
+    /// Of the insert's content: the same number with another fingerprint is refused.
+    pub fingerprint: Fingerprint,
+    /// At least one.
+    pub tasks: Vec<NewTask>,
+}
+
+/// What became of a producer's inserts.
+#[derive(Debug, Default)]
+pub struct Produced {
+    /// One for each of the first inserts, in order: those that are done. Replayed if the tasks are those of an earlier call.
+    pub inserted: Vec<Inserted>,
+    /// Why the insert behind those was not done, nor any behind that. Nothing if all are done.
+    pub refused: Option<StoreError>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::*;
+
+    #[test]
+    fn an_id_tells_whether_its_task_has_a_plan() {
+        let minted = TaskId::mint(1).unwrap()[0];
+        let with_ttl = Plan { ttl: Some(1), ..Plan::default() };
+        for (plan, has_plan) in [(None, false), (Some(Plan::default()), false), (Some(with_ttl), true)] {
+            let task = NewTask::new(minted, Bytes::new(), plan.clone());
+            assert_eq!((task.id.has_plan(), task.plan.is_some()), (has_plan, has_plan), "{plan:?}");
+        }
+    }
+}
