@@ -16,11 +16,12 @@ use std::{
 
 use async_trait::async_trait;
 
-use self::{remembered::Memory, sessions::Session};
+use self::remembered::Memory;
 use super::{
     Beaten, Cause, Clock, Consumer, Fingerprint, Insert, Inserted, Kept, MAX_PRIORITY, Millis, NewTask, OnWake,
     Outcome, Plan, Pop, Popped, Produce, Produced, PutBack, QueueName, ReapCursor, Reaped, Release, Released, Remember,
     Rules, SessionId, Settings, Sight, Stem, Store, StoreError, TaskId, Token, Withdrawal, holders::Holders,
+    sessions::Sessions,
 };
 
 /// The store.
@@ -59,14 +60,12 @@ impl MemoryStore {
         state.withdrawn.clear();
         for queue in state.queues.values_mut() {
             queue.deadlines.clear();
-            queue.sessions.clear();
+            queue.sessions = Sessions::default();
             for (token, lease) in &mut queue.leases {
                 lease.deadline = now + lease.length;
                 queue.deadlines.insert((lease.deadline, lease.order, *token));
                 if let Some(session) = lease.session {
-                    let session = queue.sessions.entry(session).or_default();
-                    session.used_at = now;
-                    session.leases.insert((lease.order, *token));
+                    queue.sessions.load(session, (lease.order, *token), now);
                 }
             }
         }
@@ -105,7 +104,7 @@ struct Queue {
     deadlines: BTreeSet<(Millis, u64, Token)>,
     acked: Memory<Token, ()>,
     requests: Memory<(Call, String), Request>,
-    sessions: HashMap<SessionId, Session>,
+    sessions: Sessions,
     producers: BTreeMap<String, Producer>,
     remember: Remember,
     delivered: u64,
@@ -248,7 +247,7 @@ impl Queue {
             deadlines: BTreeSet::new(),
             acked: Memory::new(remember),
             requests: Memory::new(remember),
-            sessions: HashMap::new(),
+            sessions: Sessions::default(),
             producers: BTreeMap::new(),
             remember,
             delivered: 0,

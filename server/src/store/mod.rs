@@ -22,6 +22,7 @@ pub mod memory;
 pub mod redis;
 mod rules;
 mod seen;
+mod sessions;
 pub mod sqlite;
 mod task;
 

@@ -28,7 +28,7 @@ impl Queue {
         let is_known = !known.is_empty();
         let acks = self.ack(&pop.acks, now);
         let reclaimed = self.reclaim(now);
-        if pop.consumer.is_some_and(|consumer| !self.has_session(consumer, now)) {
+        if pop.consumer.is_some_and(|consumer| self.sessions.has_another_stream(consumer, now)) {
             let ready = self.can_be_popped();
             return Ok(Popped {
                 acks,
@@ -108,7 +108,7 @@ impl Queue {
         }
         if let Some(consumer) = pop.consumer.filter(|_| !held.is_empty()) {
             let first = self.delivered - held.len() as u64;
-            self.session(consumer, now).leases.extend((first + 1..).zip(held.iter().copied()));
+            self.sessions.take(consumer, now).extend((first + 1..).zip(held.iter().copied()));
         }
         held
     }
@@ -243,8 +243,8 @@ impl Queue {
     pub(super) fn end_lease(&mut self, token: &Token) -> Option<Lease> {
         let lease = self.leases.remove(token)?;
         self.deadlines.remove(&(lease.deadline, lease.order, *token));
-        if let Some(session) = lease.session.and_then(|session| self.sessions.get_mut(&session)) {
-            session.leases.remove(&(lease.order, *token));
+        if let Some(session) = lease.session {
+            self.sessions.end(session, (lease.order, *token));
         }
         Some(lease)
     }

@@ -35,7 +35,7 @@ impl Queue {
         let reclaimed = self.reclaim(turn)?;
         // What has ended is never delivered, however much of it there is.
         let more = if anyway { self.has_ended(turn) } else { self.is_behind(turn) };
-        let taken_over = pop.consumer.is_some_and(|consumer| !self.has_session(consumer, turn.now));
+        let taken_over = pop.consumer.is_some_and(|consumer| self.sessions.has_another_stream(consumer, turn.now));
         if taken_over && !more {
             let ready = self.can_be_popped();
             let popped = Popped { acks, tasks: Vec::new(), ready, reclaimed, due_in: None, taken_over, known: false };
@@ -102,7 +102,7 @@ impl Queue {
         }
         if let Some(consumer) = pop.consumer.filter(|_| !tasks.is_empty()) {
             let first = self.delivered - tasks.len() as u64;
-            self.session(consumer, turn.now).leases.extend((first + 1..).zip(tasks.iter().map(|task| task.token)));
+            self.sessions.take(consumer, turn.now).extend((first + 1..).zip(tasks.iter().map(|task| task.token)));
         }
         if let Some(request) = pop.request.as_ref().filter(|_| !tasks.is_empty()) {
             let tokens = tasks.iter().map(|task| task.token.0).collect();
@@ -275,8 +275,8 @@ impl Queue {
     pub(super) fn forget_lease(&mut self, token: &Token) -> Option<Lease> {
         let lease = self.leases.remove(token)?;
         self.deadlines.remove(&(lease.deadline, lease.order, *token));
-        if let Some(session) = lease.session.and_then(|session| self.sessions.get_mut(&session)) {
-            session.leases.remove(&(lease.order, *token));
+        if let Some(session) = lease.session {
+            self.sessions.end(session, (lease.order, *token));
         }
         Some(lease)
     }

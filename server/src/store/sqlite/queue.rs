@@ -15,13 +15,12 @@ use super::{
     producers::Producers,
     ready::Ready,
     requests::{Call, ids_from_bytes, ids_to_bytes, request_digest},
-    sessions::Session,
     tables::{Sql, Tables, Tries},
     turn::{Step, Turn, Unreadable},
 };
 use crate::store::{
     Counts, Insert, Inserted, Millis, MintedMap, MintedState, NewTask, NumberedInsert, Produce, Produced, Rules,
-    SessionId, Setting, Settings, Sight, StoreError, TaskId, Token, holders::Holders,
+    SessionId, Setting, Settings, Sight, StoreError, TaskId, Token, holders::Holders, sessions::Sessions,
 };
 
 /// Acked tokens in a row of the file: 960 bytes, which SQLite keeps in the row's page.
@@ -82,7 +81,7 @@ pub(super) struct Queue {
     /// Tasks that went in this transaction, and are still in the file.
     pub(super) gone_now: Vec<i64>,
     pub(super) requests: Memory<[u8; 16], i64>,
-    pub(super) sessions: HashMap<SessionId, Session>,
+    pub(super) sessions: Sessions,
     pub(super) producers: Producers,
     pub(super) delivered: u64,
     /// What the envelopes of all tasks but dead ones have in all.
@@ -130,7 +129,7 @@ impl Queue {
             acked_now: Vec::new(),
             gone_now: Vec::new(),
             requests: Memory::new(Kind::Requests, rules.remember),
-            sessions: HashMap::new(),
+            sessions: Sessions::default(),
             producers: Producers::new(rules.remember),
             delivered: 0,
             bytes: 0,
@@ -156,9 +155,7 @@ impl Queue {
     /// Puts a lease of an opened file in the index; its session is known from then on.
     pub(super) fn load_lease(&mut self, token: Token, lease: Lease, opened: Millis) {
         if let Some(session) = lease.session {
-            let session = self.sessions.entry(session).or_default();
-            session.used_at = opened;
-            session.leases.insert((lease.order, token));
+            self.sessions.load(session, (lease.order, token), opened);
         }
         self.index_lease(token, lease);
     }
