@@ -1,4 +1,9 @@
 //! The calls.
+//!
+//! `builder` is how a client is set up, and `answer` what calls answer.
+
+mod answer;
+mod builder;
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -11,139 +16,25 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
+use self::answer::first;
+pub(crate) use self::answer::{applied, outcomes};
+pub use self::{
+    answer::{Heartbeat, Inserted, InsertedTask, Outcome, PutbackDone},
+    builder::Builder,
+};
 use crate::{
     Admin, ConsumerBuilder, Error, ErrorKind, NewTask, Pop, PopBatch, Popped, ProducerBuilder, Putback, Result, Task,
-    TaskStream, address,
+    TaskStream,
     retry::{Budget, Repeat},
     task::hex,
 };
 
-/// How long a call may take in all, unless set.
-const DEADLINE: Duration = Duration::from_secs(30);
 /// The longest that a deadline or a wait is taken for.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long opening a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often a connection with running calls is probed, and how long an answer may take.
-const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
-/// How many repeats all clones together may make before answers have to earn new ones, unless set.
-const RETRY_BUDGET: u32 = 500;
 /// The largest answer that is read: 64 MiB.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// The random bytes of a request id.
 const REQUEST_ID_BYTES: usize = 16;
-
-/// What became of one lease token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// The token was the task's current one, and the call did what it says.
-    Applied,
-    /// The task was acked with this token before.
-    AlreadyAcked,
-    /// The token is not a task's current one in this queue. Nothing was changed.
-    LeaseLost,
-}
-
-/// What an insert did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Inserted {
-    /// One for each task, in order.
-    pub tasks: Vec<InsertedTask>,
-    /// Whether the request id was known: this is the answer to the first call, and nothing was inserted now.
-    pub replayed: bool,
-}
-
-/// What became of one task of an insert.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct InsertedTask {
-    /// The task's id; of a duplicate, the id of the task that has its unique key.
-    pub id: String,
-    /// Whether another task has the unique key: this one was not inserted.
-    pub duplicate: bool,
-}
-
-impl From<v1::InsertResult> for InsertedTask {
-    fn from(v1::InsertResult { id, duplicate }: v1::InsertResult) -> Self {
-        Self { id, duplicate }
-    }
-}
-
-/// What a putback of many did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PutbackDone {
-    /// What became of the tokens, in order.
-    pub outcomes: Vec<Outcome>,
-    /// How many tasks went back, to the head or to wait until they are due.
-    pub put_back: u64,
-    /// How many became dead letters instead: because it was asked for, or because they failed too often.
-    pub dead_lettered: u64,
-}
-
-/// What a heartbeat of many did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Heartbeat {
-    /// What became of the tokens, in order.
-    pub outcomes: Vec<Outcome>,
-    /// How much time is left of the shortest of the leases that were extended, if any was.
-    pub lease: Option<Duration>,
-    /// Of the leases that were extended, those whose tasks an operator deleted ([`Admin::delete_tasks`]): there is no use in working
-    /// on them. An ack still works; put back, they are gone.
-    pub cancelled: Vec<String>,
-}
-
-/// How a client is set up.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct Builder {
-    deadline: Duration,
-    connect_timeout: Duration,
-    retry_budget: u32,
-}
-
-impl Builder {
-    /// How long a call may take in all, with its repeats; a pop may also take its wait. Default: 30 s.
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline.min(LONGEST);
-        self
-    }
-
-    /// How long opening a connection may take. Default: 5 s.
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout.min(LONGEST);
-        self
-    }
-
-    /// How many repeats the client and its clones may make together before they have to be earned, one by ten answers.
-    /// 0: calls are never repeated. Default: 500.
-    pub fn retry_budget(mut self, repeats: u32) -> Self {
-        self.retry_budget = repeats;
-        self
-    }
-
-    /// Makes the client, within a tokio runtime. It connects with the first call, and anew whenever a connection broke.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidArgument`] if the address is not `host:port` or `http://host:port`; [`ErrorKind::Internal`]
-    /// outside a tokio runtime.
-    pub fn connect(self, address: &str) -> Result<Client> {
-        let uri = address::uri(address)?;
-        tokio::runtime::Handle::try_current()
-            .map_err(|cause| Error::internal("a client needs a tokio runtime").caused(cause))?;
-        let endpoint = Endpoint::from_shared(uri)
-            .map_err(|_| Error::invalid_argument("the host of the address is malformed", "address"))?
-            .connect_timeout(self.connect_timeout)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(KEEPALIVE.0)
-            .keep_alive_timeout(KEEPALIVE.1);
-        let channel = endpoint.connect_lazy();
-        let (grpc, admin) = (queues(channel.clone()), operators(channel));
-        Ok(Client { grpc, admin, endpoint, budget: Arc::new(Budget::new(self.retry_budget)), deadline: self.deadline })
-    }
-}
 
 /// A client of one server. Clones are cheap; they share the connection and the retry budget.
 ///
@@ -170,7 +61,7 @@ impl Client {
 
     /// Sets up a client.
     pub fn builder() -> Builder {
-        Builder { deadline: DEADLINE, connect_timeout: CONNECT_TIMEOUT, retry_budget: RETRY_BUDGET }
+        Builder::new()
     }
 
     /// The calls of operators: queues with their settings, and tasks that nobody delivers. They share the connection, the retry
@@ -488,31 +379,6 @@ pub(crate) fn collect(tokens: impl IntoIterator<Item = impl Into<String>>) -> Ve
     tokens.into_iter().map(Into::into).collect()
 }
 
-pub(crate) fn outcomes(answered: &[i32], asked: usize) -> Result<Vec<Outcome>> {
-    if answered.len() != asked {
-        return Err(Error::internal("the server answered another number of outcomes than there were tokens"));
-    }
-    let outcome = |code: &i32| match v1::Outcome::try_from(*code) {
-        Ok(v1::Outcome::Applied) => Ok(Outcome::Applied),
-        Ok(v1::Outcome::AlreadyAcked) => Ok(Outcome::AlreadyAcked),
-        Ok(v1::Outcome::LeaseLost) => Ok(Outcome::LeaseLost),
-        Ok(v1::Outcome::Unspecified) | Err(_) => Err(Error::internal("the server answered an unknown outcome")),
-    };
-    answered.iter().map(outcome).collect()
-}
-
-fn first(outcomes: &[Outcome]) -> Result<Outcome> {
-    outcomes.first().copied().ok_or_else(|| Error::internal("the server answered no outcome"))
-}
-
-pub(crate) fn applied(outcome: Outcome, task: &Task) -> Result<()> {
-    match outcome {
-        Outcome::Applied => Ok(()),
-        Outcome::AlreadyAcked => Err(Error::about_task(ErrorKind::AlreadyAcked, task.id())),
-        Outcome::LeaseLost => Err(Error::about_task(ErrorKind::LeaseLost, task.id())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -523,15 +389,6 @@ mod tests {
         let (one, other) = (fresh_id().unwrap(), fresh_id().unwrap());
         assert_ne!(one, other);
         assert!(one.len() == 32 && one.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
-    }
-
-    #[test]
-    fn outcomes_are_one_for_each_token_and_known() {
-        let all = [Outcome::Applied, Outcome::AlreadyAcked, Outcome::LeaseLost];
-        assert_eq!(outcomes(&[1, 2, 3], 3).unwrap(), all);
-        for (answered, asked) in [(vec![1], 2), (vec![0], 1), (vec![9], 1)] {
-            assert_eq!(outcomes(&answered, asked).unwrap_err().kind(), ErrorKind::Internal);
-        }
     }
 
     #[test]
