@@ -3,7 +3,11 @@
 //! `shared` is what the handle, its tasks and the streams know together, `driver` the task that keeps a stream open.
 
 mod driver;
+mod lane;
+mod line;
 mod shared;
+mod state;
+mod token;
 
 use std::{
     fmt,
@@ -22,7 +26,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use self::{
     driver::Driver,
-    shared::{Answer, Received, Shared, Token, Wish, keep_every},
+    lane::{Answer, Wish},
+    shared::Shared,
+    state::{Received, keep_every},
+    token::Token,
 };
 use crate::{
     Error, ErrorKind, Outcome, Putback, Result, Task,

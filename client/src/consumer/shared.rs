@@ -4,11 +4,10 @@
 //! waits together goes together. What was sent is kept until its answer comes. If the stream ends before, it waits again.
 
 use std::{
-    collections::{HashMap, VecDeque},
     convert::Infallible,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,179 +17,16 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{
-    Error, Outcome, Putback, Result,
-    client::{duration, outcomes},
-    task::hex,
+use super::{
+    lane::{Answer, Ask, Wish},
+    line::{Line, Role, Sent},
+    state::{End, Received, State, keep_every},
+    token::{FENCE, Token},
 };
+use crate::{Error, Result};
 
-/// The most tokens of one request.
-const MAX_BATCH: usize = 1_000;
-/// Nobody's token: a heartbeat for it changes nothing, and its answer tells that all before it was heard.
-const FENCE: Token = Token(0);
-/// What the server does not extend is extended three times a lease, and at least so often.
-const KEEP_EVERY: Duration = Duration::from_secs(20);
 /// The longest that a damaged task is kept from coming again.
 const LONGEST_REST: Duration = Duration::from_secs(60);
-
-/// A lease token. Its text is 32 hex characters; so it is small, and a list of them is one piece of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Token(u128);
-
-impl Token {
-    fn parse(text: &str) -> Result<Self> {
-        let digits = text.chars().try_fold(0, |value, digit| Some(value << 4 | u128::from(digit.to_digit(16)?)));
-        let token = digits.filter(|_| text.len() == 32).map(Self);
-        token.ok_or_else(|| Error::internal("the server sent a lease token that is not 32 hex characters"))
-    }
-
-    fn text(self) -> String {
-        hex(&self.0.to_be_bytes())
-    }
-}
-
-/// What the holder of a task wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    Ack,
-    /// As these options say; at once and to the head if there are none.
-    PutBack(Option<Arc<Putback>>),
-    /// For so long; unless it is said, as long as the stream's leases are.
-    Heartbeat(Option<Duration>),
-}
-
-/// What became of it.
-pub(super) struct Answer {
-    pub(super) outcome: Outcome,
-    pub(super) lease: Option<Duration>,
-}
-
-struct Ask {
-    token: Token,
-    waiter: Option<oneshot::Sender<Answer>>,
-}
-
-impl Ask {
-    /// Somebody waited for the answer, and does no more.
-    fn is_forgotten(&self) -> bool {
-        self.waiter.as_ref().is_some_and(oneshot::Sender::is_closed)
-    }
-}
-
-/// One request, as it was sent.
-struct Sent {
-    lane: usize,
-    wish: Wish,
-    asks: Vec<Ask>,
-}
-
-/// A queue, and what is to be said about its tasks.
-struct Lane {
-    queue: String,
-    acks: Vec<Ask>,
-    put_backs: VecDeque<(Option<Arc<Putback>>, Ask)>,
-    heartbeats: Vec<(Option<Duration>, Ask)>,
-}
-
-impl Lane {
-    fn push(&mut self, wish: Wish, ask: Ask) {
-        match wish {
-            Wish::Ack => self.acks.push(ask),
-            Wish::PutBack(options) => self.put_backs.push_back((options, ask)),
-            Wish::Heartbeat(lease) => {
-                // Before the list grows, what nobody waits for any more goes: a holder may ask as often as it likes.
-                if self.heartbeats.len() == self.heartbeats.capacity() {
-                    self.heartbeats.retain(|(_, ask)| !ask.is_forgotten());
-                }
-                self.heartbeats.push((lease, ask));
-            }
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.acks.is_empty() && self.put_backs.is_empty() && self.heartbeats.is_empty()
-    }
-
-    /// As much of what waits as fits in one request.
-    fn pop(&mut self) -> Option<(Wish, Vec<Ask>)> {
-        if !self.acks.is_empty() {
-            return Some((Wish::Ack, take_batch(&mut self.acks)));
-        }
-        if let Some((lease, _)) = self.heartbeats.first() {
-            let lease = *lease;
-            let mut asks = Vec::new();
-            for (other, ask) in mem::take(&mut self.heartbeats) {
-                if other == lease && asks.len() < MAX_BATCH {
-                    asks.push(ask);
-                } else {
-                    self.heartbeats.push((other, ask));
-                }
-            }
-            return Some((Wish::Heartbeat(lease), asks));
-        }
-        // Only those that are put back alike go together, and all of them in their order.
-        let options = self.put_backs.front()?.0.clone();
-        let alike = self.put_backs.iter().take(MAX_BATCH).take_while(|(other, _)| *other == options).count();
-        let asks = self.put_backs.drain(..alike).map(|(_, ask)| ask).collect();
-        Some((Wish::PutBack(options), asks))
-    }
-}
-
-fn take_batch(asks: &mut Vec<Ask>) -> Vec<Ask> {
-    let rest = asks.split_off(asks.len().min(MAX_BATCH));
-    mem::replace(asks, rest)
-}
-
-/// A task that was delivered, and whose end the server has not confirmed.
-struct Hold {
-    lane: usize,
-    /// The last stream that delivered it or took it over: that one extends its lease.
-    line: u64,
-    since: Instant,
-    /// Its ack or putback is on its way.
-    is_settling: bool,
-    is_lost: bool,
-    /// An operator deleted the task.
-    is_cancelled: bool,
-}
-
-/// A stream, from this side.
-struct Line {
-    id: u64,
-    role: Role,
-    waker: Option<Waker>,
-    /// The `max_outstanding` that the server knows.
-    told: u32,
-    /// The server was asked for a sign that it has heard that no more tasks are wanted.
-    is_fenced: bool,
-    /// Its first message has come.
-    is_heard: bool,
-    sent: VecDeque<Sent>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    /// Not known to be open yet.
-    Opening,
-    /// What waits is sent on it.
-    Speaking,
-    /// Its answers are waited for.
-    Silent,
-    /// All was said.
-    Closed,
-}
-
-enum End {
-    Well,
-    Failed { error: Error, is_told: bool },
-}
-
-/// A task that has come, and what its holder needs to know besides.
-pub(super) struct Received {
-    pub(super) task: v1::Task,
-    pub(super) token: Token,
-    pub(super) lane: usize,
-}
 
 pub(super) struct Shared {
     state: Mutex<State>,
@@ -198,44 +34,9 @@ pub(super) struct Shared {
     changed: Notify,
 }
 
-struct State {
-    lanes: Vec<Lane>,
-    held: HashMap<Token, Hold>,
-    received: VecDeque<Received>,
-    /// What arrived damaged, and when it is put back.
-    damaged: VecDeque<(Instant, usize, Token)>,
-    /// More than this is not received without some of it being lost.
-    room: usize,
-    max_outstanding: u32,
-    max_hold: Duration,
-    /// Of the latest task.
-    lease: Duration,
-    lines: Vec<Line>,
-    reader: Option<Waker>,
-    is_closing: bool,
-    late_acks: u64,
-    end: Option<End>,
-}
-
 impl Shared {
     pub(super) fn new(queues: impl Iterator<Item = String>, max_outstanding: u32, max_hold: Duration) -> Self {
-        let lane = |queue| Lane { queue, acks: Vec::new(), put_backs: VecDeque::new(), heartbeats: Vec::new() };
-        let state = State {
-            lanes: queues.map(lane).collect(),
-            held: HashMap::new(),
-            received: VecDeque::new(),
-            damaged: VecDeque::new(),
-            room: max_outstanding as usize,
-            max_outstanding,
-            max_hold,
-            lease: KEEP_EVERY,
-            lines: Vec::new(),
-            reader: None,
-            is_closing: false,
-            late_acks: 0,
-            end: None,
-        };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+        Self { state: Mutex::new(State::new(queues, max_outstanding, max_hold)), changed: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -368,16 +169,7 @@ impl Shared {
         let mut state = self.state();
         // The least that a stream may be opened with is 1. What is really wanted is said behind it.
         let told = state.wanted().max(1);
-        let line = Line {
-            id,
-            role: Role::Opening,
-            waker: None,
-            told,
-            is_fenced: false,
-            is_heard: false,
-            sent: VecDeque::new(),
-        };
-        state.lines.push(line);
+        state.lines.push(Line::new(id, told));
         told
     }
 
@@ -543,197 +335,5 @@ impl Shared {
             reader.wake();
         }
         self.changed.notify_waiters();
-    }
-}
-
-/// How often a lease of this length is extended.
-pub(super) fn keep_every(lease: Duration) -> Duration {
-    (lease / 3).clamp(Duration::from_millis(30), KEEP_EVERY)
-}
-
-impl State {
-    fn wanted(&self) -> u32 {
-        if self.is_closing { 0 } else { self.max_outstanding }
-    }
-
-    fn is_lost(&self, token: Token) -> bool {
-        matches!(self.end, Some(End::Failed { .. })) || self.held.get(&token).is_some_and(|hold| hold.is_lost)
-    }
-
-    fn is_cancelled(&self, token: Token) -> bool {
-        self.held.get(&token).is_some_and(|hold| hold.is_cancelled)
-    }
-
-    /// The handle is closed, and nothing is held, to be said or to be answered.
-    fn is_finished(&self) -> bool {
-        self.is_closing
-            && self.held.is_empty()
-            && self.lanes.iter().all(Lane::is_idle)
-            && self.lines.iter().all(|line| line.sent.is_empty())
-    }
-
-    fn set_role(&mut self, id: u64, role: Role) {
-        if let Some(line) = self.lines.iter_mut().find(|line| line.id == id) {
-            line.role = role;
-        }
-        self.wake_speaker();
-    }
-
-    fn wake_speaker(&mut self) {
-        let speakers = self.lines.iter_mut().filter(|line| line.role == Role::Speaking);
-        speakers.filter_map(|line| line.waker.take()).for_each(Waker::wake);
-    }
-
-    fn ask(&mut self, lane: usize, wish: Wish, ask: Ask) {
-        if self.end.is_some() {
-            self.late_acks += u64::from(wish == Wish::Ack && ask.waiter.is_none());
-            return;
-        }
-        if matches!(wish, Wish::Ack | Wish::PutBack(_))
-            && let Some(hold) = self.held.get_mut(&ask.token)
-        {
-            hold.is_settling = true;
-        }
-        self.lanes[lane].push(wish, ask);
-        self.wake_speaker();
-    }
-
-    /// What is there to say on this stream.
-    fn next_request(&mut self, at: usize) -> Option<Request> {
-        let wanted = self.wanted();
-        let line = &mut self.lines[at];
-        if line.told != wanted {
-            line.told = wanted;
-            return Some(Request::MaxOutstanding(wanted));
-        }
-        let popped = self.lanes.iter_mut().enumerate().find_map(|(lane, asked)| Some((lane, asked.pop()?)));
-        let (lane, wish, asks) = match popped {
-            Some((lane, (wish, asks))) => (lane, wish, asks),
-            None if self.is_closing && !line.is_fenced => {
-                line.is_fenced = true;
-                (0, Wish::Heartbeat(None), vec![Ask { token: FENCE, waiter: None }])
-            }
-            None => return None,
-        };
-        let queue = self.lanes[lane].queue.clone();
-        let lease_tokens = asks.iter().map(|ask| ask.token.text()).collect();
-        let request = match wish {
-            Wish::Ack => Request::Ack(v1::ConsumeAck { queue, lease_tokens }),
-            Wish::PutBack(None) => Request::Putback(Putback::new().consumed(queue, lease_tokens)),
-            Wish::PutBack(Some(ref options)) => Request::Putback(options.consumed(queue, lease_tokens)),
-            Wish::Heartbeat(lease) => {
-                Request::Heartbeat(v1::ConsumeHeartbeat { queue, lease_tokens, lease: lease.map(duration) })
-            }
-        };
-        line.sent.push_back(Sent { lane, wish, asks });
-        Some(request)
-    }
-
-    /// Notes what the stream took over. What is not known here was lost on its way, or given up meanwhile: it goes back. What
-    /// is known and was not taken over may be lost; what of it nobody has seen is not worth finding out, and goes back too.
-    fn resume(&mut self, id: u64, resumed: Vec<v1::ResumedQueue>) -> Result<()> {
-        for v1::ResumedQueue { queue, lease_tokens } in resumed {
-            let lane = self.lane(&queue)?;
-            for token in &lease_tokens {
-                let token = Token::parse(token)?;
-                match self.held.get_mut(&token) {
-                    Some(hold) => hold.line = id,
-                    None => self.lanes[lane].push(Wish::PutBack(None), Ask { token, waiter: None }),
-                }
-            }
-        }
-        for received in mem::take(&mut self.received) {
-            match self.held.get_mut(&received.token) {
-                Some(hold) if hold.line != id => {
-                    hold.is_settling = true;
-                    self.lanes[received.lane].push(Wish::PutBack(None), Ask { token: received.token, waiter: None });
-                }
-                _ => self.received.push_back(received),
-            }
-        }
-        Ok(())
-    }
-
-    fn lane(&self, queue: &str) -> Result<usize> {
-        let lane = self.lanes.iter().position(|lane| lane.queue == queue);
-        lane.ok_or_else(|| Error::internal("the server sent a task of a queue that it was not asked for"))
-    }
-
-    fn deliver(&mut self, line: u64, task: v1::Task) -> Result<()> {
-        let (lane, token) = (self.lane(&task.queue)?, Token::parse(&task.lease_token)?);
-        if let Some(lease) = task.lease.and_then(|lease| Duration::try_from(lease).ok()) {
-            self.lease = lease;
-        }
-        if self.held.contains_key(&token) {
-            // It is handed out once, whatever comes.
-            return Ok(());
-        }
-        let hold = Hold { lane, line, since: Instant::now(), is_settling: false, is_lost: false, is_cancelled: false };
-        self.held.insert(token, hold);
-        self.received.push_back(Received { task, token, lane });
-        Ok(())
-    }
-
-    /// Notes what was deleted while it was held. True if that is news of any of it.
-    fn cancel(&mut self, cancelled: Vec<v1::CancelledTasks>) -> Result<bool> {
-        let mut is_news = false;
-        for token in cancelled.iter().flat_map(|tasks| &tasks.lease_tokens) {
-            if let Some(hold) = self.held.get_mut(&Token::parse(token)?) {
-                is_news |= !mem::replace(&mut hold.is_cancelled, true);
-            }
-        }
-        Ok(is_news)
-    }
-
-    /// Gives back what arrived damaged: what has rested by now, or all.
-    fn put_back_damaged(&mut self, now: Option<Instant>) {
-        while let Some(&(until, lane, token)) = self.damaged.front()
-            && now.is_none_or(|now| until <= now)
-        {
-            self.damaged.pop_front();
-            self.ask(lane, Wish::PutBack(None), Ask { token, waiter: None });
-        }
-    }
-
-    /// Gives back the oldest tasks that nobody has taken. There are too many only if the server takes some for lost.
-    fn shorten_received(&mut self, room: usize) {
-        let over = self.received.len().saturating_sub(room);
-        for Received { token, lane, .. } in self.received.drain(..over).collect::<Vec<_>>() {
-            self.ask(lane, Wish::PutBack(None), Ask { token, waiter: None });
-        }
-    }
-
-    /// Takes the answer to the first request of the line that has none. True if a lease turned out to be lost.
-    fn hear(&mut self, at: usize, answer: v1::ConsumeAnswer) -> Result<bool> {
-        let Some(Sent { wish, asks, .. }) = self.lines[at].sent.pop_front() else {
-            return Err(Error::internal("the server answered what it was not asked"));
-        };
-        let lease = answer.lease.and_then(|lease| Duration::try_from(lease).ok());
-        let mut is_any_lost = false;
-        let outcomes = outcomes(&answer.outcomes, asks.len())?;
-        for (Ask { token, waiter }, outcome) in asks.into_iter().zip(outcomes) {
-            is_any_lost |= self.note(&wish, token, outcome, waiter.is_some());
-            if let Some(waiter) = waiter {
-                // Whoever asked may not wait any more.
-                let _ = waiter.send(Answer { outcome, lease });
-            }
-        }
-        Ok(is_any_lost)
-    }
-
-    /// What an answer says about a task. True if its lease turned out to be lost.
-    fn note(&mut self, wish: &Wish, token: Token, outcome: Outcome, is_awaited: bool) -> bool {
-        match wish {
-            Wish::Ack | Wish::PutBack(_) => {
-                self.held.remove(&token);
-                self.late_acks += u64::from(*wish == Wish::Ack && outcome == Outcome::LeaseLost && !is_awaited);
-                false
-            }
-            Wish::Heartbeat(_) if outcome == Outcome::Applied => false,
-            Wish::Heartbeat(_) => match self.held.get_mut(&token) {
-                Some(hold) => !mem::replace(&mut hold.is_lost, true),
-                None => false,
-            },
-        }
     }
 }
