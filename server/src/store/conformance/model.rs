@@ -3,8 +3,10 @@
 //! A failing history is made as small as it gets, and printed with its seed. `DATA_QUEUE_TEST_SEED` repeats the history of
 //! that seed and no other, `DATA_QUEUE_TEST_HISTORIES` says how many are tried, `DATA_QUEUE_TEST_LONG=1` tries very many.
 
+mod answer;
 mod author;
 mod books;
+mod name;
 mod step;
 
 use std::{
