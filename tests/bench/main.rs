@@ -18,6 +18,7 @@ mod dataqueue;
 mod depth;
 mod echo;
 mod fault;
+mod features;
 mod flow;
 mod footprint;
 mod handles;
@@ -124,6 +125,7 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
             Measurement::P7 => footprint::run(options, report).await,
             Measurement::P8 => depth::run(options, report).await,
             Measurement::P10 => cores::run(options, report).await,
+            Measurement::Features => features::run(options, report).await,
             Measurement::P9Compare => compare::synced(options, report).await,
             Measurement::P9Insert => insert::run(options, report).await,
             Measurement::P9Head => head::run(options, report).await,

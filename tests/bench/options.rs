@@ -108,6 +108,8 @@ pub(crate) enum Measurement {
     /// Unary inserts with two cores free, and with one.
     #[value(name = "p10")]
     P10,
+    /// What priorities, times to live, unique keys, delays, failures and heartbeats cost a task, and the tasks beside it.
+    Features,
     /// What more callers bring, DataQueue beside its peers; draws throughput-against-callers.svg.
     Callers,
     /// How long inserts take at a share of the capacity; draws latency-against-load.svg.
@@ -138,6 +140,7 @@ impl Measurement {
             Self::P9Insert => "p9-insert",
             Self::P9Head => "p9-head",
             Self::P10 => "p10",
+            Self::Features => "features",
             Self::Callers => "callers",
             Self::Load => "load",
             Self::Syncs => "syncs",

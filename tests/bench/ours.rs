@@ -247,6 +247,7 @@ pub(crate) async fn all<T: 'static>(mut callers: JoinSet<Result<T>>) -> Result<V
 }
 
 /// A ledger that callers write in turn, on the one thread there is.
+#[derive(Clone)]
 pub(crate) struct Shared(Arc<Mutex<Ledger>>);
 
 impl Shared {
@@ -258,10 +259,6 @@ impl Shared {
     pub(crate) fn give_back(self, ledger: &mut Ledger) -> Result<()> {
         mem::swap(&mut *self.0.lock().map_err(|_| "a caller panicked")?, ledger);
         Ok(())
-    }
-
-    pub(crate) fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
     }
 
     pub(crate) fn deliver(&self, payload: &[u8]) -> Result<()> {

@@ -25,7 +25,8 @@ const SIZE: usize = 12;
 /// A rate, and what it cost.
 pub(crate) struct Leg {
     pub(crate) rate: f64,
-    cpu: Vec<(&'static str, f64)>,
+    /// Microseconds on the core that a task cost, by process.
+    pub(crate) cpu: Vec<(&'static str, f64)>,
 }
 
 impl Leg {
