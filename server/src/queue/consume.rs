@@ -15,7 +15,7 @@ mod open;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-use std::{collections::VecDeque, pin::pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, Stream, StreamExt};
 use tokio::{
@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::WaitForCancellationFuture;
 
 use self::{held::Held, lanes::Lanes, open::Opened};
-use super::{Delivery, Error, PutBackCall, Queues, Span, Unsent, limits, limits::MAX_BATCH};
+use super::{Delivery, Error, PutBackCall, Queues, Span, Unsent, limits, limits::MAX_BATCH, uncancelled::panicked};
 use crate::store::{
     Consumer, Millis, Outcome, Pop, PutBack, QueueName, RECLAIM_STEP, Release, Stem, StoreError, Token, Withdrawal,
 };
@@ -132,7 +132,7 @@ pub trait Outlet: Send {
 pub enum Unread<E> {
     /// The stream is broken.
     Broken,
-    /// The stream ends with this.
+    /// The stream ends with this when all before it is answered.
     Refused(E),
 }
 
@@ -163,6 +163,16 @@ impl<E> From<StoreError> for Ended<E> {
 impl Queues {
     /// Serves a stream of deliveries until it ends. To be run in a task of its own, which nobody drops.
     pub async fn consume<E>(
+        &self,
+        calls: impl Stream<Item = Result<ConsumeCall, Unread<E>>> + Send,
+        outlet: impl Outlet,
+    ) -> Result<(), Ended<E>> {
+        // After a panic the stream must not end as if all was well.
+        let served = AssertUnwindSafe(self.serve(calls, outlet)).catch_unwind();
+        served.await.unwrap_or_else(|_| Err(Ended::Failed(panicked())))
+    }
+
+    async fn serve<E>(
         &self,
         calls: impl Stream<Item = Result<ConsumeCall, Unread<E>>> + Send,
         outlet: impl Outlet,
@@ -358,10 +368,11 @@ impl<O: Outlet> Session<O> {
         mut stopping: std::pin::Pin<&mut WaitForCancellationFuture<'_>>,
     ) -> Result<(), Ended<E>> {
         let mut alarm = pin!(sleep_until(self.next_alarm()));
+        let mut unread = None;
         loop {
             while self.hears() {
                 match calls.next().now_or_never() {
-                    Some(call) => self.hear(call)?,
+                    Some(call) => self.hear(call, &mut unread)?,
                     None => break,
                 }
             }
@@ -373,7 +384,7 @@ impl<O: Outlet> Session<O> {
                 continue;
             }
             if self.has_ended() {
-                return self.end();
+                return unread.map_or_else(|| self.end(), |error| Err(Ended::Refused(error)));
             }
             let next = self.next_alarm();
             if alarm.is_elapsed() || next < alarm.deadline() {
@@ -383,7 +394,7 @@ impl<O: Outlet> Session<O> {
             tokio::select! {
                 biased;
                 () = self.outlet.gone() => return Err(Ended::Broken),
-                call = calls.next(), if hears => self.hear(call)?,
+                call = calls.next(), if hears => self.hear(call, &mut unread)?,
                 clear = self.outlet.clear(), if !self.is_clear => match clear {
                     true => self.is_clear = true,
                     // It was told why by those who cut it off.
@@ -418,11 +429,19 @@ impl<O: Outlet> Session<O> {
     }
 
     /// Notes what the client said. What is not right ends the stream when all before it is answered.
-    fn hear<E>(&mut self, call: Option<Result<ConsumeCall, Unread<E>>>) -> Result<(), Ended<E>> {
+    fn hear<E>(
+        &mut self,
+        call: Option<Result<ConsumeCall, Unread<E>>>,
+        unread: &mut Option<E>,
+    ) -> Result<(), Ended<E>> {
         let call = match call {
             Some(Ok(call)) => call,
             Some(Err(Unread::Broken)) => return Err(Ended::Broken),
-            Some(Err(Unread::Refused(error))) => return Err(Ended::Refused(error)),
+            Some(Err(Unread::Refused(error))) => {
+                self.hear_no_more();
+                *unread = Some(error);
+                return Ok(());
+            }
             None => {
                 self.is_heard = true;
                 self.lanes.stand_up();
@@ -439,9 +458,13 @@ impl<O: Outlet> Session<O> {
 
     /// The stream ends with this when all that was asked before is answered.
     fn refuse(&mut self, error: Error) {
+        self.hear_no_more();
+        self.asked.push(Request::Refused(error));
+    }
+
+    fn hear_no_more(&mut self) {
         self.refuses = true;
         self.lanes.stand_up();
-        self.asked.push(Request::Refused(error));
     }
 
     fn understand(&mut self, call: ConsumeCall) -> Result<Option<Request>, Error> {
@@ -530,7 +553,9 @@ impl<O: Outlet> Session<O> {
 
     /// Which queue to pop, if the client may have more and the stream has room for it.
     fn lane_to_pop(&mut self) -> Option<usize> {
-        let wants = self.delivers() && self.message.delivery.is_none() && self.held.len() < self.max_outstanding;
+        let has_room = self.held.len() < self.max_outstanding;
+        self.lanes.note_room(has_room);
+        let wants = self.delivers() && self.message.delivery.is_none() && has_room;
         if wants && self.is_clear { self.lanes.next() } else { None }
     }
 
