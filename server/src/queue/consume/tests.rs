@@ -9,10 +9,13 @@ use futures_util::stream;
 use tokio::{sync::mpsc, task::JoinHandle, time::advance};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::*;
+use super::{asked::ASKED_REQUESTS, *};
 use crate::{
-    queue::{InsertCall, Limits, NewTask, Seat, Value, Waits},
-    store::{Admin, Attempt, Clock, Fingerprint, SessionId, Setting, State, TEST_RULES, memory::MemoryStore},
+    queue::{Delivery, InsertCall, Limits, NewTask, Seat, Value, Waits},
+    store::{
+        Admin, Attempt, Clock, Fingerprint, Millis, QueueName, SessionId, Setting, State, TEST_RULES,
+        memory::MemoryStore,
+    },
 };
 
 const SESSION: [u8; 16] = [7; 16];
