@@ -16,6 +16,7 @@ use super::{
     Queues,
     error::{Error, Invalid},
     limits,
+    uncancelled::uncancelled,
 };
 use crate::store::{Counts, Description, Millis, QueueName, Setting, Settings};
 
@@ -63,7 +64,12 @@ impl Queues {
     /// Deletes a queue; one with tasks only if `force`.
     pub async fn delete_queue(&self, queue: &str, force: bool) -> Result<(), Error> {
         let queue = limits::queue(queue)?;
-        if self.store.drop_queue(&queue, force).await? { Ok(()) } else { Err(Error::QueueNotFound(queue)) }
+        let this = self.clone();
+        // A store may have to do more than one thing, and not just the first of them.
+        uncancelled(&self.background, async move {
+            if this.store.drop_queue(&queue, force).await? { Ok(()) } else { Err(Error::QueueNotFound(queue)) }
+        })
+        .await
     }
 
     /// How long the tasks of a queue are held, where a request does not say.

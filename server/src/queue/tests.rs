@@ -1,10 +1,12 @@
-//! What a waiting pop makes of a store that fails it, where no real one can be made to do so at a given moment.
+//! What becomes of calls whose store fails them, or whose caller leaves while the store works, where no real one can be made to do
+//! so at a given moment.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::VecDeque, pin::pin, sync::Mutex};
 
 use async_trait::async_trait;
-use futures_util::poll;
+use futures_util::{FutureExt, poll};
+use tokio::task::yield_now;
 
 use super::*;
 use crate::store::{
@@ -14,7 +16,7 @@ use crate::store::{
 
 const QUEUE: &str = "q";
 
-/// A store in memory that fails pops as it is told to.
+/// A store in memory that fails pops as it is told to, and whose administration takes a while.
 struct Failing {
     memory: MemoryStore,
     failures: Mutex<VecDeque<StoreError>>,
@@ -59,6 +61,16 @@ macro_rules! failing {
                 unreachable!()
             })*
 
+            async fn redrive(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
+                yield_now().await;
+                self.memory.redrive(queue, ids).await
+            }
+
+            async fn drop_queue(&self, queue: &QueueName, force: bool) -> Result<bool, StoreError> {
+                yield_now().await;
+                self.memory.drop_queue(queue, force).await
+            }
+
             fn describe(&self) -> Description {
                 unreachable!()
             }
@@ -88,10 +100,13 @@ failing! {
         list(&QueueName, State, Option<&Place>, usize) -> Option<TaskPage>;
         tasks(&QueueName, &[TaskId]) -> Vec<Option<Seen>>;
         delete(&QueueName, &[TaskId]) -> Vec<Deleted>;
-        redrive(&QueueName, &[TaskId]) -> Vec<Redriven>;
         purge(&QueueName, State) -> u64;
-        drop_queue(&QueueName, bool) -> bool;
     }
+}
+
+fn store() -> Arc<Failing> {
+    let memory = MemoryStore::new(Arc::new(SystemClock::default()), TEST_RULES, 1 << 30);
+    Arc::new(Failing { memory, failures: Mutex::default() })
 }
 
 /// One server of those on this store.
@@ -130,8 +145,7 @@ async fn woken_for<const N: usize>(
     with_ack: bool,
     failures: [StoreError; N],
 ) -> (Result<(Option<Delivery>, Vec<Outcome>), Error>, Duration) {
-    let memory = MemoryStore::new(Arc::new(SystemClock::default()), TEST_RULES, 1 << 30);
-    let store = Arc::new(Failing { memory, failures: Mutex::default() });
+    let store = store();
     let (here, elsewhere) = (server(&store), server(&store));
     insert(&elsewhere).await;
     let held = elsewhere.pop(pop(Duration::ZERO, Vec::new())).await.unwrap().0.unwrap();
@@ -179,4 +193,37 @@ async fn a_waiting_pop_that_loses_its_store_says_that_its_acks_may_have_been_app
     assert!(!nothing_was_done(woken_for(true, [away()]).await.0));
     assert!(!nothing_was_done(woken_for(true, [overloaded(), away()]).await.0));
     assert!(nothing_was_done(woken_for(false, [overloaded(), away()]).await.0));
+}
+
+/// Makes a call and leaves it while the store works. Returns when all that goes on without it is done.
+async fn leave<T>(server: &Queues, call: impl Future<Output = Result<T, Error>>) {
+    let mut call = Box::pin(call);
+    assert!(poll!(&mut call).is_pending());
+    drop(call);
+    server.background.close();
+    server.background.wait().await;
+}
+
+#[tokio::test]
+async fn a_queue_is_deleted_though_its_caller_leaves() {
+    let store = store();
+    let server = server(&store);
+    insert(&server).await;
+    leave(&server, server.delete_queue(QUEUE, true)).await;
+    assert_eq!(store.memory.queues(None, 1).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_redrive_whose_caller_leaves_wakes_those_who_wait() {
+    let store = store();
+    let server = server(&store);
+    insert(&server).await;
+    let held = server.pop(pop(Duration::ZERO, Vec::new())).await.unwrap().0.unwrap();
+    held.unsent.handed_over();
+    let lease_tokens = vec![held.tasks[0].token.text()];
+    let rejected = PutBackCall { lease_tokens, dead_letter: true, ..PutBackCall::default() };
+    assert_eq!(server.put_back(QUEUE, rejected).await.unwrap().0, [Outcome::Applied]);
+    let seat = Seat::take(&server.waits, &QueueName::parse(QUEUE).unwrap());
+    leave(&server, server.redrive(QUEUE, Redrive::Ids(vec![held.tasks[0].id.text()]))).await;
+    assert!(seat.woken().now_or_never().is_some());
 }

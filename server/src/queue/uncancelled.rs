@@ -22,7 +22,8 @@ pub(super) async fn in_background<T: Send + 'static>(
     background.spawn(work).await.unwrap_or_else(|_| Err(panicked()))
 }
 
-fn panicked() -> Error {
+/// What comes of a step that panicked.
+pub(super) fn panicked() -> Error {
     Error::Bug("a step of a call panicked; standard error has the place".to_owned())
 }
 

@@ -6,7 +6,7 @@
 //! [`Waits::run_looks`] finds the task: one look a queue for all its waiters, many queues in one call.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher, RandomState},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -47,6 +47,8 @@ pub struct Waits {
 /// The waiters of a queue.
 struct Line {
     seats: BTreeMap<u64, Arc<Notify>>,
+    /// Those who could take nothing now, and have heard of all that came before.
+    aside: BTreeSet<u64>,
     look_at: Instant,
 }
 
@@ -77,6 +79,9 @@ impl Waits {
         }
         let mut part = self.part(queue);
         let Some(line) = part.get_mut(queue) else { return };
+        if tasks > 0 {
+            line.aside.clear();
+        }
         for _ in 0..tasks {
             let Some((_, seat)) = line.seats.pop_first() else { break };
             seat.notify_one();
@@ -85,7 +90,7 @@ impl Waits {
     }
 
     fn drop_if_empty(&self, part: &mut HashMap<QueueName, Line>, queue: &QueueName) {
-        if part.get(queue).is_some_and(|line| line.seats.is_empty()) {
+        if part.get(queue).is_some_and(|line| line.seats.is_empty() && line.aside.is_empty()) {
             part.remove(queue);
             self.lines.fetch_sub(1, Ordering::Relaxed);
         }
@@ -97,7 +102,7 @@ impl Waits {
             if self.lines.fetch_add(1, Ordering::SeqCst) == 0 {
                 self.first_line.notify_one();
             }
-            Line { seats: BTreeMap::new(), look_at: self.next_look(queue, Instant::now()) }
+            Line { seats: BTreeMap::new(), aside: BTreeSet::new(), look_at: self.next_look(queue, Instant::now()) }
         });
         line.seats.insert(number, Arc::clone(seat));
     }
@@ -185,7 +190,8 @@ impl Seat {
     /// True if somebody has woken this one.
     pub(super) fn was_woken(&self) -> bool {
         let part = self.waits.part(&self.queue);
-        !part.get(&self.queue).is_some_and(|line| line.seats.contains_key(&self.number))
+        let has_place = |line: &Line| line.seats.contains_key(&self.number) || line.aside.contains(&self.number);
+        !part.get(&self.queue).is_some_and(has_place)
     }
 
     /// Sits down in the old place again if somebody has woken this one. True if so.
@@ -195,6 +201,34 @@ impl Seat {
             self.waits.sit(&self.queue, self.number, &self.woken);
         }
         was_woken
+    }
+
+    /// Is not woken and does not count from now on, and keeps its place.
+    pub(super) fn step_aside(&self) {
+        if let Some(line) = self.waits.part(&self.queue).get_mut(&self.queue)
+            && line.seats.remove(&self.number).is_some()
+        {
+            line.aside.insert(self.number);
+        }
+    }
+
+    /// Sits down in its place again. True if something has come meanwhile.
+    pub(super) fn come_back(&self) -> bool {
+        if let Some(line) = self.waits.part(&self.queue).get_mut(&self.queue)
+            && line.aside.remove(&self.number)
+        {
+            line.seats.insert(self.number, Arc::clone(&self.woken));
+            return false;
+        }
+        self.waits.sit(&self.queue, self.number, &self.woken);
+        true
+    }
+
+    /// Leaves, and has another one look in its stead.
+    pub(super) fn pass_on(self) {
+        let (waits, queue) = (Arc::clone(&self.waits), self.queue.clone());
+        drop(self);
+        waits.wake(&queue, 1);
     }
 
     /// Waits to be woken, and sits down in the old place again, so that no wake-up is missed while the store is asked.
@@ -207,7 +241,8 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut part = self.waits.part(&self.queue);
-        let sitting = part.get_mut(&self.queue).and_then(|line| line.seats.remove(&self.number)).is_some();
+        let leave = |line: &mut Line| line.seats.remove(&self.number).is_some() || line.aside.remove(&self.number);
+        let sitting = part.get_mut(&self.queue).is_some_and(leave);
         self.waits.drop_if_empty(&mut part, &self.queue);
         drop(part);
         if !sitting {
@@ -264,6 +299,26 @@ mod tests {
         waits.wake(&queue("a"), 1);
         let mut again = pin!(seat.woken());
         assert!(poll!(&mut again).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_waiter_aside_is_not_woken_and_knows_when_it_is_back_that_something_came() {
+        let waits = Arc::new(Waits::default());
+        let (first, second) = (Seat::take(&waits, &queue("a")), Seat::take(&waits, &queue("a")));
+        first.step_aside();
+        assert_eq!((waits.waiting(&queue("a")), first.was_woken()), (1, false));
+        assert!(!first.come_back());
+        first.step_aside();
+        waits.wake(&queue("a"), 1);
+        assert!(second.woken().now_or_never().is_some());
+        assert!(first.woken().now_or_never().is_none());
+        assert!(first.come_back());
+        assert_eq!(waits.waiting(&queue("a")), 2);
+        first.pass_on();
+        assert!(second.woken().now_or_never().is_some());
+        second.step_aside();
+        drop(second);
+        assert_eq!(waits.lines.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]

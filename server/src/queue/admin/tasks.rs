@@ -11,6 +11,7 @@ use crate::{
         error::{Error, Invalid},
         limits::{self, MAX_BATCH},
         task::{self, Content},
+        uncancelled::uncancelled,
     },
     store::{Deleted, Place, QueueName, RECLAIM_STEP, Redriven, Seen, State, StoreError, TaskId},
 };
@@ -112,9 +113,9 @@ impl Queues {
         match which {
             Redrive::Ids(ids) => {
                 for step in task_ids("ids.ids", &ids)?.chunks(RECLAIM_STEP) {
-                    let is_first = done.outcomes.is_empty();
-                    let outcomes = self.redrive_step(&queue, step, &mut done).await;
-                    done.outcomes.extend(outcomes.map_err(|error| unless_first(error, is_first))?);
+                    let outcomes = self.redrive_step(&queue, step.to_vec(), done.outcomes.is_empty()).await?;
+                    done.add(&outcomes);
+                    done.outcomes.extend(outcomes);
                 }
             }
             Redrive::Oldest(max) => self.redrive_oldest(&queue, max, &mut done).await?,
@@ -131,9 +132,9 @@ impl Queues {
             let page = self.store.list(queue, State::Dead, after.as_ref(), step).await;
             let Some(page) = page.map_err(|error| unless_first(error, is_first))? else { break };
             let ids: Vec<TaskId> = page.tasks.iter().map(|task| task.id).collect();
-            self.redrive_step(queue, &ids, done).await.map_err(|error| unless_first(error, is_first))?;
-            is_first = false;
             left -= ids.len() as u64;
+            done.add(&self.redrive_step(queue, ids, is_first).await?);
+            is_first = false;
             match page.next {
                 Some(next) => after = Some(next),
                 None => break,
@@ -142,17 +143,16 @@ impl Queues {
         Ok(())
     }
 
-    async fn redrive_step(
-        &self,
-        queue: &QueueName,
-        ids: &[TaskId],
-        done: &mut RedriveDone,
-    ) -> Result<Vec<Redriven>, StoreError> {
-        let outcomes = self.store.redrive(queue, ids).await?;
-        let before = done.redriven;
-        done.add(&outcomes);
-        self.waits.wake(queue, usize::try_from(done.redriven - before).unwrap_or(usize::MAX));
-        Ok(outcomes)
+    async fn redrive_step(&self, queue: &QueueName, ids: Vec<TaskId>, is_first: bool) -> Result<Vec<Redriven>, Error> {
+        let (this, queue) = (self.clone(), queue.clone());
+        // A caller who leaves must not keep the waiters from being woken.
+        uncancelled(&self.background, async move {
+            let redriven = this.store.redrive(&queue, &ids).await;
+            let outcomes = redriven.map_err(|error| unless_first(error, is_first))?;
+            this.waits.wake(&queue, outcomes.iter().filter(|outcome| **outcome == Redriven::Ready).count());
+            Ok(outcomes)
+        })
+        .await
     }
 
     /// Refuses a redrive that names neither ids nor a number.

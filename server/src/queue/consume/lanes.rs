@@ -21,6 +21,8 @@ pub(super) struct Lanes {
     lanes: Vec<Lane>,
     /// How far the queue was that had the last turn.
     reached: u64,
+    /// The stream can take more; without room it sits aside.
+    has_room: bool,
 }
 
 struct Lane {
@@ -51,7 +53,7 @@ impl Lanes {
             pops: MintedMap::default(),
             spent: Vec::new(),
         };
-        Self { lanes: queues.into_iter().map(lane).collect(), reached: 0 }
+        Self { lanes: queues.into_iter().map(lane).collect(), reached: 0, has_room: true }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -142,13 +144,28 @@ impl Lanes {
         }
     }
 
-    /// Gives up all seats: the queues have to be looked at again.
-    pub(super) fn stand_up(&mut self) {
+    /// A stream without room is not woken: what comes then is for others. When it has room again, it looks where something
+    /// has come.
+    pub(super) fn note_room(&mut self, has_room: bool) {
+        if has_room == std::mem::replace(&mut self.has_room, has_room) {
+            return;
+        }
         for lane in &mut self.lanes {
-            if lane.seat.take().is_some() {
-                lane.begin_again(self.reached);
+            match &lane.seat {
+                Some(seat) if has_room => {
+                    if seat.come_back() {
+                        lane.begin_again(self.reached);
+                    }
+                }
+                Some(seat) if lane.is_empty => seat.step_aside(),
+                _ => lane.stand_up(self.reached),
             }
         }
+    }
+
+    /// Gives up all seats: the queues have to be looked at again.
+    pub(super) fn stand_up(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.stand_up(self.reached));
     }
 
     pub(super) fn note_delivered(&mut self, at: usize, stem: Stem) {
@@ -175,6 +192,17 @@ impl Lanes {
 }
 
 impl Lane {
+    fn stand_up(&mut self, reached: u64) {
+        let Some(seat) = self.seat.take() else { return };
+        // It may have been woken, and has not looked since.
+        if self.is_empty {
+            drop(seat)
+        } else {
+            seat.pass_on()
+        }
+        self.begin_again(reached);
+    }
+
     fn begin_again(&mut self, reached: u64) {
         self.is_empty = false;
         self.moved = self.moved.max(reached);

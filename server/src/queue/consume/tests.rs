@@ -1,4 +1,4 @@
-//! Sessions with a client that never stops talking, and with one that does not read.
+//! Sessions with a client that never stops talking, with one that does not read, and with others that are no matter of the wire.
 
 use std::{
     future::pending,
@@ -6,13 +6,16 @@ use std::{
 };
 
 use futures_util::stream;
-use tokio::{sync::mpsc, time::advance};
+use tokio::{sync::mpsc, task::JoinHandle, time::advance};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::*;
+use super::{asked::ASKED_REQUESTS, *};
 use crate::{
-    queue::{InsertCall, Limits, NewTask, Value, Waits},
-    store::{Admin, Attempt, Clock, Fingerprint, SessionId, TEST_RULES, memory::MemoryStore},
+    queue::{Delivery, InsertCall, Limits, NewTask, Seat, Value, Waits},
+    store::{
+        Admin, Attempt, Clock, Fingerprint, Millis, QueueName, SessionId, Setting, State, TEST_RULES,
+        memory::MemoryStore,
+    },
 };
 
 const SESSION: [u8; 16] = [7; 16];
@@ -79,17 +82,25 @@ fn queues() -> Queues {
 }
 
 async fn insert(queues: &Queues) {
+    insert_into(queues, "q").await;
+}
+
+async fn insert_into(queues: &Queues, queue: &str) {
     let tasks = vec![NewTask { value: Some(Value::Json("1".to_owned())), ..NewTask::default() }];
     let fingerprint = Fingerprint([0; 16]);
-    let call = InsertCall { queue: "q".to_owned(), tasks, request_id: String::new(), fingerprint };
+    let call = InsertCall { queue: queue.to_owned(), tasks, request_id: String::new(), fingerprint };
     queues.insert(call).await.unwrap();
 }
 
 fn open() -> Heard {
+    open_for(&["q"], 10)
+}
+
+fn open_for(queues: &[&str], max_outstanding: u32) -> Heard {
     Ok(ConsumeCall::Open(ConsumeOpen {
-        queues: vec![("q".to_owned(), 1)],
+        queues: queues.iter().map(|queue| ((*queue).to_owned(), 1)).collect(),
         lease: None,
-        max_outstanding: 10,
+        max_outstanding,
         session: SESSION.to_vec(),
         max_hold: None,
     }))
@@ -99,6 +110,23 @@ fn open() -> Heard {
 fn heartbeat() -> Heard {
     let tokens = Tokens { queue: String::new(), lease_tokens: vec!["0".repeat(32)] };
     Ok(ConsumeCall::Heartbeat(tokens, None))
+}
+
+fn ack(token: Token) -> Heard {
+    Ok(ConsumeCall::Ack(Tokens { queue: String::new(), lease_tokens: vec![token.text()] }))
+}
+
+/// Opens a stream on which the client says what it is told to.
+fn begin(
+    queues: &Queues,
+    wire: &Wire,
+    open: Heard,
+) -> (mpsc::UnboundedSender<Heard>, JoinHandle<Result<(), Ended<()>>>) {
+    let (say, talk) = mpsc::unbounded_channel();
+    let talk = stream::unfold(talk, async |mut talk| Some((talk.recv().await?, talk)));
+    say.send(open).unwrap();
+    let (queues, wire) = (queues.clone(), wire.clone());
+    (say, tokio::spawn(async move { queues.consume(Box::pin(talk), wire).await }))
 }
 
 fn handed_over(received: &mut mpsc::UnboundedReceiver<ConsumeMessage>) -> Vec<Token> {
@@ -146,17 +174,10 @@ async fn a_stream_whose_session_was_taken_over_answers_before_it_ends() {
     insert(&queues).await;
     insert(&queues).await;
     let (wire, mut received) = Wire::new(1);
-    let (say, talk) = mpsc::unbounded_channel();
-    let talk = stream::unfold(talk, async |mut talk| Some((talk.recv().await?, talk)));
-    say.send(open()).unwrap();
-    let session = tokio::spawn({
-        let (queues, wire) = (queues.clone(), wire.clone());
-        async move { queues.consume(Box::pin(talk), wire).await }
-    });
+    let (say, session) = begin(&queues, &wire, open());
     sleep(LEASE / 10).await;
     let tokens = handed_over(&mut received);
-    let lease_tokens = vec![tokens[0].text()];
-    say.send(Ok(ConsumeCall::Ack(Tokens { queue: String::new(), lease_tokens }))).unwrap();
+    say.send(ack(tokens[0])).unwrap();
     sleep(LEASE / 10).await;
     let queue = QueueName::parse("q").unwrap();
     let other = Consumer { session: SessionId(SESSION), stream: Attempt::mint().unwrap() };
@@ -167,4 +188,74 @@ async fn a_stream_whose_session_was_taken_over_answers_before_it_ends() {
     wire.read_one();
     assert!(matches!(session.await.unwrap(), Err(Ended::Failed(Error::SessionTakenOver))));
     assert_eq!(received.try_recv().unwrap().answers[0].outcomes, [Outcome::Applied]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_stream_does_not_wait_and_hears_of_what_came_when_it_has_room() {
+    let (queues, queue) = (queues(), QueueName::parse("q").unwrap());
+    let (wire, mut received) = Wire::new(usize::MAX);
+    let (say, _session) = begin(&queues, &wire, open_for(&["q"], 1));
+    sleep(LEASE / 10).await;
+    assert_eq!(queues.waits.waiting(&queue), 1);
+    insert(&queues).await;
+    sleep(LEASE / 10).await;
+    let first = handed_over(&mut received);
+    assert_eq!((first.len(), queues.waits.waiting(&queue)), (1, 0));
+    let free = Seat::take(&queues.waits, &queue);
+    insert(&queues).await;
+    assert!(free.woken().now_or_never().is_some());
+    drop(free);
+    say.send(ack(first[0])).unwrap();
+    sleep(LEASE / 10).await;
+    let second = handed_over(&mut received);
+    assert_eq!(second.len(), 1);
+    say.send(ack(second[0])).unwrap();
+    sleep(LEASE / 10).await;
+    assert_eq!(queues.waits.waiting(&queue), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_heard_before_a_message_that_cannot_be_read_is_answered() {
+    let (wire, mut received) = Wire::new(usize::MAX);
+    let talk = stream::iter([open(), heartbeat(), Err(Unread::Refused(()))]);
+    assert!(matches!(queues().consume(talk, wire).await, Err(Ended::Refused(()))));
+    assert_eq!(received.try_recv().unwrap().answers[0].outcomes, [Outcome::LeaseLost]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_session_panics_ends_with_a_bug() {
+    let (wire, _received) = Wire::new(usize::MAX);
+    let panics = stream::repeat_with(|| if true { panic!("as asked") } else { heartbeat() });
+    let ended = queues().consume(stream::iter([open()]).chain(panics), wire).await;
+    assert!(matches!(ended, Err(Ended::Failed(Error::Bug(_)))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leases_of_each_queue_are_kept_at_its_own_pace() {
+    let queues = queues();
+    let leases = [("short", 900), ("long", 30_000)].map(|(name, lease)| (QueueName::parse(name).unwrap(), lease));
+    for (queue, lease) in &leases {
+        queues.store.change(queue, &[(Setting::Lease, Some(*lease))]).await.unwrap();
+        insert_into(&queues, queue.as_str()).await;
+    }
+    let (wire, mut received) = Wire::new(usize::MAX);
+    let (_say, _session) = begin(&queues, &wire, open_for(&["short", "long"], 10));
+    let (began, mut ends) = (Instant::now(), [Vec::new(), Vec::new()]);
+    let clock = Paused(began);
+    while began.elapsed() < Duration::from_secs(60) {
+        sleep(Duration::from_millis(50)).await;
+        handed_over(&mut received);
+        for ((queue, lease), ends) in leases.iter().zip(&mut ends) {
+            let page = queues.store.list(queue, State::Leased, None, 2).await.unwrap().unwrap();
+            let end = page.tasks[0].at.unwrap();
+            assert!(end <= clock.now() + lease, "no longer than its queue says");
+            assert_eq!(page.tasks[0].expiries, 0, "it is kept");
+            if ends.last() != Some(&end) {
+                ends.push(end);
+            }
+        }
+    }
+    // Each third of a lease: in a minute 200 times and 6 times, give or take the rounds that they share.
+    let [short, long] = ends.map(|ends| ends.len());
+    assert!((190..=202).contains(&short) && (5..=8).contains(&long), "{short} and {long} times");
 }

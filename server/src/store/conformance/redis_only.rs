@@ -706,3 +706,19 @@ async fn what_is_rare_drains_when_redis_is_full() {
     assert!(rig.drop_queue(&q, true).await.unwrap());
     assert_eq!(rig.count(&q).await, None);
 }
+
+/// A queue that was dropped is, whatever becomes of its name in the registry; a name too many does no harm.
+#[tokio::test]
+async fn a_queue_is_dropped_though_its_name_cannot_be() {
+    let redis = Arc::new(Redis::start());
+    let (rig, q) = (connected(&redis), queue("q"));
+    rig.insert_numbers(&q, 0..3).await;
+    redis.command(&["ACL", "SETUSER", "default", "-srem"]);
+    assert!(rig.drop_queue(&q, true).await.unwrap());
+    assert_eq!(rig.count(&q).await, None);
+    assert_eq!(rig.queues(None, 2).await.unwrap(), std::slice::from_ref(&q));
+    redis.command(&["ACL", "SETUSER", "default", "+srem"]);
+    rig.insert_numbers(&q, 0..1).await;
+    assert!(rig.drop_queue(&q, true).await.unwrap());
+    assert_eq!(rig.queues(None, 2).await.unwrap(), []);
+}

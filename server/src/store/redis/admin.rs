@@ -165,16 +165,19 @@ impl Admin for RedisStore {
     }
 
     async fn change(&self, queue: &QueueName, changes: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
-        self.within_timeout(async {
+        let changing = self.within_timeout(async {
             self.register_before_insert(queue).await?;
             let mut call = self.call(&script::CHANGE, queue).arg(1);
             for (setting, value) in changes {
                 call = call.arg(setting.name()).arg(value.map_or_else(String::new, |value| value.to_string()));
             }
-            let (_, mut more, made, settings) = changed(self.run(call).await?)?;
-            if made {
-                self.register_made(queue).await;
-            }
+            changed(self.run(call).await?)
+        });
+        let (_, mut more, made, settings) = changing.await?;
+        if made {
+            self.register_made(queue).await;
+        }
+        self.within_timeout(async {
             while more {
                 (_, more, _, _) = changed(self.run(self.call(&script::CHANGE, queue).arg(0)).await?)?;
             }
@@ -250,17 +253,20 @@ impl Admin for RedisStore {
     }
 
     async fn drop_queue(&self, queue: &QueueName, force: bool) -> Result<bool, StoreError> {
-        self.within_timeout(async {
+        let dropping = self.within_timeout(async {
             self.reclaim(queue).await?;
-            let call = self.call(&script::DROP, queue).arg(u8::from(force)).arg(call_id()?);
-            match self.run::<u64>(call).await? {
-                0 => return Ok(false),
-                1 => self.unregister(queue).await?,
-                _ => return Err(StoreError::NotEmpty),
-            }
-            Ok(true)
-        })
-        .await
+            self.run::<u64>(self.call(&script::DROP, queue).arg(u8::from(force)).arg(call_id()?)).await
+        });
+        match dropping.await? {
+            0 => return Ok(false),
+            1 => {}
+            _ => return Err(StoreError::NotEmpty),
+        }
+        // The queue is gone whatever becomes of its name, and half of this must not be left out because the time is over.
+        if let Err(error) = self.unregister(queue).await {
+            tracing::warn!(%error, ?queue, "could not take the name of a deleted queue out of the registry; it goes later");
+        }
+        Ok(true)
     }
 
     fn describe(&self) -> Description {

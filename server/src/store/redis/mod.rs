@@ -223,10 +223,11 @@ impl RedisStore {
         if is_registered { Ok(()) } else { self.register(queue).await }
     }
 
-    /// The tasks are in, so this must not fail the call that made the queue; whoever inserts next does it again.
+    /// The tasks are in, so this must not fail the call that made the queue; whoever inserts next does it again, also where
+    /// this one was cut off.
     async fn register_made(&self, queue: &QueueName) {
+        self.shared.known(|known| known.registered.remove(queue));
         if let Err(error) = self.register(queue).await {
-            self.shared.known(|known| known.registered.remove(queue));
             tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
         }
     }
@@ -351,7 +352,8 @@ impl RedisStore {
         self.unregister(queue).await
     }
 
-    /// Drops the name of a queue that is not there.
+    /// Drops the name of a queue that is not there. It comes back unless the queue is known to have stayed away: a name too many
+    /// is forgotten in its time, and a queue without a name is found by nobody.
     async fn unregister(&self, queue: &QueueName) -> Result<(), StoreError> {
         self.shared.known(|known| {
             known.without_keys.remove(queue);
@@ -359,9 +361,16 @@ impl RedisStore {
         });
         let mut remove = cmd("SREM");
         remove.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
-        self.link.run(async |connection| remove.query_async::<()>(connection).await).await?;
-        // Another server may have made the queue since, and registered it before the name went.
-        if self.look_once(queue, 0).await?.exists { self.register(queue).await } else { Ok(()) }
+        let removing = async {
+            self.link.run(async |connection| remove.query_async::<()>(connection).await).await?;
+            // Another server may have made the queue since, and registered it before the name went.
+            Ok(self.look_once(queue, 0).await?.exists)
+        };
+        match removing.await {
+            Ok(false) => Ok(()),
+            Ok(true) => self.register(queue).await,
+            Err(error) => self.register(queue).await.and(Err(error)),
+        }
     }
 
     async fn held_since(&self, queue: &QueueName, held_for: Millis) -> Result<(i64, Vec<Token>), StoreError> {
@@ -417,16 +426,16 @@ fn unless_broken<T>(queue: &QueueName, seen: Result<T, StoreError>) -> Result<Op
 #[async_trait]
 impl Store for RedisStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
-        self.within_timeout(async {
+        let inserting = self.within_timeout(async {
             self.register_before_insert(queue).await?;
             let lane = Lane::Ordinary(Some(queue.clone()));
-            let answer = self.gatherer.run(lane, queue, insert, Job::Insert).await?;
-            if answer.made {
-                self.register_made(queue).await;
-            }
-            Ok(answer.inserted)
-        })
-        .await
+            self.gatherer.run(lane, queue, insert, Job::Insert).await
+        });
+        let answer = inserting.await?;
+        if answer.made {
+            self.register_made(queue).await;
+        }
+        Ok(answer.inserted)
     }
 
     async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
