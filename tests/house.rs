@@ -126,18 +126,20 @@ fn only_its_store_names_sqlite() {
 /// Each script says what it is given and what it answers; what scripts are put together from, what it is for.
 #[test]
 fn scripts_have_headers() {
-    const PARTS: [&str; 12] = [
+    const PARTS: [&str; 14] = [
         "calls.lua",
         "common.lua",
         "gate.lua",
         "heads.lua",
         "leases.lua",
+        "lines.lua",
         "parts.lua",
         "prelude.lua",
         "prelude_test.lua",
         "rare.lua",
         "seen.lua",
         "sessions.lua",
+        "sizes.lua",
         "where.lua",
     ];
     for path in files(&root().join("server/lua"), "lua") {

@@ -32,6 +32,7 @@
 --       cancelled SET    of ids of leased tasks that go when they would go back
 --       sizes HASH       id -> bytes of the envelope, of tasks that are not dead; while a setting limits them
 --       gone SET         of ids in lists whose tasks are gone
+--       numbers HASH     priority -> numbers of places in that list that are not told by where they stand, see lines.lua
 --       where HASH       id -> token, of leased tasks; while somebody asks for tasks by id, see where.lua
 -- ARGV  1 window, 2 half of the entries that a memory keeps, 3 this server, 4 the queue's name, 5 prefix of the channels
 --       6 after how many expiries a task is given up, 7 and on: the script's own

@@ -29,7 +29,9 @@ local function gate_of(given, packed, size_of)
     return sub(id, 1, 6) .. string.char(byte(id, 7) + 16) .. sub(id, 8)
   end
 
-  local gate, holders, extras = {}, {}, read_extras(packed)
+  -- As calls.lua has them.
+  local CALL, CALL_TTL = BASE .. 'call:', 60000
+  local gate, holders, extras, answers = {}, {}, read_extras(packed), {}
   local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
   local live, bytes = max_tasks and rare.live(), max_bytes and rare.count_of('bytes')
 
@@ -72,6 +74,27 @@ local function gate_of(given, packed, size_of)
       holders[key] = id
     end
     return duplicates
+  end
+
+  -- Whether a call cannot be told from its own second run by its tasks: others may have their unique keys by then.
+  function gate.has_keys(first, last)
+    for task = first, last do
+      if extras[task] and extras[task].key then
+        return true
+      end
+    end
+    return false
+  end
+
+  -- What such a call was answered, if it ran: 0 as given, or {ids}. Its first id names it.
+  function gate.recall(first)
+    local ids = call('GET', CALL .. given[first])
+    return ids and (ids == '' and 0 or { ids })
+  end
+
+  -- To be recalled once it is done: its ids, or nothing if they are as given.
+  function gate.remember(first, ids)
+    answers[#answers + 1] = { CALL .. given[first], ids or '' }
   end
 
   -- The ids of these tasks as they are answered.
@@ -118,6 +141,13 @@ local function gate_of(given, packed, size_of)
     rare.add('tail:0', -#ids)
     if max_bytes then
       rare.note_sizes(sizes)
+    end
+    if #answers > 0 then
+      -- Of duplicates a full Redis tells as well.
+      first_free()
+    end
+    for _, answer in ipairs(answers) do
+      call('SET', answer[1], answer[2], 'PX', CALL_TTL)
     end
     return #ready, #ids > 0 and call('HINCRBY', META, 'inserted', #ids)
   end

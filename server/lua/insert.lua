@@ -40,7 +40,9 @@ for i = 1, #sizes / 2 do
   local high, low = byte(sizes, 2 * i - 1, 2 * i)
   local first, request = last + 1, asked[i]
   last = last + 256 * high + low
-  local known, duplicates, is_full = request and answered(request), none, nil
+  local has_keys = gate and not request and gate.has_keys(first, last)
+  local known = request and answered(request) or has_keys and gate.recall(first)
+  local duplicates, is_full = none, nil
   if not known then
     local again = false
     for task = first, last do
@@ -56,6 +58,8 @@ for i = 1, #sizes / 2 do
     if request and not known then
       recalled[request.id] = request.fingerprint .. answered_ids
       requests[#requests + 1] = request.id
+    elseif has_keys and not known then
+      gate.remember(first, answered_ids)
     end
   else
     answer[i + 1] = known

@@ -5,16 +5,14 @@
 --          envelopes have so many bytes, no further task is listed
 -- Returns  {1 if the queue exists, where this page ended, or '' if that was all, of each task what `see` tells…}
 --
--- Such a place is what the state's tasks are ordered by. Ready: the priority, a byte, and how many tasks were put behind others in
--- that list before this one, 8 bytes: while heads come and go, that stays. Scheduled and dead: the score, 8 bytes, and the member.
+-- Such a place is what the state's tasks are ordered by. Ready: the priority, a byte, and the number of its place in that list,
+-- 8 bytes, as lines.lua has it. Scheduled and dead: the score, 8 bytes, and the member.
 -- Leased: the deadline and the order of the delivery, 8 bytes each.
 local state, after, most, max_bytes = ARGV[7], ARGV[8], tonumber(ARGV[9]), tonumber(ARGV[10])
 -- What insert.lua puts behind an envelope.
 local INSERTED_AT_BYTES = 9
 -- Of members of LEASED, each of up to 200 leases.
 local AT_ONCE = 20
--- Tasks that were put back may stand before the first that was ever put in.
-local FIRST = 2 ^ 50
 is_rare = redis.call('EXISTS', RARE) == 1
 local rare, page, bytes, skipped, last, has_more = rarely(), {}, 0, 0, nil, false
 
@@ -39,14 +37,13 @@ local function list_ready()
     priority, number = struct.unpack('>BI8', after)
   end
   for _, list in ipairs(rare.lists()) do
-    local tail = rare.count_of('tail:' .. list.priority) + (list.priority == 0 and rare.count_of('inserted') or 0)
-    local head = tail - redis.call('LLEN', list.key)
-    local at = priority == list.priority and math.max(0, number - FIRST - head + 1) or 0
+    local numbers = rare.numbers_of(list)
+    local at = priority == list.priority and numbers.place_behind(number) or 0
     local ids = (not priority or list.priority <= priority) and { '' } or {}
     while #ids > 0 do
       ids = redis.call('LRANGE', list.key, at, at + most)
       for i, id in ipairs(ids) do
-        if not take(id, -1, struct.pack('>BI8', list.priority, FIRST + head + at + i - 1)) then
+        if not take(id, -1, struct.pack('>BI8', list.priority, numbers.at(at + i - 1))) then
           return
         end
       end

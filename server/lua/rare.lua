@@ -1,5 +1,6 @@
 -- What only some queues have: priorities, times, unique keys, settings, limits. common.lua says under which keys. One function
--- makes all that touches them, so that a script has to make but that one where none of it is there.
+-- makes all that touches them, so that a script has to make but that one where none of it is there; two parts of it are in lines.lua
+-- and sizes.lua, which stand before it.
 
 local rarities
 local function rarely()
@@ -12,18 +13,13 @@ local function rarely()
   local TASKS, READY, TRIES, DEAD = BASE .. 'tasks', BASE .. 'ready:0', BASE .. 'tries', BASE .. 'dead'
   local HIGH, SCHEDULED, PLACES, PLANS = BASE .. 'high', BASE .. 'scheduled', BASE .. 'places', BASE .. 'plans'
   local ENDS, UNIQUE, SETTINGS, CANCELLED = BASE .. 'ends', BASE .. 'unique', BASE .. 'settings', BASE .. 'cancelled'
-  local SIZES, WHERE, GONE = BASE .. 'sizes', BASE .. 'where', BASE .. 'gone'
-  local ALL = { HIGH, SCHEDULED, PLANS, ENDS, UNIQUE, SETTINGS, CANCELLED, SIZES, WHERE, GONE }
-  -- Scanning reads values too, which may be large.
-  local STEP, SCANNED = 200, 16
-  -- So many ids of tasks that are gone are read in vain, or taken off a list, at once.
-  local MAX_SKIPPED = 1000
-  -- What insert.lua puts behind an envelope.
-  local INSERTED_AT_BYTES = 9
-  local settings, heads, ended = nil, {}, {}
+  local SIZES, WHERE, GONE, NUMBERS = BASE .. 'sizes', BASE .. 'where', BASE .. 'gone', BASE .. 'numbers'
+  local ALL = { HIGH, SCHEDULED, PLANS, ENDS, UNIQUE, SETTINGS, CANCELLED, SIZES, WHERE, GONE, NUMBERS }
+  local STEP = 200
+  local settings, ended = nil, {}
   local rare = {
     PLACES = PLACES, SCHEDULED = SCHEDULED, CANCELLED = CANCELLED, SETTINGS = SETTINGS, WHERE = WHERE, ALL = ALL,
-    MAX_SKIPPED = MAX_SKIPPED,
+    TASKS = TASKS, DEAD = DEAD, SIZES = SIZES, GONE = GONE, NUMBERS = NUMBERS,
   }
   rarities = rare
 
@@ -96,7 +92,7 @@ local function rarely()
     return plans
   end
 
-  local function list_of(priority)
+  function rare.list_of(priority)
     return priority == 0 and READY or BASE .. 'ready:' .. priority
   end
 
@@ -109,7 +105,7 @@ local function rarely()
     end
     for priority = 9, 1, -1 do
       if high[priority] then
-        lists[#lists + 1] = { key = list_of(priority), priority = priority, ready = high[priority] }
+        lists[#lists + 1] = { key = rare.list_of(priority), priority = priority, ready = high[priority] }
         rest = rest - high[priority]
       end
     end
@@ -143,7 +139,7 @@ local function rarely()
   end
 
   -- Makes tasks ready: 'LPUSH' puts them before the others of their priority, each before the last one, 'RPUSH' behind. How many
-  -- were ever put behind is counted: by that a place in a list has a number that stays, see list.lua.
+  -- were ever put behind is counted: by that a place in a list has a number that stays, see lines.lua.
   function rare.push(command, ids, plans)
     local lists = {}
     for _, id in ipairs(ids) do
@@ -152,7 +148,7 @@ local function rarely()
       table.insert(lists[priority], id)
     end
     for priority, of_list in pairs(lists) do
-      call(command, list_of(priority), unpack(of_list))
+      call(command, rare.list_of(priority), unpack(of_list))
       if command == 'RPUSH' then
         add('tail:' .. priority, #of_list)
       end
@@ -185,56 +181,9 @@ local function rarely()
   end
 
   -- So many tasks of a priority are not ready any more.
-  local function leave(priority, count)
+  function rare.leave(priority, count)
     if priority > 0 and call('HINCRBY', HIGH, priority, -count) <= 0 then
       call('HDEL', HIGH, priority)
-    end
-  end
-
-  -- The ids of the first tasks that are ready, at most so many, and none while nothing is delivered; and whether those of too many
-  -- that are gone stand before the others.
-  function rare.first_ids(most)
-    local ids, skipped, has_gone = {}, 0, call('EXISTS', GONE) == 1
-    for _, list in ipairs(rare.is_paused() and {} or rare.lists()) do
-      local part, read, head = nil, 0, { key = list.key, priority = list.priority, up_to = {}, gone = {} }
-      heads[#heads + 1] = head
-      repeat
-        part = call('LRANGE', list.key, read, read + most - 1)
-        local is_gone = has_gone and #part > 0 and call('SMISMEMBER', GONE, unpack(part)) or {}
-        for i, id in ipairs(part) do
-          if is_gone[i] == 1 then
-            skipped = skipped + 1
-            head.gone[#head.gone + 1] = { id, read + i }
-          elseif #ids < most then
-            ids[#ids + 1] = id
-            head.up_to[#head.up_to + 1] = read + i
-          end
-        end
-        read = read + #part
-      until #part < most or #ids == most or skipped >= MAX_SKIPPED
-      if #ids == most or skipped >= MAX_SKIPPED then
-        break
-      end
-    end
-    return ids, skipped >= MAX_SKIPPED
-  end
-
-  -- So many of these are taken off their lists, with what is gone before them. The caller counts them.
-  function rare.take_off(count)
-    for _, head in ipairs(heads) do
-      local from_here = math.min(count, #head.up_to)
-      if from_here > 0 then
-        local up_to, gone = head.up_to[from_here], {}
-        call('LTRIM', head.key, up_to, -1)
-        for _, skipped in ipairs(head.gone) do
-          gone[#gone + 1] = skipped[2] < up_to and skipped[1] or nil
-        end
-        if #gone > 0 then
-          call('SREM', GONE, unpack(gone))
-        end
-        leave(head.priority, from_here)
-      end
-      count = count - from_here
     end
   end
 
@@ -269,44 +218,6 @@ local function rarely()
     if #own > 0 then
       call('HDEL', UNIQUE, unpack(own))
     end
-  end
-
-  -- They count no more where bytes are limited.
-  function rare.forget_sizes(ids)
-    if not rare.setting('max_bytes') then
-      return
-    end
-    local bytes = 0
-    for _, size in ipairs(call('HMGET', SIZES, unpack(ids))) do
-      bytes = bytes + (size or 0)
-    end
-    call('HDEL', SIZES, unpack(ids))
-    add('bytes', -bytes)
-  end
-
-  -- Sizes and ids in turn count from now on.
-  function rare.note_sizes(sizes)
-    local bytes = 0
-    for at = 2, #sizes, 2 do
-      bytes = bytes + sizes[at]
-    end
-    if #sizes > 0 then
-      call('HSET', SIZES, unpack(sizes))
-      add('bytes', bytes)
-    end
-  end
-
-  function rare.size_of(id)
-    return tonumber(call('HGET', SIZES, id) or '0')
-  end
-
-  -- Of tasks that are there.
-  function rare.measure(ids)
-    local sizes = {}
-    for i, id in ipairs(rare.setting('max_bytes') and ids or {}) do
-      sizes[2 * i - 1], sizes[2 * i] = id, call('HSTRLEN', TASKS, id) - INSERTED_AT_BYTES
-    end
-    rare.note_sizes(sizes)
   end
 
   -- These are gone; wherever they were, they are not there any more.
@@ -346,7 +257,7 @@ local function rarely()
       call('HDEL', PLACES, unpack(scheduled))
     end
     for priority, count in pairs(by_priority) do
-      leave(priority, count)
+      rare.leave(priority, count)
     end
     add('ready', -#ready)
     if #ready > 0 then
@@ -420,72 +331,9 @@ local function rarely()
     return count_of('ready') + count_of('leased') + call('ZCARD', SCHEDULED)
   end
 
-  -- Takes ids of tasks that are gone off the heads of lists. Returns whether there may be more.
-  function rare.trim()
-    local budget = MAX_SKIPPED
-    for priority = 0, call('EXISTS', GONE) == 1 and 9 or -1 do
-      local ids, gone = call('LRANGE', list_of(priority), 0, budget - 1), {}
-      while #gone < #ids and call('HEXISTS', TASKS, ids[#gone + 1]) == 0 do
-        gone[#gone + 1] = ids[#gone + 1]
-      end
-      if #gone > 0 then
-        call('LTRIM', list_of(priority), #gone, -1)
-        call('SREM', GONE, unpack(gone))
-      end
-      budget = budget - #gone
-      if budget == 0 then
-        return true
-      end
-    end
-    return false
-  end
-
-  -- Of tasks that are to be put in, takes the ids off lists that are still there: a call that deleted tasks came between two runs
-  -- of the one that puts them in.
-  function rare.take_gone_off(ids)
-    for i, is_gone in ipairs(#ids > 0 and call('SMISMEMBER', GONE, unpack(ids)) or {}) do
-      for priority = 0, is_gone == 1 and 9 or -1 do
-        call('LREM', list_of(priority), 1, ids[i])
-      end
-    end
-    if #ids > 0 then
-      call('SREM', GONE, unpack(ids))
-    end
-  end
-
   -- Whether nothing is left of what is rare; then nobody needs to look for it.
   function rare.is_over()
     return call('EXISTS', unpack(ALL)) == 0
-  end
-
-  -- A step of measuring the tasks that were there before their bytes were limited. Returns whether there are more.
-  function rare.measure_some()
-    local cursor = rare.setting('max_bytes') and call('HGET', META, 'measuring')
-    if not cursor then
-      return false
-    end
-    call('DEL', BASE .. 'spare')
-    local part, ids, sizes = call('HSCAN', TASKS, cursor, 'COUNT', SCANNED), {}, {}
-    for at = 1, #part[2], 2 do
-      ids[#ids + 1], sizes[part[2][at]] = part[2][at], #part[2][at + 1] - INSERTED_AT_BYTES
-    end
-    local new = {}
-    if #ids > 0 then
-      local known, died_at = call('HMGET', SIZES, unpack(ids)), call('ZMSCORE', DEAD, unpack(ids))
-      for i, id in ipairs(ids) do
-        if not known[i] and not died_at[i] and sizes[id] then
-          new[#new + 1], new[#new + 2] = id, sizes[id]
-          sizes[id] = nil
-        end
-      end
-    end
-    rare.note_sizes(new)
-    if part[1] == '0' then
-      call('HDEL', META, 'measuring')
-      return false
-    end
-    call('HSET', META, 'measuring', part[1])
-    return true
   end
 
   -- The task that has a unique key, or false. One that will never be delivered, because its time is over, has none, and goes with
@@ -533,5 +381,7 @@ local function rarely()
     return ids
   end
 
+  add_lines(rare)
+  add_sizes(rare)
   return rare
 end

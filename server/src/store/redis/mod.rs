@@ -9,26 +9,26 @@ mod fitness;
 mod gather;
 mod keys;
 mod link;
+mod look;
+mod registry;
 mod script;
+mod shared;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use bb8_redis::redis::{Client, FromRedisValue, IntoConnectionInfo, RedisError, Value, cmd, io::tcp::TcpSettings};
+use bb8_redis::redis::{FromRedisValue, RedisError, Value};
 use futures_util::StreamExt;
 
+pub use self::shared::{RedisConfig, RedisShared};
 use self::{
     answer::{
         PopAnswer, bytes, cancelled, from_value, inserted_ids, outcomes, queue_full, released, sixteen,
         tokens_under_stem, unreadable,
     },
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
-    keys::{Keys, REGISTRY_PARTS},
-    link::{Link, Presence, Probe, Standing},
+    link::Link,
+    look::{Look, unless_broken},
     script::{Call, Source, holder},
 };
 use super::{
@@ -48,138 +48,8 @@ const LISTENING_CHECK: Duration = Duration::from_secs(10);
 /// How many steps of taking leases back a pop waits for, before it pops though more have run out.
 const RECLAIM_ROUNDS: usize = 64;
 
-/// How many queues this process remembers to have registered.
-const REGISTERED_MAX: usize = 100_000;
-
 /// How many names of queues a step reads.
 const NAMES_PER_STEP: usize = 1_000;
-
-/// A name without keys leaves the registry when it was seen so for this long: a server that registered it may be just
-/// about to insert. Should it insert later still, its insert finds that it made the queue and registers it again.
-const FORGET_NAME_AFTER: Duration = Duration::from_secs(60);
-
-/// What the stores of all threads of a process share.
-pub struct RedisShared {
-    client: Client,
-    keys: Keys,
-    server: String,
-    rules: Rules,
-    timeout: Duration,
-    presence: Arc<Presence>,
-    probe: tokio::sync::Mutex<Probe>,
-    known: Mutex<Known>,
-}
-
-/// What this process knows about Redis' data.
-#[derive(Default)]
-struct Known {
-    report: Option<fitness::Report>,
-    registered: HashSet<QueueName>,
-    without_keys: HashMap<QueueName, Instant>,
-    /// Queues that a list left out, which the log was told.
-    left_out: HashSet<QueueName>,
-}
-
-/// How to reach Redis.
-#[derive(Clone, Debug)]
-pub struct RedisConfig {
-    /// `redis://[user:password@]host[:port][/db]`.
-    pub url: String,
-    /// In front of every key: letters, digits, `_` and `-`.
-    pub key_prefix: String,
-    /// Bounds a call, connecting included.
-    pub timeout: Duration,
-    /// The rules of its queues.
-    pub rules: Rules,
-}
-
-impl RedisShared {
-    /// Reads the address; connects to nothing.
-    pub fn new(config: &RedisConfig) -> Result<Self, String> {
-        // redis-rs' own message says what is wrong with the address without repeating it.
-        let address = config.url.as_str().into_connection_info().map_err(|error| link::describe(&error))?;
-        let address = address.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let client = Client::open(address).map_err(|error| link::describe(&error))?;
-        let mut name = [0; 8];
-        getrandom::fill(&mut name).map_err(|error| error.to_string())?;
-        Ok(Self {
-            keys: Keys::new(&config.key_prefix),
-            server: super::hex(&name),
-            rules: config.rules,
-            timeout: config.timeout,
-            presence: Arc::new(Presence::new(client.get_connection_info().addr().to_string())),
-            probe: tokio::sync::Mutex::new(Probe::new(client.clone(), config.timeout)),
-            known: Mutex::default(),
-            client,
-        })
-    }
-
-    fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
-        Call::new(script, &self.keys.meta(queue))
-            .arg(self.rules.remember.window)
-            .arg((self.rules.remember.entries / 2).max(1))
-            .arg(&self.server)
-            .arg(queue.as_str())
-            .arg(self.keys.channels())
-            .arg(self.rules.max_expiries)
-    }
-
-    /// The key that holds the time of the tests.
-    #[cfg(test)]
-    pub(super) fn test_clock(&self) -> String {
-        self.keys.test_clock()
-    }
-
-    /// A key of a queue, by the name of its part.
-    #[cfg(test)]
-    pub(super) fn key_of(&self, queue: &QueueName, part: &str) -> String {
-        self.keys.part_of(queue, part)
-    }
-
-    fn known<T>(&self, with: impl FnOnce(&mut Known) -> T) -> T {
-        with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Notes what a check found: logs changes, and forgets what was known about another run of Redis.
-    fn note(&self, found: Result<fitness::Report, String>) -> Result<(), StoreError> {
-        match found {
-            Ok(report) => {
-                let news = self.known(|known| {
-                    let news = known.report.as_ref() != Some(&report);
-                    if news {
-                        *known = Known { report: Some(report.clone()), ..Known::default() };
-                    }
-                    news
-                });
-                if news {
-                    self.presence.begin_epoch();
-                }
-                if self.presence.set(Standing::Fit) || news {
-                    let (address, version, survives) = (self.presence.address(), report.version, report.note);
-                    match report.durable {
-                        true => tracing::info!(
-                            address,
-                            version,
-                            "connected to Redis; what was answered OK survives {survives}"
-                        ),
-                        false => tracing::warn!(
-                            address,
-                            version,
-                            "connected to Redis; what was answered OK survives {survives}"
-                        ),
-                    }
-                }
-                Ok(())
-            }
-            Err(message) => {
-                if self.presence.set(Standing::Away(message.as_str().into())) {
-                    self.presence.begin_epoch();
-                }
-                Err(StoreError::Unavailable { message, did_not_run: true })
-            }
-        }
-    }
-}
 
 /// One thread's store.
 pub struct RedisStore {
@@ -202,34 +72,6 @@ impl RedisStore {
 
     async fn run<T: FromRedisValue>(&self, call: Call) -> Result<T, StoreError> {
         self.link.run(async |connection| call.run(connection).await).await
-    }
-
-    /// Enters the queue in the registry, so that the reapers of all servers find it.
-    async fn register(&self, queue: &QueueName) -> Result<(), StoreError> {
-        let mut add = cmd("SADD");
-        add.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
-        self.link.run(async |connection| add.query_async::<()>(connection).await).await?;
-        self.shared.known(|known| {
-            if known.registered.len() >= REGISTERED_MAX {
-                known.registered.clear();
-            }
-            known.registered.insert(queue.clone());
-        });
-        Ok(())
-    }
-
-    async fn register_before_insert(&self, queue: &QueueName) -> Result<(), StoreError> {
-        let is_registered = self.shared.known(|known| known.registered.contains(queue));
-        if is_registered { Ok(()) } else { self.register(queue).await }
-    }
-
-    /// The tasks are in, so this must not fail the call that made the queue; whoever inserts next does it again, also where
-    /// this one was cut off.
-    async fn register_made(&self, queue: &QueueName) {
-        self.shared.known(|known| known.registered.remove(queue));
-        if let Err(error) = self.register(queue).await {
-            tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
-        }
     }
 
     /// Bounds a call that may take several steps as one step is bounded.
@@ -304,75 +146,6 @@ impl RedisStore {
         self.call(&script::SESSION, queue).arg(what).arg(&consumer.session.0).arg(&consumer.stream.0).arg(span)
     }
 
-    async fn look_once(&self, queue: &QueueName, announce: Millis) -> Result<Look, StoreError> {
-        Look::read(&self.run(self.call(&script::LOOK, queue).arg(announce)).await?)
-    }
-
-    /// The queues that can be read, many in one call.
-    async fn look_at_all(&self, queues: &[QueueName], announce: Millis) -> Result<Vec<Option<Look>>, StoreError> {
-        if queues.is_empty() {
-            return Ok(Vec::new());
-        }
-        let calls = queues.iter().map(|queue| self.call(&script::LOOK, queue).arg(announce)).collect::<Vec<_>>();
-        let answers = self.link.run(async |connection| Call::run_together(calls, connection).await).await?;
-        let mut looks = Vec::with_capacity(queues.len());
-        for (queue, answer) in queues.iter().zip(answers) {
-            let look = match answer {
-                Ok(answer) => Look::read(&answer),
-                Err(error) if script::is_unknown_script(&error) => self.look_once(queue, announce).await,
-                Err(error) => Err(self.shared.presence.store_error(&error)),
-            };
-            looks.push(unless_broken(queue, look)?);
-        }
-        Ok(looks)
-    }
-
-    async fn registered_in(
-        &self,
-        cursor: ReapCursor,
-        budget: usize,
-    ) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
-        let mut scan = cmd("SSCAN");
-        scan.arg(self.shared.keys.registry(cursor.part)).arg(cursor.position).arg("COUNT").arg(budget);
-        let (position, names): (u64, Vec<String>) =
-            self.link.run(async |connection| scan.query_async(connection).await).await?;
-        let next = match position {
-            0 => ReapCursor { part: (cursor.part + 1) % REGISTRY_PARTS, position: 0 },
-            position => ReapCursor { position, ..cursor },
-        };
-        Ok((next, names.iter().filter_map(|name| QueueName::parse(name).ok()).collect()))
-    }
-
-    /// Drops a name from the registry when it had no keys for long enough.
-    async fn forget_unless_new(&self, queue: &QueueName) -> Result<(), StoreError> {
-        let since = self.shared.known(|known| *known.without_keys.entry(queue.clone()).or_insert_with(Instant::now));
-        if since.elapsed() < FORGET_NAME_AFTER {
-            return Ok(());
-        }
-        self.unregister(queue).await
-    }
-
-    /// Drops the name of a queue that is not there. It comes back unless the queue is known to have stayed away: a name too many
-    /// is forgotten in its time, and a queue without a name is found by nobody.
-    async fn unregister(&self, queue: &QueueName) -> Result<(), StoreError> {
-        self.shared.known(|known| {
-            known.without_keys.remove(queue);
-            known.registered.remove(queue);
-        });
-        let mut remove = cmd("SREM");
-        remove.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
-        let removing = async {
-            self.link.run(async |connection| remove.query_async::<()>(connection).await).await?;
-            // Another server may have made the queue since, and registered it before the name went.
-            Ok(self.look_once(queue, 0).await?.exists)
-        };
-        match removing.await {
-            Ok(false) => Ok(()),
-            Ok(true) => self.register(queue).await,
-            Err(error) => self.register(queue).await.and(Err(error)),
-        }
-    }
-
     async fn held_since(&self, queue: &QueueName, held_for: Millis) -> Result<(i64, Vec<Token>), StoreError> {
         let (mut cursor, mut since) = ("0".to_owned(), None);
         let mut found: Vec<(u64, Token)> = Vec::new();
@@ -394,32 +167,6 @@ impl RedisStore {
         found.sort_unstable_by(|a, b| b.cmp(a));
         found.dedup();
         Ok((since.unwrap_or(i64::MIN), found.into_iter().map(|(_, token)| token).collect()))
-    }
-}
-
-struct Look {
-    sight: Sight,
-    more: bool,
-    exists: bool,
-}
-
-impl Look {
-    /// As `look.lua` answers.
-    fn read(answer: &Value) -> Result<Self, StoreError> {
-        let (ready, due_in, reclaimed, more, exists): (u64, i64, u64, bool, bool) = from_value(answer)?;
-        Ok(Self { sight: Sight { ready, due_in: u64::try_from(due_in).ok(), reclaimed }, more, exists })
-    }
-}
-
-/// A queue whose data cannot be read must not keep others from being looked at. Who uses it hears of it, and the log does
-/// then; nothing here.
-fn unless_broken<T>(queue: &QueueName, seen: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-    match seen {
-        Err(StoreError::Broken(cause)) => {
-            tracing::debug!(?queue, cause, "cannot look at a queue");
-            Ok(None)
-        }
-        other => other.map(Some),
     }
 }
 

@@ -31,24 +31,24 @@ macro_rules! scripts {
 }
 
 scripts! {
-    INSERT = "rare.lua" "gate.lua" "insert.lua";
-    PRODUCE = "rare.lua" "gate.lua" "produce.lua";
-    POP = "rare.lua" "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
-    ACK = "rare.lua" "leases.lua" "ack.lua";
-    HEARTBEAT = "rare.lua" "leases.lua" "parts.lua" "heartbeat.lua";
-    RELEASE = "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "release.lua";
-    WITHDRAW = "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "withdraw.lua";
+    INSERT = "lines.lua" "sizes.lua" "rare.lua" "gate.lua" "insert.lua";
+    PRODUCE = "lines.lua" "sizes.lua" "rare.lua" "gate.lua" "produce.lua";
+    POP = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
+    ACK = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "ack.lua";
+    HEARTBEAT = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "heartbeat.lua";
+    RELEASE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "release.lua";
+    WITHDRAW = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "withdraw.lua";
     HELD = "leases.lua" "held.lua";
-    SESSION = "rare.lua" "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
-    LOOK = "rare.lua" "leases.lua" "heads.lua" "look.lua";
-    COUNTS = "rare.lua" "leases.lua" "heads.lua" "counts.lua";
-    CHANGE = "rare.lua" "change.lua";
-    LIST = "rare.lua" "leases.lua" "heads.lua" "seen.lua" "list.lua";
-    TASKS = "rare.lua" "leases.lua" "calls.lua" "where.lua" "seen.lua" "tasks.lua";
-    DELETE = "rare.lua" "leases.lua" "calls.lua" "where.lua" "delete.lua";
-    REDRIVE = "rare.lua" "leases.lua" "heads.lua" "calls.lua" "redrive.lua";
-    PURGE = "rare.lua" "leases.lua" "heads.lua" "calls.lua" "purge.lua";
-    DROP = "rare.lua" "sessions.lua" "calls.lua" "drop.lua";
+    SESSION = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
+    LOOK = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "look.lua";
+    COUNTS = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "counts.lua";
+    CHANGE = "lines.lua" "sizes.lua" "rare.lua" "change.lua";
+    LIST = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "seen.lua" "list.lua";
+    TASKS = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "calls.lua" "where.lua" "seen.lua" "tasks.lua";
+    DELETE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "calls.lua" "where.lua" "delete.lua";
+    REDRIVE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "calls.lua" "redrive.lua";
+    PURGE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "calls.lua" "purge.lua";
+    DROP = "lines.lua" "sizes.lua" "rare.lua" "sessions.lua" "calls.lua" "drop.lua";
 }
 
 /// How many spent stems a pop may name.

@@ -139,8 +139,14 @@ impl Plot {
         self.pops.iter().all(|(of, known)| *of == q || known.number != pop.number)
     }
 
+    /// What a second run of an insert finds of unique keys is up to the store, but for Redis, which a connection may be lost to: that
+    /// has a case of its own.
     fn may_run_again(&self, step: &Step) -> bool {
-        let Step::Pop(q, pop) = step else { return true };
+        let (q, pop) = match step {
+            Step::Pop(q, pop) => (q, pop),
+            Step::Insert(_, batch, request) => return request.is_some() || batch.life.key.is_none(),
+            _ => return true,
+        };
         self.is_of(*q, pop)
             && pop.number >= self.opened_before
             && !self.acked.contains(&pop.number)

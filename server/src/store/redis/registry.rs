@@ -1,0 +1,91 @@
+//! The registry of the names of all queues, which the reapers of all servers go through.
+
+use std::time::{Duration, Instant};
+
+use bb8_redis::redis::cmd;
+
+use super::{RedisStore, keys::REGISTRY_PARTS};
+use crate::store::{QueueName, ReapCursor, StoreError};
+
+/// How many queues this process remembers to have registered.
+const REGISTERED_MAX: usize = 100_000;
+
+/// A name without keys leaves the registry when it was seen so for this long: a server that registered it may be just
+/// about to insert. Should it insert later still, its insert finds that it made the queue and registers it again.
+const FORGET_NAME_AFTER: Duration = Duration::from_secs(60);
+
+impl RedisStore {
+    /// Enters the queue in the registry, so that the reapers of all servers find it.
+    pub(super) async fn register(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let mut add = cmd("SADD");
+        add.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
+        self.link.run(async |connection| add.query_async::<()>(connection).await).await?;
+        self.shared.known(|known| {
+            if known.registered.len() >= REGISTERED_MAX {
+                known.registered.clear();
+            }
+            known.registered.insert(queue.clone());
+        });
+        Ok(())
+    }
+
+    pub(super) async fn register_before_insert(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let is_registered = self.shared.known(|known| known.registered.contains(queue));
+        if is_registered { Ok(()) } else { self.register(queue).await }
+    }
+
+    /// The tasks are in, so this must not fail the call that made the queue; whoever inserts next does it again, also where
+    /// this one was cut off.
+    pub(super) async fn register_made(&self, queue: &QueueName) {
+        self.shared.known(|known| known.registered.remove(queue));
+        if let Err(error) = self.register(queue).await {
+            tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
+        }
+    }
+
+    pub(super) async fn registered_in(
+        &self,
+        cursor: ReapCursor,
+        budget: usize,
+    ) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
+        let mut scan = cmd("SSCAN");
+        scan.arg(self.shared.keys.registry(cursor.part)).arg(cursor.position).arg("COUNT").arg(budget);
+        let (position, names): (u64, Vec<String>) =
+            self.link.run(async |connection| scan.query_async(connection).await).await?;
+        let next = match position {
+            0 => ReapCursor { part: (cursor.part + 1) % REGISTRY_PARTS, position: 0 },
+            position => ReapCursor { position, ..cursor },
+        };
+        Ok((next, names.iter().filter_map(|name| QueueName::parse(name).ok()).collect()))
+    }
+
+    /// Drops a name from the registry when it had no keys for long enough.
+    pub(super) async fn forget_unless_new(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let since = self.shared.known(|known| *known.without_keys.entry(queue.clone()).or_insert_with(Instant::now));
+        if since.elapsed() < FORGET_NAME_AFTER {
+            return Ok(());
+        }
+        self.unregister(queue).await
+    }
+
+    /// Drops the name of a queue that is not there. It comes back unless the queue is known to have stayed away: a name too many
+    /// is forgotten in its time, and a queue without a name is found by nobody.
+    pub(super) async fn unregister(&self, queue: &QueueName) -> Result<(), StoreError> {
+        self.shared.known(|known| {
+            known.without_keys.remove(queue);
+            known.registered.remove(queue);
+        });
+        let mut remove = cmd("SREM");
+        remove.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
+        let removing = async {
+            self.link.run(async |connection| remove.query_async::<()>(connection).await).await?;
+            // Another server may have made the queue since, and registered it before the name went.
+            Ok(self.look_once(queue, 0).await?.exists)
+        };
+        match removing.await {
+            Ok(false) => Ok(()),
+            Ok(true) => self.register(queue).await,
+            Err(error) => self.register(queue).await.and(Err(error)),
+        }
+    }
+}
