@@ -10,3 +10,4 @@ mod rights;
 mod scripts;
 mod shutdown;
 mod store_faults;
+mod versions;

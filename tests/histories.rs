@@ -2,6 +2,8 @@
 //! fail, and a checker judges from these records alone whether the guarantees held.
 
 mod behind;
+mod books;
+mod books_tests;
 mod checker;
 mod checker_tests;
 mod disk;
@@ -9,6 +11,7 @@ mod embedded;
 mod give_back;
 mod injected;
 mod kill;
+mod lives;
 mod load;
 mod power_cut;
 mod random;

@@ -36,8 +36,8 @@ use crate::support::{
 };
 
 /// A call that is not answered by then is one without an answer.
-const CALL_LIMIT: Duration = Duration::from_secs(15);
-const RETRY: Duration = Duration::from_millis(20);
+pub const CALL_LIMIT: Duration = Duration::from_secs(15);
+pub const RETRY: Duration = Duration::from_millis(20);
 /// For servers: no habit of workers makes dead letters.
 pub const NO_DEAD_LETTERS: [&str; 2] = ["--max-expiries", "1000000"];
 const LARGEST_BATCH: u64 = 40;
@@ -180,16 +180,10 @@ impl Load {
         None
     }
 
-    /// A fault may end a call, but only in a way that says that it may be repeated.
+    /// See [`excuse`].
     #[track_caller]
     pub fn excuse(&self, status: &Status) {
-        let said = status.reason();
-        let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && said.is_none();
-        let full = self.plan.may_be_full && said.as_deref() == Some(reason::STORE_FULL);
-        let excused = broken || full || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
-        assert!(excused, "no fault explains {status:?}");
-        let hint = full || said.as_deref() == Some(reason::STORE_UNAVAILABLE);
-        assert!(!hint || status.retry_delay().is_some(), "it may be repeated, and {status:?} does not say when");
+        excuse(status, self.plan.may_be_full);
     }
 
     /// G14: the server's counts add up, and agree with what callers were told and with what they asked for.
@@ -287,6 +281,18 @@ impl Load {
         }
         panic!("{} faults", found.len());
     }
+}
+
+/// A fault may end a call, but only in a way that says that it may be repeated.
+#[track_caller]
+pub fn excuse(status: &Status, may_be_full: bool) {
+    let said = status.reason();
+    let broken = matches!(status.code(), Code::Unknown | Code::Cancelled | Code::Internal) && said.is_none();
+    let full = may_be_full && said.as_deref() == Some(reason::STORE_FULL);
+    let excused = broken || full || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+    assert!(excused, "no fault explains {status:?}");
+    let hint = full || said.as_deref() == Some(reason::STORE_UNAVAILABLE);
+    assert!(!hint || status.retry_delay().is_some(), "it may be repeated, and {status:?} does not say when");
 }
 
 /// Runs a load through these servers while `faults` happen, until everything is worked off, and judges what was seen.
