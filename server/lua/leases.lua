@@ -427,7 +427,7 @@ local function ack(runs)
     end
     if is_rare then
       local rare = rarely()
-      rare.forget(ids, rare.plans_of(ids))
+      rare.forget_all_but_tasks(ids, rare.plans_of(ids))
       rare.unlease(ids)
     elseif is_odd then
       redis.call('HDEL', TRIES, unpack(ids))

@@ -190,13 +190,14 @@ local function add_lines(rare)
   -- Of tasks that are to be put in, takes the ids off lists that are still there: a call that deleted tasks came between two runs
   -- of the one that puts them in.
   function rare.take_gone_off(ids)
-    for i, is_gone in ipairs(#ids > 0 and call('SMISMEMBER', GONE, unpack(ids)) or {}) do
+    if #ids == 0 or call('EXISTS', GONE) == 0 then
+      return
+    end
+    for i, is_gone in ipairs(call('SMISMEMBER', GONE, unpack(ids))) do
       for priority = 0, is_gone == 1 and 9 or -1 do
         call('LREM', rare.list_of(priority), 1, ids[i])
       end
     end
-    if #ids > 0 then
-      call('SREM', GONE, unpack(ids))
-    end
+    call('SREM', GONE, unpack(ids))
   end
 end

@@ -46,6 +46,13 @@ local function rarely()
   end
   rare.count_of, rare.add = count_of, add
 
+  -- To ask first costs less than to take a hundred fields off what is not there.
+  local function remove_from(command, key, fields)
+    if call('EXISTS', key) == 1 then
+      call(command, key, unpack(fields))
+    end
+  end
+
   function rare.setting(name)
     if not settings then
       settings = {}
@@ -189,7 +196,9 @@ local function rarely()
 
   -- These are leased.
   function rare.lease(ids, tokens)
-    forget_ends(ids, rare.plans_of(ids))
+    if call('EXISTS', ENDS) == 1 then
+      forget_ends(ids, rare.plans_of(ids))
+    end
     if call('EXISTS', WHERE) == 1 then
       local fields = {}
       for i, id in ipairs(ids) do
@@ -201,7 +210,7 @@ local function rarely()
 
   -- These are leased no more.
   function rare.unlease(ids)
-    call('HDEL', WHERE, unpack(ids))
+    remove_from('HDEL', WHERE, ids)
   end
 
   -- Frees the unique keys that these tasks have.
@@ -222,12 +231,15 @@ local function rarely()
 
   -- These are gone; wherever they were, they are not there any more.
   function rare.forget(ids, plans)
-    if #ids == 0 then
-      return
+    if #ids > 0 then
+      call('HDEL', TASKS, unpack(ids))
+      rare.forget_all_but_tasks(ids, plans)
     end
-    call('HDEL', TASKS, unpack(ids))
-    call('HDEL', TRIES, unpack(ids))
-    call('SREM', CANCELLED, unpack(ids))
+  end
+
+  function rare.forget_all_but_tasks(ids, plans)
+    remove_from('HDEL', TRIES, ids)
+    remove_from('SREM', CANCELLED, ids)
     rare.forget_sizes(ids)
     rare.free_keys(ids, plans)
     if next(plans) then

@@ -13,7 +13,9 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::{Admin, Counts, NewTask, Remember, RequestKey, Stem, TaskId};
+use crate::store::{
+    Admin, Attempt, Counts, Fingerprint, NewTask, PopRequest, PutBack, Remember, RequestKey, State, Stem, TaskId,
+};
 
 const RULES: Rules = Rules {
     remember: Remember { window: 300_000, entries: 100 },
@@ -207,6 +209,58 @@ async fn a_failed_transaction_changes_nothing() {
     };
     assert_eq!(tokio::time::timeout(Duration::from_secs(20), again).await.unwrap(), before);
     assert_eq!(take(&store, 100).await.len() as u64, before.ready);
+}
+
+/// How many commits the log of the file has.
+fn commits(place: &Place) -> usize {
+    let log = fs::read(format!("{}-wal", place.file().display())).unwrap();
+    let page = u32::from_be_bytes(log[8..12].try_into().unwrap()) as usize;
+    let frames = log[32..].chunks_exact(24 + page).filter(|frame| frame[8..16] == log[16..24]);
+    frames.filter(|frame| frame[4..8] != [0; 4]).count()
+}
+
+/// Guarantees 1, 3 and 9: a kill, at whatever moment, leaves a call done or not begun.
+#[tokio::test]
+async fn a_call_is_one_commit() {
+    let place = Place::new();
+    let store = place.open();
+    store.insert(&q(), insert(1)).await.unwrap();
+    let mut before = commits(&place);
+    let mut is_one_commit = |what: &str| {
+        let now = commits(&place);
+        assert_eq!(now - std::mem::replace(&mut before, now), 1, "{what}");
+    };
+    let request = || RequestKey { id: "r".to_owned(), fingerprint: Fingerprint([1; 16]) };
+    let put_back = |tokens: &[Token]| PutBack { tokens: tokens.to_vec(), ..Default::default() };
+    store.insert(&q(), Insert { request: Some(request()), ..insert(7) }).await.unwrap();
+    is_one_commit("an insert");
+    producers::produce(&store, "p", 1..2).await;
+    is_one_commit("an insert of a producer");
+    let attempt = PopRequest { key: request(), attempt: Attempt([1; 8]) };
+    let popped = store.pop(&q(), Pop { request: Some(attempt), ..pop(6) }).await.unwrap();
+    is_one_commit("a pop");
+    let held: Vec<Token> = popped.tasks.iter().map(|task| task.token).collect();
+    store.pop(&q(), Pop { acks: held[..1].to_vec(), ..pop(1) }).await.unwrap();
+    is_one_commit("a pop that acks");
+    store.heartbeat(&q(), &held[1..], Some(60_000)).await.unwrap();
+    is_one_commit("a heartbeat");
+    store.ack(&q(), &held[1..2]).await.unwrap();
+    is_one_commit("an ack");
+    store.release(&q(), Release::PutBack(put_back(&held[2..3]))).await.unwrap();
+    is_one_commit("a putback");
+    let failed = PutBack { failed: true, reason: "e".to_owned(), ..put_back(&held[3..4]) };
+    store.release(&q(), Release::PutBack(failed)).await.unwrap();
+    is_one_commit("a failure");
+    store.release(&q(), Release::PutBack(PutBack { dead_letter: true, ..put_back(&held[4..5]) })).await.unwrap();
+    is_one_commit("a rejection");
+    place.clock.0.fetch_add(60_000, Ordering::Relaxed);
+    assert_eq!(count(&store).await.leased, 0);
+    is_one_commit("what ran out and fell due");
+    let dead = store.list(&q(), State::Dead, None, 1).await.unwrap().unwrap().tasks[0].id;
+    store.redrive(&q(), &[dead]).await.unwrap();
+    is_one_commit("a redrive");
+    store.delete(&q(), &[dead]).await.unwrap();
+    is_one_commit("a deletion");
 }
 
 async fn fails_with(store: &SqliteStore, reason: &str) {

@@ -28,8 +28,10 @@ pub(super) struct Books {
 struct Known {
     inserted: HashMap<TaskNumber, Task>,
     holder: HashMap<TaskNumber, (Ticket, Millis)>,
+    /// Failures and expiries, as the last delivery of each told them.
+    told: HashMap<TaskNumber, (u32, u32)>,
     acked: HashSet<TaskNumber>,
-    /// Dead letters that were rejected, and tasks that were deleted: neither is delivered.
+    /// What is known to be dead, or gone: it is not delivered, and has no key.
     ended: HashSet<TaskNumber>,
 }
 
@@ -37,6 +39,8 @@ struct Task {
     envelope: Bytes,
     due: Millis,
     ends_at: Option<Millis>,
+    priority: u8,
+    key: Option<String>,
 }
 
 fn require(condition: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -48,24 +52,40 @@ impl Books {
         Self { rig, queue: Known::default(), held: HashMap::new(), paused: false, changed: false }
     }
 
-    fn enter_tasks(&mut self, batch: Batch, duplicates: &[usize], now: Millis) {
-        for (_, (number, task)) in batch.tasks().enumerate().filter(|(at, _)| !duplicates.contains(at)) {
+    /// `answered` are the tasks that were inserted, and of duplicates those that have their keys.
+    fn enter_tasks(
+        &mut self,
+        batch: Batch,
+        answered: &[TaskNumber],
+        duplicates: &[usize],
+        now: Millis,
+    ) -> Result<(), String> {
+        let Known { inserted, acked, ended, .. } = &mut self.queue;
+        for (at, ((number, task), first)) in batch.tasks().zip(answered).enumerate() {
+            let Plan { priority, ttl, unique_key: key } = task.plan.map(|plan| *plan).unwrap_or_default();
+            if duplicates.contains(&at) {
+                let has_key = key.is_some() && inserted.get(first).is_some_and(|first| first.key == key);
+                let lives = !acked.contains(first) && !ended.contains(first);
+                require(has_key && lives, || format!("{number:?} is no duplicate of {first:?}: {key:?}"))?;
+                continue;
+            }
             let due = task.due.map_or(now, |due| due.at(now + START) - START);
-            let ends_at = task.plan.and_then(|plan| plan.ttl).map(|ttl| now + ttl);
-            self.queue.inserted.insert(number, Task { envelope: task.envelope, due, ends_at });
+            let ends_at = ttl.map(|ttl| now + ttl);
+            inserted.insert(number, Task { envelope: task.envelope, due, ends_at, priority, key });
         }
+        Ok(())
     }
 
     fn enter(&mut self, step: &Step, answer: &Answer, rules: &Rules) -> Result<(), String> {
         let now = self.rig.now() - START;
         match (step, answer) {
-            (Step::Insert(_, batch, _), Answer::Inserted { replayed: false, duplicates, .. }) => {
-                self.enter_tasks(*batch, duplicates, now);
+            (Step::Insert(_, batch, _), Answer::Inserted { tasks, duplicates, replayed: false }) => {
+                self.enter_tasks(*batch, tasks, duplicates, now)?;
             }
             (Step::Produce(_, produce), Answer::Produced(answers, _)) => {
-                for ((_, batch, _), (_, duplicates, replayed)) in produce.inserts.iter().zip(answers) {
+                for ((_, batch, _), (tasks, duplicates, replayed)) in produce.inserts.iter().zip(answers) {
                     if !replayed {
-                        self.enter_tasks(*batch, duplicates, now);
+                        self.enter_tasks(*batch, tasks, duplicates, now)?;
                     }
                 }
             }
@@ -79,6 +99,9 @@ impl Books {
                     require(alive || self.changed, || format!("a dead letter is delivered: {task:?}"))?;
                     self.deliver(task, pop, now)?;
                 }
+                let priority = |task: &Delivery| self.queue.inserted[&task.task].priority;
+                let is_sorted = tasks.is_sorted_by(|one, next| priority(one) >= priority(next));
+                require(is_sorted, || "delivered behind a lower priority".to_owned())?;
             }
             (Step::Ack(_, tickets), Answer::Outcomes(outcomes)) => self.ack(tickets, outcomes)?,
             (Step::Heartbeat(_, tickets, lease), Answer::Beaten(outcomes, ..)) => {
@@ -129,6 +152,7 @@ impl Books {
             (_, Answer::Redriven(redriven)) => {
                 for (number, _) in redriven.iter().filter(|(_, redriven)| *redriven == Redriven::Ready) {
                     self.queue.ended.remove(number);
+                    self.queue.holder.remove(number);
                     self.queue.inserted.entry(*number).and_modify(|task| task.due = now);
                 }
             }
@@ -193,12 +217,17 @@ impl Books {
             require(*holder == ticket || *deadline <= now, || {
                 format!("G4: {holder:?} holds until {deadline}: {task:?}")
             })?;
+            // Nobody gave it back.
+            let (failures, expiries) = self.queue.told[&number];
+            let told = (failures, expiries + u32::from(*holder != ticket));
+            require((task.failures, task.expiries) == told, || format!("G8: {holder:?} ran out: {task:?}"))?;
         }
         let before = self.held.insert(ticket, (number, pop.request.map(|one| one.request.id)));
         require(before.is_none_or(|(before, _)| before == number), || {
             format!("G4: {ticket:?} was another's: {task:?}")
         })?;
         self.queue.holder.insert(number, (ticket, task.expires_at));
+        self.queue.told.insert(number, (task.failures, task.expiries));
         Ok(())
     }
 
@@ -212,13 +241,19 @@ impl Books {
         let (own_inserted, own_acked) = (self.queue.inserted.len() as u64, self.queue.acked.len() as u64);
         let booked = || format!("{counts:?}, but {own_inserted} were inserted and {own_acked} acked");
         require((inserted, acked) == (own_inserted, own_acked), booked)?;
-        let mut seen = BTreeMap::new();
+        let (mut seen, mut live, mut keys) = (BTreeMap::new(), HashSet::new(), HashSet::new());
         for task in self.rig.told(self.queue.inserted.keys()).await {
             *seen.entry(task.state).or_insert(0) += 1;
-            let Seen { deliveries, failures, expiries, cause, state, .. } = task;
+            let Seen { id, deliveries, failures, expiries, cause, state, .. } = task;
             require(deliveries >= failures + expiries, || format!("G8: {task:?}"))?;
             require(cause.is_some() == (state == State::Dead), || format!("G1: {task:?}"))?;
+            if state != State::Dead {
+                live.insert(TaskNumber::of(id));
+                require(task.plan.unique_key.is_none_or(|key| keys.insert(key)), || format!("{id} has another's key"))?;
+            }
         }
+        let ended = self.queue.inserted.keys().filter(|number| !live.contains(*number));
+        self.queue.ended.extend(ended);
         for (state, count) in
             [(State::Ready, ready), (State::Scheduled, scheduled), (State::Leased, leased), (State::Dead, dead)]
         {

@@ -2,6 +2,46 @@
 
 use super::*;
 
+/// G1, G3: Redis runs a script whole, so that whoever is killed, or leaves, at whatever moment leaves a call done or not begun.
+#[tokio::test]
+async fn a_call_is_one_script() {
+    let redis = Arc::new(Redis::start());
+    let (rig, q) = (connected(&redis), queue("q"));
+    // In the first round, Redis does not know the scripts yet.
+    for round in 1..=2 {
+        let mut run = vec![scripts_run(&redis)];
+        let mut note = || run.push(scripts_run(&redis));
+        rig.insert_repeatably(&q, 0..6, &format!("r{round}")).await;
+        note();
+        rig.insert_new(&q, vec![with_key(6, &format!("k{round}"))]).await;
+        note();
+        let numbered = NumberedInsert { number: round, fingerprint: Fingerprint([1; 16]), tasks: tasks(7..8) };
+        let produce = Produce { producer: "p".to_owned(), inserts: vec![numbered], waiting_here: 0 };
+        assert!(rig.produce(&q, produce).await.unwrap().refused.is_none());
+        note();
+        let held = tokens(&rig.pop(&q, attempt(6, &format!("r{round}"), 1)).await.unwrap().tasks);
+        note();
+        rig.pop(&q, Pop { acks: held[..1].to_vec(), ..pop(2) }).await.unwrap();
+        note();
+        assert_eq!(rig.beat_one(&q, held[1], 2 * LEASE).await, Outcome::Applied);
+        note();
+        assert_eq!(rig.ack_one(&q, held[1]).await, Outcome::Applied);
+        note();
+        rig.put_back(&q, &held[2..3]).await;
+        note();
+        rig.give_back(&q, failed(&held[3..4], "e")).await;
+        note();
+        rig.give_back(&q, rejected(&held[4..5], "e")).await;
+        note();
+        rig.pass(2 * LEASE);
+        rig.look_one(&q).await;
+        note();
+        rig.drain(&q).await;
+        let each: Vec<u64> = run.windows(2).map(|run| run[1] - run[0]).collect();
+        assert!(round == 1 || each == [1; 11], "{each:?}");
+    }
+}
+
 /// Calls that wait for Redis share scripts, and each is answered as if it were alone.
 #[tokio::test]
 async fn calls_that_wait_share_scripts_and_nothing_else() {
