@@ -159,7 +159,7 @@ fn scripts_have_headers() {
 /// or take a time to work, and faults at moments that chance chooses.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 16] = [
+    const MAY: [&str; 17] = [
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
@@ -170,6 +170,7 @@ fn tests_do_not_sleep() {
         "tests/histories/embedded.rs",
         "tests/histories/injected.rs",
         "tests/histories/kill.rs",
+        "tests/histories/lives.rs",
         "tests/histories/load.rs",
         "tests/histories/retry.rs",
         "tests/histories/stream.rs",
