@@ -283,7 +283,30 @@ impl Books {
         let Counts { scheduled, dead, expired, deleted, purged, .. } = self.rig.counted(&QUEUE.name()).await;
         let missing = (inserted.len() - acked.len() - left.len()) as u64;
         let elsewhere = scheduled + dead + expired + deleted + purged;
-        require(missing == elsewhere, || format!("G1: {missing} tasks are missing, {elsewhere} are elsewhere or gone"))
+        require(missing == elsewhere, || {
+            format!("G1: {missing} tasks are missing, {elsewhere} are elsewhere or gone")
+        })?;
+        self.try_keys().await
+    }
+
+    /// A key that no living task has is free, and one that is not is answered with the task that has it.
+    async fn try_keys(&self) -> Result<(), String> {
+        for limit in [Setting::MaxTasks, Setting::MaxBytes] {
+            self.rig.set(&QUEUE.name(), limit, None).await;
+        }
+        let Known { inserted, .. } = &self.queue;
+        let mut holders: BTreeMap<String, Option<TaskId>> =
+            inserted.values().filter_map(|task| Some((task.key.clone()?, None))).collect();
+        for Seen { id, state, plan, .. } in self.rig.told(inserted.keys()).await {
+            holders.extend(plan.unique_key.filter(|_| state != State::Dead).map(|key| (key, Some(id))));
+        }
+        for (key, holder) in holders {
+            let new = with_key(0, &key);
+            let expected = [holder.unwrap_or(new.id)];
+            let Inserted { ids, .. } = self.rig.insert(&QUEUE.name(), insert(vec![new])).await.unwrap();
+            require(ids == expected, || format!("{key} is of {holder:?}, and {ids:?} is answered"))?;
+        }
+        Ok(())
     }
 }
 
