@@ -10,7 +10,7 @@ use crate::support::{
     PATIENCE,
     call::{Call, insert_json, insert_request, json, pop, pop_request},
     poll_until,
-    redis::{Options, Redis},
+    redis::{Options, Redis, Reply},
     server::{Server, run_to_end},
     status::{Details, Refusal},
     unique_queue, wire_tests,
@@ -184,6 +184,18 @@ wire_tests! {
         assert_eq!(redis.dbsize(), 1);
         redis.flush();
         becomes_ready(&server).await;
+    }
+
+    /// Data of an earlier layout are used, and are of the present one from then on, so that earlier servers stay away.
+    async fn an_earlier_layout_is_brought_up_to_date() {
+        let redis = Arc::new(Redis::start());
+        redis.command(&["SET", "dq:format", "2"]);
+        let server = Server::on(Arc::clone(&redis), &[]);
+        becomes_ready(&server).await;
+        assert_eq!(redis.command(&["GET", "dq:format"]), Reply::Bytes(b"3".to_vec()));
+        drop(server);
+        redis.command(&["SET", "dq:format", "1"]);
+        up_and_not_ready(&Server::on(redis, &[]), &["layout", "1"]).await;
     }
 
     /// Row 48: a Redis that begins to evict while it is used is noticed.

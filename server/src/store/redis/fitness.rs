@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use bb8_redis::redis::{ErrorKind, ServerErrorKind, aio::MultiplexedConnection, cmd};
 
-use super::{keys::FORMAT, link::describe};
+use super::{
+    keys::{FORMAT, OLDEST_FORMAT},
+    link::describe,
+};
 use crate::store::Survives;
 
 /// The oldest Redis whose commands the scripts can use.
@@ -78,7 +81,7 @@ fn refuse_unfit(info: &HashMap<&str, &str>) -> Result<(), String> {
     Ok(())
 }
 
-/// Writes the layout's version on first use, and refuses another one.
+/// Writes the layout's version on first use and over one whose data can be used as they are, and refuses another one.
 async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Result<(), String> {
     let found: Option<String> = cmd("GET").arg(key).query_async(connection).await.map_err(|error| describe(&error))?;
     let Some(found) = found else {
@@ -88,8 +91,13 @@ async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Resu
     };
     match found.parse::<u64>() {
         Ok(FORMAT) => Ok(()),
+        Ok(OLDEST_FORMAT..FORMAT) => {
+            // Before anything of the new layout is written: servers that know only the old one stay away from here on.
+            let set: Result<(), _> = cmd("SET").arg(key).arg(FORMAT).query_async(connection).await;
+            set.map_err(|error| describe(&error))
+        }
         Ok(version) if version < FORMAT => Err(format!(
-            "the data under {key} has layout version {version}, and this server reads {FORMAT} only; use the server that wrote it, or another --key-prefix"
+            "the data under {key} has layout version {version}, and this server reads {OLDEST_FORMAT} to {FORMAT}; use the server that wrote it, or another --key-prefix"
         )),
         _ => Err(format!(
             "the data under {key} has layout version {found:?}, and this server knows {FORMAT}; use a newer server"

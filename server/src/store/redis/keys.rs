@@ -9,8 +9,11 @@ use md5::{Digest, Md5};
 
 use crate::store::QueueName;
 
-/// The version of the layout, kept in `<prefix>:format`.
-pub(super) const FORMAT: u64 = 2;
+/// The version of the layout, kept in `<prefix>:format`: it grows when a server that knows only the one before could count
+/// wrongly, or lose, what is kept in the new one. 3 has plans of tasks and settings of queues.
+pub(super) const FORMAT: u64 = 3;
+/// The oldest layout that is a part of the present one.
+pub(super) const OLDEST_FORMAT: u64 = 2;
 
 /// The registry of queues is split over so many sets.
 pub(super) const REGISTRY_PARTS: u32 = 16;
