@@ -7,7 +7,7 @@ local function add_sizes(rare)
   -- What insert.lua puts behind an envelope.
   local INSERTED_AT_BYTES = 9
   -- A step of measuring is over behind so many tasks, or when their envelopes, which are read with them, have so many bytes: that is
-  -- 2 to 3 ms. What is first read, before it is known how large they are, is little.
+  -- 3 ms for the sizes of tasks of 200 B. What is first read, before it is known how large they are, is little.
   local FIRST_READ, MOST_READ, TASKS_READ, BYTES_READ = 1, 500, 1000, 2 ^ 20
 
   -- They count no more.
