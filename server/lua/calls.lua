@@ -8,7 +8,7 @@ local function call_key(name)
   return BASE .. 'call:' .. name
 end
 
--- All leases of batches, as `to_head` takes them.
+-- All leases of batches, each a batch and a place in it.
 local function all_of(batches)
   local leases = {}
   for _, batch in ipairs(batches) do

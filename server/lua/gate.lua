@@ -29,9 +29,9 @@ local function gate_of(given, packed, size_of)
     return sub(id, 1, 6) .. string.char(byte(id, 7) + 16) .. sub(id, 8)
   end
 
-  -- As calls.lua has them.
+  -- As the calls of calls.lua, which no insert needs but these.
   local CALL, CALL_TTL = BASE .. 'call:', 60000
-  local gate, holders, extras, answers = {}, {}, read_extras(packed), {}
+  local gate, holders, extras, answers = {}, {}, read_extras(), {}
   local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
   local live, bytes = max_tasks and rare.live(), max_bytes and rare.count_of('bytes')
 
@@ -127,9 +127,11 @@ local function gate_of(given, packed, size_of)
         ready[#ready + 1] = id
       end
     end
-    -- A full Redis has to refuse this before anything frees.
+    -- A full Redis has to refuse this before anything frees; of duplicates it tells.
     if #ids > 0 then
       call('HSET', TASKS, unpack(fields))
+    else
+      first_free()
     end
     rare.drop_ended()
     rare.take_gone_off(ids)
@@ -141,10 +143,6 @@ local function gate_of(given, packed, size_of)
     rare.add('tail:0', -#ids)
     if max_bytes then
       rare.note_sizes(sizes)
-    end
-    if #answers > 0 then
-      -- Of duplicates a full Redis tells as well.
-      first_free()
     end
     for _, answer in ipairs(answers) do
       call('SET', answer[1], answer[2], 'PX', CALL_TTL)

@@ -5,9 +5,10 @@ local function add_lines(rare)
   local TASKS, GONE, NUMBERS = rare.TASKS, rare.GONE, rare.NUMBERS
   -- So many ids of tasks that are gone are read in vain, or taken off a head, at once.
   local MAX_SKIPPED = 1000
-  -- Where most ids of a list are of tasks that are gone, so many are looked through at once, or twice as many as live, if these are
-  -- not more than that.
-  local CUT, LIVE_MAX = 4000, 5000
+  -- Where most ids of a list are of tasks that are gone, so many are looked through at once, or twice as many as live if that is more.
+  -- Where more tasks live than the second number, they are not looked through before there are four times as many ids of others; where
+  -- more than the third live, not at all.
+  local CUT, LIVE_FEW, LIVE_MAX = 4000, 5000, 20000
   -- So many values a call of Redis takes from Lua without trouble.
   local AT_ONCE = 1000
   -- Tasks that were put back may stand before the first that was ever put in.
@@ -128,7 +129,8 @@ local function add_lines(rare)
   -- Cuts ids of tasks that are gone out of the front of a list. Returns how many.
   local function cut(list, length)
     local numbers, others, live, gone = rare.numbers_of(list), {}, {}, {}
-    local count = math.min(length, math.max(CUT, 2 * list.ready))
+    -- Numbers that are kept are written again with each cut, so where many are, all of those places are looked through.
+    local count = math.min(length, math.max(CUT, 2 * list.ready, math.min(numbers.count_kept, 2 * LIVE_MAX)))
     for from = 0, count - 1, AT_ONCE do
       local ids = call('LRANGE', list.key, from, math.min(from + AT_ONCE, count) - 1)
       for i, is_gone in ipairs(call('SMISMEMBER', GONE, unpack(ids))) do
@@ -173,8 +175,8 @@ local function add_lines(rare)
       end
     end
     for _, list in ipairs(rare.lists()) do
-      local length = call('LLEN', list.key)
-      if list.ready <= LIVE_MAX and length - list.ready > list.ready + MAX_SKIPPED then
+      local length, live = call('LLEN', list.key), list.ready
+      if live <= LIVE_MAX and length - live > (live > LIVE_FEW and 4 * live or live + MAX_SKIPPED) then
         return cut(list, length) > 0
       end
     end
@@ -188,7 +190,7 @@ local function add_lines(rare)
   end
 
   -- Of tasks that are to be put in, takes the ids off lists that are still there: a call that deleted tasks came between two runs
-  -- of the one that puts them in.
+  -- of the one that puts them in. Who pages through such a list then may see a task of it twice.
   function rare.take_gone_off(ids)
     if #ids == 0 or call('EXISTS', GONE) == 0 then
       return

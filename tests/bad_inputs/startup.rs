@@ -194,6 +194,13 @@ wire_tests! {
         becomes_ready(&server).await;
         assert_eq!(redis.command(&["GET", "dq:format"]), Reply::Bytes(b"3".to_vec()));
         drop(server);
+        // A full one can be drained.
+        redis.command(&["SET", "dq:format", "2"]);
+        redis.config_set("maxmemory", "1");
+        let server = Server::on(Arc::clone(&redis), &[]);
+        server.ready().await;
+        drop(server);
+        redis.config_set("maxmemory", "0");
         redis.command(&["SET", "dq:format", "1"]);
         up_and_not_ready(&Server::on(redis, &[]), &["layout", "1"]).await;
     }

@@ -173,7 +173,7 @@ impl Admin for RedisStore {
             }
             changed(self.run(call).await?)
         });
-        let (_, mut more, made, settings) = changing.await?;
+        let (_, mut more, made, settings) = self.doubt(queue, changing.await)?;
         if made {
             self.register_made(queue).await;
         }

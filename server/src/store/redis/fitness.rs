@@ -92,17 +92,28 @@ async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Resu
     match found.parse::<u64>() {
         Ok(FORMAT) => Ok(()),
         Ok(OLDEST_FORMAT..FORMAT) => {
-            // Before anything of the new layout is written: servers that know only the old one stay away from here on.
-            let set: Result<(), _> = cmd("SET").arg(key).arg(FORMAT).query_async(connection).await;
-            set.map_err(|error| describe(&error))
+            // Servers that know only the old one stay away from their next check on. A full Redis refuses it until it has drained.
+            let mut raise = cmd("SET");
+            raise.arg(key).arg(FORMAT).arg("XX").arg("GET");
+            let before: Result<Option<String>, _> = raise.query_async(connection).await;
+            match before {
+                // A newer server came between.
+                Ok(Some(before)) if before != found && before != FORMAT.to_string() => {
+                    let _: Result<(), _> = cmd("SET").arg(key).arg(&before).query_async(connection).await;
+                    Err(newer(key, &before))
+                }
+                _ => Ok(()),
+            }
         }
         Ok(version) if version < FORMAT => Err(format!(
             "the data under {key} has layout version {version}, and this server reads {OLDEST_FORMAT} to {FORMAT}; use the server that wrote it, or another --key-prefix"
         )),
-        _ => Err(format!(
-            "the data under {key} has layout version {found:?}, and this server knows {FORMAT}; use a newer server"
-        )),
+        _ => Err(newer(key, &found)),
     }
+}
+
+fn newer(key: &str, found: &str) -> String {
+    format!("the data under {key} has layout version {found:?}, and this server knows {FORMAT}; use a newer server")
 }
 
 /// Unknown where CONFIG is refused.

@@ -178,7 +178,7 @@ impl Store for RedisStore {
             let lane = Lane::Ordinary(Some(queue.clone()));
             self.gatherer.run(lane, queue, insert, Job::Insert).await
         });
-        let answer = inserting.await?;
+        let answer = self.doubt(queue, inserting.await)?;
         if answer.made {
             self.register_made(queue).await;
         }
@@ -186,7 +186,7 @@ impl Store for RedisStore {
     }
 
     async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
-        self.within_timeout(async {
+        let producing = self.within_timeout(async {
             self.register_before_insert(queue).await?;
             let mut all = Produced::default();
             while all.refused.is_none() && all.inserted.len() < produce.inserts.len() {
@@ -202,8 +202,8 @@ impl Store for RedisStore {
                 }
             }
             Ok(all)
-        })
-        .await
+        });
+        self.doubt(queue, producing.await)
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {

@@ -43,6 +43,14 @@ impl RedisStore {
         }
     }
 
+    /// A call that may have made the queue, and is not known to have: its name may be missing, so it is registered before the next one.
+    pub(super) fn doubt<T>(&self, queue: &QueueName, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if matches!(done, Err(StoreError::Unavailable { did_not_run: false, .. })) {
+            self.shared.known(|known| known.registered.remove(queue));
+        }
+        done
+    }
+
     pub(super) async fn registered_in(
         &self,
         cursor: ReapCursor,

@@ -15,6 +15,13 @@ use crate::store::{
 
 const COMMON: &str = include_str!("../../../lua/common.lua");
 
+/// What only some queues have: functions that make what is needed when it is.
+const RARE: [&str; 3] = [
+    include_str!("../../../lua/lines.lua"),
+    include_str!("../../../lua/sizes.lua"),
+    include_str!("../../../lua/rare.lua"),
+];
+
 // Only the tests can be built with a clock that is not Redis' own.
 #[cfg(not(test))]
 const PRELUDE: &str = include_str!("../../../lua/prelude.lua");
@@ -25,30 +32,31 @@ const PRELUDE: &str = include_str!("../../../lua/prelude_test.lua");
 macro_rules! scripts {
     ($($name:ident = $($file:literal)+;)*) => {$(
         pub(super) static $name: LazyLock<Source> = LazyLock::new(|| {
-            Source::new([PRELUDE, COMMON, $(include_str!(concat!("../../../lua/", $file))),+].join("\n"))
+            let [lines, sizes, rare] = RARE;
+            Source::new([PRELUDE, COMMON, lines, sizes, rare, $(include_str!(concat!("../../../lua/", $file))),+].join("\n"))
         });
     )*};
 }
 
 scripts! {
-    INSERT = "lines.lua" "sizes.lua" "rare.lua" "gate.lua" "insert.lua";
-    PRODUCE = "lines.lua" "sizes.lua" "rare.lua" "gate.lua" "produce.lua";
-    POP = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
-    ACK = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "ack.lua";
-    HEARTBEAT = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "heartbeat.lua";
-    RELEASE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "release.lua";
-    WITHDRAW = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "heads.lua" "calls.lua" "withdraw.lua";
+    INSERT = "gate.lua" "insert.lua";
+    PRODUCE = "gate.lua" "produce.lua";
+    POP = "leases.lua" "heads.lua" "sessions.lua" "calls.lua" "pop.lua";
+    ACK = "leases.lua" "ack.lua";
+    HEARTBEAT = "leases.lua" "parts.lua" "heartbeat.lua";
+    RELEASE = "leases.lua" "parts.lua" "heads.lua" "calls.lua" "release.lua";
+    WITHDRAW = "leases.lua" "parts.lua" "heads.lua" "calls.lua" "withdraw.lua";
     HELD = "leases.lua" "held.lua";
-    SESSION = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
-    LOOK = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "look.lua";
-    COUNTS = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "counts.lua";
-    CHANGE = "lines.lua" "sizes.lua" "rare.lua" "change.lua";
-    LIST = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "seen.lua" "list.lua";
-    TASKS = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "calls.lua" "where.lua" "seen.lua" "tasks.lua";
-    DELETE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "calls.lua" "where.lua" "delete.lua";
-    REDRIVE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "calls.lua" "redrive.lua";
-    PURGE = "lines.lua" "sizes.lua" "rare.lua" "leases.lua" "heads.lua" "calls.lua" "purge.lua";
-    DROP = "lines.lua" "sizes.lua" "rare.lua" "sessions.lua" "calls.lua" "drop.lua";
+    SESSION = "leases.lua" "parts.lua" "sessions.lua" "calls.lua" "session.lua";
+    LOOK = "leases.lua" "heads.lua" "look.lua";
+    COUNTS = "leases.lua" "heads.lua" "counts.lua";
+    CHANGE = "change.lua";
+    LIST = "leases.lua" "heads.lua" "seen.lua" "list.lua";
+    TASKS = "leases.lua" "calls.lua" "where.lua" "seen.lua" "tasks.lua";
+    DELETE = "leases.lua" "calls.lua" "where.lua" "delete.lua";
+    REDRIVE = "leases.lua" "heads.lua" "calls.lua" "redrive.lua";
+    PURGE = "leases.lua" "heads.lua" "calls.lua" "purge.lua";
+    DROP = "sessions.lua" "calls.lua" "drop.lua";
 }
 
 /// How many spent stems a pop may name.

@@ -218,8 +218,15 @@ async fn duplicates_are_told_when_redis_is_full() {
     let (rig, q) = (connected(&Arc::new(Redis::start())), queue("q"));
     let first = rig.insert_new(&q, vec![with_key(0, "k")]).await[0];
     rig.engine.fill().await;
-    let again = rig.insert(&q, insert(vec![with_key(1, "k")])).await.unwrap();
-    assert_eq!((again.ids[0], &*again.duplicates), (first, &[0][..]));
+    for request in [None, Some(key("r", 1))] {
+        let again = rig.insert(&q, Insert { request, ..insert(vec![with_key(1, "k")]) }).await.unwrap();
+        assert_eq!((again.ids[0], &*again.duplicates), (first, &[0][..]));
+    }
+    let numbered = NumberedInsert { number: 1, fingerprint: Fingerprint([1; 16]), tasks: vec![with_key(2, "k")] };
+    let produce = Produce { producer: "p".to_owned(), inserts: vec![numbered], waiting_here: 0 };
+    let produced = rig.produce(&q, produce).await.unwrap();
+    assert!(produced.refused.is_none());
+    assert_eq!((produced.inserted[0].ids[0], &*produced.inserted[0].duplicates), (first, &[0][..]));
 }
 
 /// Ids of tasks that are gone do not pile up behind a head that lives; and a task is on exactly one page though they are cut out
