@@ -2,10 +2,10 @@
 //! so at a given moment.
 #![allow(clippy::unwrap_used)]
 
-use std::{collections::VecDeque, pin::pin, sync::Mutex};
+use std::{collections::VecDeque, future::pending, pin::pin, sync::Mutex};
 
 use async_trait::async_trait;
-use futures_util::{FutureExt, poll};
+use futures_util::{FutureExt, StreamExt, poll, stream};
 use tokio::task::yield_now;
 
 use super::*;
@@ -226,4 +226,44 @@ async fn a_redrive_whose_caller_leaves_wakes_those_who_wait() {
     let seat = Seat::take(&server.waits, &QueueName::parse(QUEUE).unwrap());
     leave(&server, server.redrive(QUEUE, Redrive::Ids(vec![held.tasks[0].id.text()]))).await;
     assert!(seat.woken().now_or_never().is_some());
+}
+
+/// A client that only listens.
+struct Listener;
+
+impl Outlet for Listener {
+    async fn clear(&self) -> bool {
+        true
+    }
+
+    fn send(&mut self, _: ConsumeMessage) {}
+
+    async fn gone(&self) {
+        pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_woken_and_whose_pop_fails_has_another_waiter_look() {
+    let store = store();
+    let server = server(&store);
+    let open = ConsumeOpen {
+        queues: vec![(QUEUE.to_owned(), 1)],
+        lease: Some(Span(Some(Duration::from_secs(1).as_nanos().cast_signed()))),
+        max_outstanding: 1,
+        session: Vec::new(),
+        max_hold: None,
+    };
+    let calls = stream::iter([Ok::<_, Unread<()>>(ConsumeCall::Open(open))]).chain(stream::pending());
+    let mut consumes = pin!(server.consume(calls, Listener));
+    assert!(poll!(&mut consumes).is_pending());
+    let queue = QueueName::parse(QUEUE).unwrap();
+    let idle = Seat::take(&server.waits, &queue);
+    assert_eq!(server.waits.waiting(&queue), 2);
+    insert(&server).await;
+    assert!(idle.woken().now_or_never().is_none(), "the stream waits longer");
+    let failure = StoreError::Unavailable { message: "gone".to_owned(), did_not_run: true };
+    store.failures.lock().unwrap().push_back(failure);
+    assert!(matches!(consumes.await, Err(Ended::Failed(Error::Store(_)))));
+    assert!(idle.woken().now_or_never().is_some());
 }

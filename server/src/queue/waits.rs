@@ -1,7 +1,7 @@
 //! Pops that wait, all of a process, whichever thread they are on.
 //!
 //! One waiter is woken for one task, the one that waits longest. A waiter takes its seat before it looks at the store, so
-//! no insert falls between the look and the wait; one that leaves while it was being woken passes the wake-up on. Wake-ups
+//! no insert falls between the look and the wait; one that was woken and leaves without a look passes the wake-up on. Wake-ups
 //! are hints: whoever is woken pops, and sits down again if there was nothing. Whatever hint is lost, the safety look of
 //! [`Waits::run_looks`] finds the task: one look a queue for all its waiters, many queues in one call.
 
@@ -171,6 +171,10 @@ pub struct Seat {
     queue: QueueName,
     number: u64,
     woken: Arc<Notify>,
+    /// Nobody wakes this one.
+    is_aside: bool,
+    /// It was woken and sat down again, and has not looked since.
+    owes_look: bool,
 }
 
 impl Seat {
@@ -182,53 +186,56 @@ impl Seat {
     /// Takes a seat for somebody who sits in several queues, and is told of all wake-ups in one place.
     pub(super) fn take_for(waits: &Arc<Waits>, queue: &QueueName, woken: &Arc<Notify>) -> Self {
         let number = waits.seats.fetch_add(1, Ordering::Relaxed);
-        let seat = Self { waits: Arc::clone(waits), queue: queue.clone(), number, woken: Arc::clone(woken) };
-        waits.sit(queue, number, &seat.woken);
+        let (waits, queue, woken) = (Arc::clone(waits), queue.clone(), Arc::clone(woken));
+        let seat = Self { waits, queue, number, woken, is_aside: false, owes_look: false };
+        seat.waits.sit(&seat.queue, number, &seat.woken);
         seat
     }
 
     /// True if somebody has woken this one.
     pub(super) fn was_woken(&self) -> bool {
         let part = self.waits.part(&self.queue);
-        let has_place = |line: &Line| line.seats.contains_key(&self.number) || line.aside.contains(&self.number);
-        !part.get(&self.queue).is_some_and(has_place)
+        !self.is_aside && !part.get(&self.queue).is_some_and(|line| line.seats.contains_key(&self.number))
     }
 
-    /// Sits down in the old place again if somebody has woken this one. True if so.
-    pub(super) fn sit_again_if_woken(&self) -> bool {
+    /// Sits down in the old place again if somebody has woken this one, and owes a look then. True if so.
+    pub(super) fn sit_again_if_woken(&mut self) -> bool {
         let was_woken = self.was_woken();
         if was_woken {
+            self.owes_look = true;
             self.waits.sit(&self.queue, self.number, &self.woken);
         }
         was_woken
     }
 
     /// Is not woken and does not count from now on, and keeps its place.
-    pub(super) fn step_aside(&self) {
+    pub(super) fn step_aside(&mut self) {
         if let Some(line) = self.waits.part(&self.queue).get_mut(&self.queue)
             && line.seats.remove(&self.number).is_some()
         {
             line.aside.insert(self.number);
+            self.is_aside = true;
         }
     }
 
     /// Sits down in its place again. True if something has come meanwhile.
-    pub(super) fn come_back(&self) -> bool {
+    pub(super) fn come_back(&mut self) -> bool {
+        let was_aside = std::mem::take(&mut self.is_aside);
         if let Some(line) = self.waits.part(&self.queue).get_mut(&self.queue)
             && line.aside.remove(&self.number)
         {
             line.seats.insert(self.number, Arc::clone(&self.woken));
             return false;
         }
+        // What came while it was aside was for others: it owes nobody a look.
+        self.owes_look |= !was_aside;
         self.waits.sit(&self.queue, self.number, &self.woken);
         true
     }
 
-    /// Leaves, and has another one look in its stead.
-    pub(super) fn pass_on(self) {
-        let (waits, queue) = (Arc::clone(&self.waits), self.queue.clone());
-        drop(self);
-        waits.wake(&queue, 1);
+    /// It has looked at the store since it sat down.
+    pub(super) fn note_looked(&mut self) {
+        self.owes_look = false;
     }
 
     /// Waits to be woken, and sits down in the old place again, so that no wake-up is missed while the store is asked.
@@ -242,11 +249,11 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut part = self.waits.part(&self.queue);
         let leave = |line: &mut Line| line.seats.remove(&self.number).is_some() || line.aside.remove(&self.number);
-        let sitting = part.get_mut(&self.queue).is_some_and(leave);
+        let had_place = part.get_mut(&self.queue).is_some_and(leave);
         self.waits.drop_if_empty(&mut part, &self.queue);
         drop(part);
-        if !sitting {
-            // Somebody has just woken this one, and it will not look any more.
+        if self.owes_look || !(had_place || self.is_aside) {
+            // Somebody has woken this one, and it will not look any more.
             self.waits.wake(&self.queue, 1);
         }
     }
@@ -304,7 +311,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiter_aside_is_not_woken_and_knows_when_it_is_back_that_something_came() {
         let waits = Arc::new(Waits::default());
-        let (first, second) = (Seat::take(&waits, &queue("a")), Seat::take(&waits, &queue("a")));
+        let (mut first, mut second) = (Seat::take(&waits, &queue("a")), Seat::take(&waits, &queue("a")));
         first.step_aside();
         assert_eq!((waits.waiting(&queue("a")), first.was_woken()), (1, false));
         assert!(!first.come_back());
@@ -314,11 +321,42 @@ mod tests {
         assert!(first.woken().now_or_never().is_none());
         assert!(first.come_back());
         assert_eq!(waits.waiting(&queue("a")), 2);
-        first.pass_on();
-        assert!(second.woken().now_or_never().is_some());
+        drop(first);
         second.step_aside();
         drop(second);
         assert_eq!(waits.lines.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_waiter_aside_that_leaves_passes_nothing_on_for_nobody_has_woken_it() {
+        let waits = Arc::new(Waits::default());
+        let [mut leaves, mut comes_back, idle] = [(); 3].map(|()| Seat::take(&waits, &queue("a")));
+        leaves.step_aside();
+        comes_back.step_aside();
+        waits.wake(&queue("a"), 1);
+        assert!(idle.woken().now_or_never().is_some());
+        assert!(comes_back.come_back());
+        drop((leaves, comes_back));
+        assert!(idle.woken().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_waiter_that_sits_again_passes_its_wake_up_on_unless_it_has_looked() {
+        let waits = Arc::new(Waits::default());
+        let [mut looks, mut leaves, mut fills, idle] = [(); 4].map(|()| Seat::take(&waits, &queue("a")));
+        waits.wake(&queue("a"), 3);
+        assert!(looks.sit_again_if_woken());
+        looks.note_looked();
+        drop(looks);
+        assert!(idle.woken().now_or_never().is_none());
+        assert!(leaves.sit_again_if_woken());
+        drop(leaves);
+        assert!(idle.woken().now_or_never().is_some());
+        // It was woken before it stepped aside.
+        fills.step_aside();
+        assert!(fills.come_back());
+        drop(fills);
+        assert!(idle.woken().now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]

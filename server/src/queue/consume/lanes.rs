@@ -121,6 +121,9 @@ impl Lanes {
         let lane = &mut self.lanes[at];
         self.reached = self.reached.max(lane.moved);
         lane.moved += tasks as u64 * TASK / lane.weight;
+        if let Some(seat) = &mut lane.seat {
+            seat.note_looked();
+        }
         if are_there_more {
             lane.seat = None;
         } else if lane.seat.is_some() {
@@ -133,7 +136,7 @@ impl Lanes {
     /// Somebody was woken. If the stream cannot take anything now, the wake-up is passed on.
     pub(super) fn note_woken(&mut self, can_take: bool) {
         for lane in &mut self.lanes {
-            let Some(seat) = &lane.seat else { continue };
+            let Some(seat) = &mut lane.seat else { continue };
             let was_woken = if can_take { seat.sit_again_if_woken() } else { seat.was_woken() };
             if was_woken {
                 lane.begin_again(self.reached);
@@ -151,7 +154,7 @@ impl Lanes {
             return;
         }
         for lane in &mut self.lanes {
-            match &lane.seat {
+            match &mut lane.seat {
                 Some(seat) if has_room => {
                     if seat.come_back() {
                         lane.begin_again(self.reached);
@@ -193,14 +196,9 @@ impl Lanes {
 
 impl Lane {
     fn stand_up(&mut self, reached: u64) {
-        let Some(seat) = self.seat.take() else { return };
-        // It may have been woken, and has not looked since.
-        if self.is_empty {
-            drop(seat)
-        } else {
-            seat.pass_on()
+        if self.seat.take().is_some() {
+            self.begin_again(reached);
         }
-        self.begin_again(reached);
     }
 
     fn begin_again(&mut self, reached: u64) {

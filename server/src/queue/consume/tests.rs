@@ -72,6 +72,11 @@ type Heard = Result<ConsumeCall, Unread<()>>;
 
 fn queues() -> Queues {
     let store: Arc<dyn Admin> = Arc::new(MemoryStore::new(Arc::new(Paused(Instant::now())), TEST_RULES, 1 << 30));
+    server(store)
+}
+
+/// One server of those on this store.
+fn server(store: Arc<dyn Admin>) -> Queues {
     let limits = Limits {
         max_value: 1 << 20,
         default_lease: LEASE,
@@ -212,6 +217,40 @@ async fn a_full_stream_does_not_wait_and_hears_of_what_came_when_it_has_room() {
     say.send(ack(second[0])).unwrap();
     sleep(LEASE / 10).await;
     assert_eq!(queues.waits.waiting(&queue), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_fills_with_the_last_of_a_backlog_wakes_nobody() {
+    let (queues, queue) = (queues(), QueueName::parse("q").unwrap());
+    insert(&queues).await;
+    let idle = Seat::take(&queues.waits, &queue);
+    let mut full = Seat::take(&queues.waits, &queue);
+    full.step_aside();
+    let (wire, mut received) = Wire::new(usize::MAX);
+    let (_say, _session) = begin(&queues, &wire, open_for(&["q"], 1));
+    sleep(LEASE / 10).await;
+    assert_eq!(handed_over(&mut received).len(), 1);
+    assert!(idle.woken().now_or_never().is_none());
+    assert!(!full.come_back(), "nothing has come");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_woken_in_two_queues_that_fills_in_one_passes_the_other_wake_up_on() {
+    let queues = queues();
+    let names = ["a", "b"].map(|name| QueueName::parse(name).unwrap());
+    let (wire, mut received) = Wire::new(usize::MAX);
+    let (_say, _session) = begin(&queues, &wire, open_for(&["a", "b"], 1));
+    sleep(LEASE / 10).await;
+    let idle = names.each_ref().map(|queue| Seat::take(&queues.waits, queue));
+    // Two tasks come at once, from another server.
+    let elsewhere = server(Arc::clone(&queues.store));
+    for queue in &names {
+        insert_into(&elsewhere, queue.as_str()).await;
+    }
+    names.iter().for_each(|queue| queues.waits.wake(queue, 1));
+    sleep(LEASE / 10).await;
+    assert_eq!(handed_over(&mut received).len(), 1);
+    assert_eq!(idle.map(|seat| seat.woken().now_or_never().is_some()), [false, true]);
 }
 
 #[tokio::test(start_paused = true)]
