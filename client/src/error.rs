@@ -175,6 +175,12 @@ impl Error {
         }
     }
 
+    /// Of an insert that was refused as long as it was tried.
+    pub(crate) fn until_deadline(mut self) -> Self {
+        self.detail.message.push_str("; it was tried until its deadline");
+        self
+    }
+
     /// Of an insert that was refused, but that an earlier try may have done.
     pub(crate) fn in_doubt(mut self) -> Self {
         self.detail.message.push_str("; it may have been done nevertheless");

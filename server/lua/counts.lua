@@ -4,7 +4,7 @@
 -- ARGV     none of its own
 -- Returns  {1 if more is to be done: ask again, 1 if the queue exists, ready, scheduled, leased, dead, inserted, acked, expired,
 --          deleted, purged, for how many ms the task at the head has been in the queue, or -1 if no task is ready, or none of
---          the first MAX_SKIPPED ids is that of a task that is still there}
+--          the first MAX_SKIPPED ids is that of a task that is still there, 1 if nothing is delivered}
 -- The ids of tasks that are gone may still be in the list.
 local MAX_SKIPPED = 100
 
@@ -25,8 +25,9 @@ end
 
 is_rare = redis.call('EXISTS', RARE) == 1
 local _, more = reclaim()
-local scheduled, list = 0, READY
+local scheduled, list, is_paused = 0, READY, false
 if is_rare then
+  is_paused = rarely().is_paused()
   more = rarely().trim() or more
   scheduled, list = redis.call('ZCARD', rarely().SCHEDULED), rarely().lists()[1].key
 end
@@ -37,5 +38,5 @@ end
 local ready, leased, inserted, acked, expired, deleted, purged = unpack(counts)
 return {
   more and 1 or 0, redis.call('EXISTS', META), ready, scheduled, leased, redis.call('ZCARD', DEAD), inserted, acked,
-  expired, deleted, purged, age_of_head(list),
+  expired, deleted, purged, age_of_head(list), is_paused and 1 or 0,
 }

@@ -340,10 +340,15 @@ impl Lives {
 
     /// Something in every state, so that the last look has something to see.
     async fn leave_some(&self, client: &Client) {
-        let tasks = (0..30u32).map(|number| NewTask { priority: number % 4, ..json("1") }).collect();
+        let delay = |number: u32| (number % 10 == 9).then_some(HOUR);
+        let task = |number: u32| NewTask { priority: number % 4, delay: delay(number).map(proto), ..json("1") };
+        let tasks = (0..33).map(task).collect();
         let request = InsertRequest { request_id: "last".to_owned(), ..insert_request(&self.queue, tasks) };
         let (answer, span) = self.answered(async || client.clone().insert(request.clone()).await).await;
-        let inserted = answer.results.into_iter().map(|it| Inserted { id: it.id, span, ..Inserted::default() });
+        let inserted = (0..).zip(answer.results).map(|(number, it)| {
+            let delay = delay(number).unwrap_or_default();
+            Inserted { id: it.id, delay, span, ..Inserted::default() }
+        });
         self.note(|books| books.inserts.extend(inserted));
         let mut rejected = 2;
         for _ in 0..9 {

@@ -49,6 +49,8 @@ pub struct QueueCounts {
     /// How long the task at the head has been in the queue, since its insert. `None` if no task is ready, or if the store cannot
     /// tell at once which one is at the head.
     pub oldest_ready_age: Option<Duration>,
+    /// Whether nothing is delivered, since the queue was paused.
+    pub paused: bool,
 }
 
 impl From<v1::QueueCounts> for QueueCounts {
@@ -64,9 +66,10 @@ impl From<v1::QueueCounts> for QueueCounts {
             expired,
             deleted,
             purged,
+            paused,
         } = counts;
         let oldest_ready_age = oldest_ready_age.and_then(|age| Duration::try_from(age).ok());
-        Self { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready_age }
+        Self { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready_age, paused }
     }
 }
 

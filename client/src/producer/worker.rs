@@ -117,7 +117,7 @@ impl Worker {
                 }
                 Event::Time => {
                     pause_until = pause_until.filter(|until| Instant::now() < *until);
-                    if self.expire() && connection.take().is_some() {
+                    if self.expire(connection.is_some()) && connection.take().is_some() {
                         // It may stand still, and would go on to hold what has expired.
                         self.doubt();
                         pause_until = Some(Instant::now() + self.backoff.pause());
@@ -238,7 +238,7 @@ impl Worker {
                 self.refuse_first(&status);
             }
         }
-        if !error.is_unsent() {
+        if !error.is_unsent() && !self.is_refused_by(&status) {
             self.doubt();
         }
         self.last_failure = Some(status);
@@ -255,12 +255,27 @@ impl Worker {
         !passes(status, error) && first.is_some() && number_of(status) == first
     }
 
-    /// Whether there were some whose deadline has passed.
-    fn expire(&mut self) -> bool {
+    /// Whether a stream ended because there was no room for the first insert that was not answered: then neither it nor any
+    /// behind it was done on that stream.
+    fn is_refused_by(&self, status: &Status) -> bool {
+        let first = self.pending.front().map(|first| first.number);
+        status.code() == Code::ResourceExhausted && first.is_some() && number_of(status) == first
+    }
+
+    /// Whether there were some whose deadline has passed. `is_sent` says whether they are on a stream now.
+    fn expire(&mut self, is_sent: bool) -> bool {
         let (now, before) = (Instant::now(), self.pending.len());
-        while self.pending.front().is_some_and(|first| first.deadline <= now) {
-            let last = self.last_failure.clone().map(Error::from);
-            self.settle_first(Err(Error::unanswered(last)));
+        while let Some(first) = self.pending.front()
+            && first.deadline <= now
+        {
+            let is_in_doubt = is_sent || first.is_in_doubt;
+            let error = match self.last_failure.clone() {
+                Some(last) if !is_in_doubt && last.code() == Code::ResourceExhausted => {
+                    Error::from(last).until_deadline()
+                }
+                last => Error::unanswered(last.map(Error::from)),
+            };
+            self.settle_first(Err(error));
         }
         self.pending.len() < before
     }
@@ -322,6 +337,26 @@ mod tests {
     fn refusal(code: Code, reason: &str, number: u64) -> Status {
         let metadata = HashMap::from([("number".to_owned(), number.to_string())]);
         Status::with_error_details(code, "no", ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_insert_without_room_until_its_deadline_says_so_and_that_nothing_was_done() {
+        for (is_lost_first, kind) in [(false, ErrorKind::QueueFull), (true, ErrorKind::DeadlineExceeded)] {
+            let mut worker = worker();
+            let (first, second) = (send(&mut worker), send(&mut worker));
+            if is_lost_first {
+                assert!(worker.fail(Status::unavailable("gone")).is_some());
+            }
+            let full = refusal(Code::ResourceExhausted, reason::QUEUE_FULL, 1);
+            assert!(worker.fail(full).is_some());
+            tokio::time::advance(LONGEST).await;
+            assert!(worker.expire(false));
+            for receipt in [first, second] {
+                let error = receipt.now_or_never().unwrap().unwrap_err();
+                assert_eq!(error.kind(), kind);
+                assert_eq!(error.to_string().contains("may have been done"), is_lost_first, "{error}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -207,7 +207,17 @@ fn queue((name, counts): (QueueName, Counts)) -> v1::Queue {
 }
 
 fn queue_counts(counts: Counts) -> v1::QueueCounts {
-    let Counts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready } = counts;
-    let oldest_ready_age = oldest_ready.map(duration);
-    v1::QueueCounts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready_age }
+    v1::QueueCounts {
+        ready: counts.ready,
+        scheduled: counts.scheduled,
+        leased: counts.leased,
+        dead: counts.dead,
+        inserted: counts.inserted,
+        acked: counts.acked,
+        expired: counts.expired,
+        deleted: counts.deleted,
+        purged: counts.purged,
+        oldest_ready_age: counts.oldest_ready.map(duration),
+        paused: counts.paused,
+    }
 }

@@ -27,6 +27,8 @@ pub struct Counts {
     pub purged: u64,
     /// Of the task at the head, how long ago it was inserted; nothing if none is ready, or if that cannot be told.
     pub oldest_ready: Option<Millis>,
+    /// Whether nothing is delivered, by the queue's settings.
+    pub paused: bool,
 }
 
 /// Where a task is.

@@ -36,9 +36,9 @@ pub(crate) struct Queues {
 }
 
 const AFTER_HELP: &str = "\
-Columns: queue, ready, scheduled, leased, dead, inserted, acked, oldest (how long the task at the head has been there).
+Columns: queue, ready, scheduled, leased, dead, inserted, acked, oldest (how long the task at the head has been there), paused.
 JSON: these, and expired, deleted, purged; oldest_seconds.
-With --watch: at, queue, ready, scheduled, leased, dead, inserted_s, acked_s (tasks a second), oldest.
+With --watch: at, queue, ready, scheduled, leased, dead, inserted_s, acked_s (tasks a second), oldest, paused.
 Of one queue: a line for each of its counts and settings; - is not set, so as the server says.";
 
 impl Queues {
@@ -56,7 +56,10 @@ impl Queues {
                 let admin = session.admin();
                 let list = async |page: &_| admin.list_queues(page).await;
                 each_page(&mut session, None, PAGE, list, |session, queues| {
-                    let row = |queue: QueueInfo| counted(Row::new().with("queue", queue.name), &queue.counts, false);
+                    let row = |queue: QueueInfo| {
+                        let row = counted(Row::new().with("queue", queue.name), &queue.counts, false);
+                        row.with("paused", queue.counts.paused)
+                    };
                     session.out.rows(&queues.into_iter().map(row).collect::<Vec<_>>())
                 })
                 .await?;
@@ -103,4 +106,5 @@ fn active(now: SystemTime, activity: QueueActivity) -> Row {
         .with("inserted_s", Cell::Rate(inserted_per_second))
         .with("acked_s", Cell::Rate(acked_per_second))
         .with("oldest", Cell::Age(counts.oldest_ready_age))
+        .with("paused", counts.paused)
 }

@@ -156,6 +156,7 @@ impl Admin for MemoryStore {
                 deleted: queue.deleted_count,
                 purged: queue.purged_count,
                 oldest_ready: head.map(|task| now.saturating_sub(task.inserted_at)),
+                paused: queue.settings.paused(),
             })
         };
         Ok(queues.iter().map(&mut count).collect())

@@ -25,16 +25,26 @@ impl RedisStore {
     async fn counts_of(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
         for round in 0..=RECLAIM_ROUNDS {
             let counts: Vec<i64> = self.run(self.call(&script::COUNTS, queue)).await?;
-            let [more, exists, numbers @ .., age] = counts.as_slice() else { return Err(unreadable()) };
+            let [more, exists, numbers @ .., age, paused] = counts.as_slice() else { return Err(unreadable()) };
             if *more == 0 || round == RECLAIM_ROUNDS {
                 let numbers = numbers.iter().map(|number| u64::try_from(*number).unwrap_or(0)).collect::<Vec<_>>();
                 let [ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged] = numbers[..] else {
                     return Err(unreadable());
                 };
-                let oldest_ready = u64::try_from(*age).ok();
-                let counts =
-                    Counts { ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged, oldest_ready };
-                return Ok((*exists == 1).then_some(counts));
+                let (oldest_ready, paused) = (u64::try_from(*age).ok(), *paused == 1);
+                return Ok((*exists == 1).then_some(Counts {
+                    ready,
+                    scheduled,
+                    leased,
+                    dead,
+                    inserted,
+                    acked,
+                    expired,
+                    deleted,
+                    purged,
+                    oldest_ready,
+                    paused,
+                }));
             }
         }
         Ok(None)

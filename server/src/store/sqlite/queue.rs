@@ -364,6 +364,7 @@ impl Queue {
             deleted,
             purged,
             oldest_ready,
+            paused: self.settings.paused(),
         })
     }
 
