@@ -133,7 +133,7 @@ async fn queues_are_listed_and_one_is_shown_with_what_is_set() {
     let listed = server.good(&["queues"]);
     let lines = columns(&listed);
     assert_eq!(lines[0][..7], ["a", "1", "0", "0", "0", "1", "0"]);
-    assert_eq!(lines[1], ["b", "0", "0", "0", "0", "0", "0", "-"]);
+    assert_eq!(lines[1], ["b", "0", "0", "0", "0", "0", "0", "-", "no"]);
     assert_eq!(server.objects(&["queues"])[1]["purged"], 0);
 
     let shown = &server.objects(&["queues", "b"])[0];
@@ -155,6 +155,7 @@ async fn queues_are_listed_and_one_is_shown_with_what_is_set() {
 
     assert_eq!(server.good(&["pause", "b"]), "b\tpaused\n");
     assert!(server.good(&["queues", "b"]).contains("paused\tyes\n"));
+    assert_eq!(server.objects(&["queues"])[1]["paused"], true);
     assert_eq!(server.objects(&["resume", "b"]), [json!({"queue": "b", "outcome": "resumed"})]);
     assert_eq!(server.good(&["pause", "b", "-o", "table"]), "b is paused: nothing is delivered until it is resumed\n");
     let table = server.good(&["queues", "-o", "table"]);

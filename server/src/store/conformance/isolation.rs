@@ -76,7 +76,7 @@ pub(super) async fn plans_settings_and_administration_are_of_one_queue(open: Ope
         assert_eq!(rig.purge(q, State::Ready).await.unwrap(), 2);
         assert_eq!(
             rig.counted(q).await,
-            Counts { scheduled: 1, leased: 1, inserted: 6, deleted: 2, purged: 2, ..Counts::default() }
+            Counts { scheduled: 1, leased: 1, inserted: 6, deleted: 2, purged: 2, paused: true, ..Counts::default() }
         );
         for other in &names[at + 1..] {
             assert_eq!(all(other).await, untouched, "{other:?} after {q:?}");

@@ -106,7 +106,7 @@ pub(super) async fn a_paused_queue_delivers_nothing(open: Open) {
     rig.pass(LEASE);
     assert_eq!(rig.look_one(&q).await, Sight { ready: 0, due_in: None, reclaimed: 2 });
     assert_eq!(rig.take(&q, 5).await, []);
-    assert_eq!(rig.counted(&q).await, Counts { ready: 5, inserted: 5, ..Counts::default() });
+    assert_eq!(rig.counted(&q).await, Counts { ready: 5, inserted: 5, paused: true, ..Counts::default() });
     assert_eq!(rig.list_numbers(&q, State::Ready).await, [1, 0, 2, 4, 3]);
     rig.set(&q, Setting::Paused, 0).await;
     assert_eq!(rig.look_one(&q).await, Sight { ready: 5, due_in: None, reclaimed: 0 });
@@ -128,7 +128,10 @@ pub(super) async fn what_is_held_may_be_finished_while_a_queue_is_paused(open: O
     rig.give_back(&q, failed(&tokens[3..4], "e")).await;
     rig.pass(LEASE);
     assert_eq!(round(&rig, 10).await.1, [(q.clone(), 2)].into());
-    assert_eq!(rig.counted(&q).await, Counts { ready: 3, leased: 1, inserted: 6, acked: 2, ..Counts::default() });
+    assert_eq!(
+        rig.counted(&q).await,
+        Counts { ready: 3, leased: 1, inserted: 6, acked: 2, paused: true, ..Counts::default() }
+    );
     rig.set(&q, Setting::Paused, None).await;
     assert_eq!(rig.drain(&q).await, [4, 5, 3]);
 }
