@@ -371,3 +371,18 @@ async fn what_cannot_start_says_so_in_one_line() {
         assert!(output.stdout.is_empty());
     }
 }
+
+#[tokio::test]
+async fn a_program_that_does_not_work_ends_the_run_with_one_line() {
+    let queue = Fake::serve(Fault::None).await;
+    for (program, said) in [
+        ("gone=/nowhere/worker", "--worker gone: cannot start: "),
+        ("short=false", "--worker short: it ended by itself, with code 1"),
+        ("loud=echo hello", "--worker loud: it said what is not understood: \"hello work --addr"),
+    ] {
+        let output = validate(&queue, &["--count", "3", "--worker", program]).await;
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{program}: {text}");
+        assert!(text.lines().last().unwrap().starts_with(&format!("failed: {said}")), "{program}: {text}");
+    }
+}

@@ -37,21 +37,37 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) batch: u32,
 
-    /// How many workers pop at the same time
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) workers: u32,
+    /// How many workers pop at the same time, 0 to 1024; 0 needs --worker [default: 4, or 0 with --worker]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1024))]
+    workers: Option<u32>,
+
+    /// A program to work as well, whose part is shown by the name: started as COMMAND work --addr ... --queue ..., split at
+    /// spaces. It tells what it does by lines on stdout: "delivered ID TOKEN MD5" as it begins, "acked ID TOKEN" when the server
+    /// has confirmed it, "lost ID TOKEN" if it came too late; ends at SIGTERM. May be given up to 64 times
+    #[arg(long = "worker", value_name = "NAME=COMMAND", value_parser = program)]
+    pub(crate) programs: Vec<Program>,
 
     /// How long a delivery is held, 100ms to 12h; what failed comes back after it
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = lease)]
     pub(crate) lease: Duration,
 
     /// Where to write the values, one line for each acked task, in the order of the acks
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "programs")]
     pub(crate) log: Option<PathBuf>,
 
     /// How long the whole run may take
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = timeout)]
     pub(crate) timeout: Duration,
+}
+
+/// How many programs may work.
+const MOST_PROGRAMS: usize = 64;
+
+/// A program that works: what it is called in the table, and the words that start it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Program {
+    pub(crate) name: String,
+    pub(crate) command: Vec<String>,
 }
 
 /// How the workers pop.
@@ -77,7 +93,20 @@ impl Args {
     }
 
     fn parse_from_line(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(line)
+        let args = Self::try_parse_from(line)?;
+        let wrong = |line: &str| Err(clap::Error::raw(ErrorKind::ValueValidation, line));
+        if args.programs.len() > MOST_PROGRAMS {
+            return wrong("--worker: there are more than 64");
+        }
+        if args.workers() == 0 && args.programs.is_empty() {
+            return wrong("--workers: nobody would work; 0 needs --worker");
+        }
+        Ok(args)
+    }
+
+    /// How many workers of its own the run has.
+    pub(crate) fn workers(&self) -> u32 {
+        self.workers.unwrap_or(if self.programs.is_empty() { 4 } else { 0 })
     }
 
     /// The queue to use: the given one, or a name that no other run has.
@@ -99,6 +128,17 @@ fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or("bad usage");
     format!("{} (see --help)", first.strip_prefix("error: ").unwrap_or(first))
+}
+
+fn program(text: &str) -> Result<Program, String> {
+    let (name, command) = text.split_once('=').unwrap_or_default();
+    let command: Vec<_> = command.split_whitespace().map(str::to_owned).collect();
+    let is_named = !name.is_empty() && name.chars().all(|letter| letter.is_ascii_graphic());
+    if is_named && !command.is_empty() {
+        Ok(Program { name: name.to_owned(), command })
+    } else {
+        Err("it is a name and a command, such as python=./worker".into())
+    }
 }
 
 fn lease(text: &str) -> Result<Duration, String> {
@@ -124,10 +164,22 @@ mod tests {
     #[test]
     fn defaults_hold_and_each_run_has_a_queue_of_its_own() {
         let args = parse(&[]).unwrap();
-        assert_eq!((args.count, args.workers, args.batch, args.mode), (1000, 4, 10, Mode::Single));
+        assert_eq!((args.count, args.workers(), args.batch, args.mode), (1000, 4, 10, Mode::Single));
         assert_eq!((args.lease, args.timeout), (Duration::from_secs(2), Duration::from_secs(600)));
         let (Ok(one), Ok(other)) = (args.queue(), args.queue()) else { panic!("no randomness") };
         assert!(one.starts_with("validate-") && one != other);
+    }
+
+    #[test]
+    fn programs_work_instead_of_own_workers_unless_these_are_asked_for() {
+        let args = parse(&["--worker", "a=/b c", "--worker", "d=e=f"]).unwrap();
+        let program = |name: &str, command: &[&str]| Program {
+            name: name.into(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+        };
+        assert_eq!(args.programs, [program("a", &["/b", "c"]), program("d", &["e=f"])]);
+        assert_eq!(args.workers(), 0);
+        assert_eq!(parse(&["--worker", "a=b", "--workers", "2"]).unwrap().workers(), 2);
     }
 
     #[test]
@@ -136,6 +188,11 @@ mod tests {
             &["--count", "0"][..],
             &["--count", "x"],
             &["--workers", "0"],
+            &["--workers", "1025"],
+            &["--worker", "python"],
+            &["--worker", "=python"],
+            &["--worker", "python= "],
+            &["--worker", "a=b", "--log", "c"],
             &["--batch", "10001"],
             &["--lease", "99ms"],
             &["--lease", "13h"],

@@ -1,9 +1,10 @@
 //! Proves a DataQueue server: inserts values, pops them with many workers of whom every second delivery fails, acks the
 //! rest, and judges from its own record whether each task was acked, once, and came back byte for byte.
 //!
-//! `args` is the command line, `source` the values, `work` the calls, and `record` the judge.
+//! `args` is the command line, `source` the values, `work` the calls, `program` workers of other programs, and `record` the judge.
 
 mod args;
+mod program;
 mod record;
 mod source;
 mod work;

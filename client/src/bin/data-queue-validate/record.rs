@@ -5,10 +5,12 @@
 //! as it must have been, counted from before it was asked for. A redelivery is a fault only where both orders would be.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fmt,
     time::{Duration, Instant},
 };
+
+use md5::{Digest, Md5};
 
 /// How many faults are told one by one.
 const FAULTS_TOLD: usize = 10;
@@ -19,13 +21,23 @@ const HOLDS_KEPT: usize = 8;
 pub(crate) struct Delivery<'a> {
     pub(crate) id: &'a str,
     pub(crate) lease_token: &'a str,
-    /// The value, if it is JSON, as every inserted one is.
-    pub(crate) text: Option<&'a str>,
-    /// When the pop was begun, its first try.
+    pub(crate) value: Value<'a>,
+    /// When the pop was begun, its first try; or a time before that.
     pub(crate) asked: Instant,
     pub(crate) answered: Instant,
-    /// The lease that was asked for.
+    /// The lease that was asked for. Zero: it may be back at any time.
     pub(crate) lease: Duration,
+}
+
+/// What is known of a value that was delivered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Value<'a> {
+    /// It is this JSON text.
+    Json(&'a str),
+    /// It is no JSON, as every inserted one is.
+    Other,
+    /// A worker of another program took this of its bytes.
+    Md5(&'a str),
 }
 
 /// What the record knows about a task that was delivered.
@@ -45,7 +57,15 @@ pub(crate) struct Record {
     tasks: HashMap<Box<str>, Entry>,
     totals: Totals,
     faults: Vec<String>,
+    shares: BTreeMap<Box<str>, Share>,
     complete: bool,
+}
+
+/// What a worker did of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) deliveries: u64,
+    pub(crate) acked: u64,
 }
 
 #[derive(Default)]
@@ -64,6 +84,8 @@ struct Entry {
     inserted: bool,
     // What was inserted or, before that is known, what was first delivered. Dropped once the task is settled.
     value: Option<Box<str>>,
+    // The same, of a worker that told no more of it.
+    md5: Option<Box<str>>,
     bytes: u64,
     delivered: bool,
     holds: Vec<Hold>,
@@ -99,11 +121,12 @@ impl Record {
         entry.bytes = value.len() as u64;
         totals.open += 1;
         totals.open_bytes += entry.bytes;
-        if entry.value.as_deref().is_some_and(|seen| seen != value) {
+        let other = entry.value.as_deref().is_some_and(|seen| seen != value);
+        if other || entry.md5.take().is_some_and(|seen| *seen != *md5_hex(&value)) {
             entry.surprise(faults, id, "it was delivered with another value");
         }
         entry.value = Some(value.into());
-        if entry.unexpected {
+        if entry.unexpected || entry.acked.is_some() {
             entry.settle(totals);
         }
     }
@@ -126,12 +149,12 @@ impl Record {
     /// A task was popped.
     pub(crate) fn delivered(&mut self, delivery: &Delivery<'_>) -> Known {
         let Self { tasks, totals, faults, .. } = self;
-        let Delivery { id, lease_token, text, asked, answered, lease } = *delivery;
+        let Delivery { id, lease_token, value, asked, answered, lease } = *delivery;
         let entry = tasks.entry(id.into()).or_default();
         totals.deliveries += 1;
         totals.redeliveries += u64::from(entry.delivered);
         entry.delivered = true;
-        entry.compare(faults, id, text);
+        entry.compare(faults, id, value);
         if entry.unexpected {
             entry.settle(totals);
         }
@@ -181,22 +204,39 @@ impl Record {
         }
     }
 
-    /// An ack, begun at `asked`, was answered with APPLIED or, if `before`, with ALREADY_ACKED: an earlier try of it was.
-    pub(crate) fn acked(&mut self, id: &str, lease_token: &str, asked: Instant, answered: Instant, before: bool) {
+    /// An ack, begun at `asked`, was answered with APPLIED or, if `before`, with ALREADY_ACKED: an earlier try of it was. Answers
+    /// whether it is the first of its task.
+    pub(crate) fn acked(
+        &mut self,
+        id: &str,
+        lease_token: &str,
+        asked: Instant,
+        answered: Instant,
+        before: bool,
+    ) -> bool {
         let Self { tasks, totals, faults, .. } = self;
-        let Some(entry) = tasks.get_mut(id) else { return };
+        let Some(entry) = tasks.get_mut(id) else { return false };
         if !before && entry.is_stale(lease_token, asked) {
             entry.double(faults, id, "an ack was applied for an older delivery");
         }
         match &entry.acked {
-            Some(first) if before && *first.lease_token == *lease_token => {}
-            Some(_) => entry.double(faults, id, "it was acked twice"),
+            Some(first) if before && *first.lease_token == *lease_token => false,
+            Some(_) => {
+                entry.double(faults, id, "it was acked twice");
+                false
+            }
             None => {
                 entry.acked = Some(Ack { lease_token: lease_token.into(), answered });
                 entry.holds = Vec::new();
                 entry.settle(totals);
+                true
             }
         }
+    }
+
+    /// The part of the worker of this name.
+    pub(crate) fn share(&mut self, worker: &str) -> &mut Share {
+        self.shares.entry(worker.into()).or_default()
     }
 
     /// A heartbeat or an ack was answered with LEASE_LOST.
@@ -220,17 +260,27 @@ impl Record {
             unexpected: count(|entry| entry.unexpected) + nobodys,
             lease_lost,
             faults: self.faults.clone(),
+            shares: self.shares.clone(),
         }
     }
 }
 
 impl Entry {
-    fn compare(&mut self, faults: &mut Vec<String>, id: &str, text: Option<&str>) {
-        match (text, &self.value) {
-            (None, _) => self.surprise(faults, id, "its value is not JSON"),
-            (Some(text), Some(value)) if text != &**value => self.surprise(faults, id, "its value is another"),
-            (Some(text), None) if !self.inserted => self.value = Some(text.into()),
-            _ => {}
+    fn compare(&mut self, faults: &mut Vec<String>, id: &str, seen: Value<'_>) {
+        let is_other = match (seen, &self.value) {
+            (Value::Other, _) => return self.surprise(faults, id, "its value is not JSON"),
+            (Value::Json(text), Some(value)) => text != &**value,
+            (Value::Md5(md5), Some(value)) => md5 != md5_hex(value),
+            (_, None) => false,
+        };
+        if is_other {
+            self.surprise(faults, id, "its value is another");
+        } else if !self.inserted {
+            match seen {
+                Value::Json(text) => self.value = Some(text.into()),
+                Value::Md5(md5) => self.md5 = Some(md5.into()),
+                Value::Other => {}
+            }
         }
     }
 
@@ -261,6 +311,10 @@ impl Entry {
     }
 }
 
+fn md5_hex(text: &str) -> String {
+    Md5::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn tell(faults: &mut Vec<String>, kind: &str, id: &str, what: &str) {
     if faults.len() < FAULTS_TOLD {
         faults.push(format!("{kind}: task {id}: {what}"));
@@ -287,6 +341,7 @@ pub(crate) struct Verdict {
     pub(crate) unexpected: u64,
     pub(crate) lease_lost: u64,
     faults: Vec<String>,
+    shares: BTreeMap<Box<str>, Share>,
 }
 
 impl Verdict {
@@ -308,6 +363,14 @@ impl fmt::Display for Verdict {
             ("lease lost", self.lease_lost),
         ] {
             writeln!(f, "{name:<12} {count:>12}")?;
+        }
+        if !self.shares.is_empty() {
+            writeln!(f, "\n{:<12} {:>12} {:>12} {:>7}", "worker", "deliveries", "acked", "share")?;
+        }
+        for (worker, Share { deliveries, acked }) in &self.shares {
+            #[allow(clippy::cast_precision_loss)] // Of a percentage with one digit.
+            let percent = 100.0 * *acked as f64 / self.acked.max(1) as f64;
+            writeln!(f, "{worker:<12} {deliveries:>12} {acked:>12} {percent:>5.1} %")?;
         }
         self.faults.iter().try_for_each(|fault| writeln!(f, "{fault}"))
     }

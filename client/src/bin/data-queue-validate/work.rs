@@ -1,4 +1,5 @@
-//! The calls of a run: one producer and many workers, who report what they see to the record.
+//! The calls of a run: one producer and many workers, who report what they see to the record. Workers of other programs report
+//! by lines.
 //!
 //! A call that fails on its way is tried again, so that a run goes on over restarts of the server and its store.
 
@@ -15,12 +16,16 @@ use std::{
 use data_queue_client::{Backoff, Client, Error, ErrorKind, NewTask, Outcome, Pop, PopBatch, Task};
 use futures_util::future::try_join_all;
 use indicatif::ProgressBar;
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 
 use crate::{
     Stop,
-    args::{Args, Mode, random_hex},
-    record::{Delivery, Known, Record, Verdict},
+    args::{Args, Mode, Program, random_hex},
+    program::{self, Line},
+    record::{Delivery, Known, Record, Share, Value, Verdict},
     source::{Batch, Source},
 };
 
@@ -36,6 +41,9 @@ const QUIET: Duration = Duration::from_secs(1);
 const INSERT_PATIENCE: Duration = Duration::from_secs(240);
 /// Inserts pause while the values that are not acked have so many bytes: 256 MiB.
 const MAX_OPEN_BYTES: u64 = 256 << 20;
+
+/// What the workers of the run itself are called beside programs.
+const OWN: &str = "(its own)";
 
 /// How a run ended.
 pub(crate) enum Ending {
@@ -56,11 +64,14 @@ pub(crate) struct Run {
     mode: Mode,
     batch: u32,
     workers: u32,
+    programs: Vec<Program>,
+    address: String,
     lease: Duration,
     wait: Duration,
     deliveries: AtomicU64,
     journal: Mutex<Journal>,
     acked: Notify,
+    settled: watch::Sender<bool>,
     bar: ProgressBar,
 }
 
@@ -86,12 +97,15 @@ impl Run {
             name: random_hex()?,
             mode: args.mode,
             batch: args.batch,
-            workers: args.workers,
+            workers: args.workers(),
+            programs: args.programs.clone(),
+            address: args.addr.clone(),
             lease: args.lease,
             wait: WAIT.min(args.lease / 2),
             deliveries: AtomicU64::new(0),
             journal: Mutex::new(Journal { record: Record::default(), log, last_failure: None }),
             acked: Notify::new(),
+            settled: watch::Sender::new(false),
             bar,
         })
     }
@@ -99,7 +113,8 @@ impl Run {
     /// Inserts, pops and acks everything, then looks whether the queue stays empty.
     pub(crate) async fn all(&self, source: Source) -> Ending {
         let workers = try_join_all((0..self.workers).map(|_| self.work()));
-        let done = tokio::try_join!(self.insert_all(source), workers);
+        let programs = try_join_all(self.programs.iter().map(|program| self.run_program(program)));
+        let done = tokio::try_join!(self.insert_all(source), workers, programs);
         let quiet = match done {
             Ok(_) => self.is_quiet().await,
             Err(stop) => Err(stop),
@@ -131,6 +146,7 @@ impl Run {
             self.insert(&source, batch, format!("{}-{number}", self.name)).await?;
         }
         self.journal().record.complete();
+        self.look();
         Ok(())
     }
 
@@ -153,6 +169,8 @@ impl Run {
         for (task, value) in inserted.iter().zip(batch.values) {
             journal.record.inserted(&task.id, value);
         }
+        drop(journal);
+        self.look();
         Ok(())
     }
 
@@ -263,30 +281,78 @@ impl Run {
                 return Ok(());
             }
         };
-        journal.record.acked(task.id(), task.lease_token(), asked, Instant::now(), before);
+        let is_first = journal.record.acked(task.id(), task.lease_token(), asked, Instant::now(), before);
+        self.note(&mut journal, |share| share.acked += u64::from(is_first));
         if let Some(log) = &mut journal.log {
             let written = log.write_all(task.bytes()).and_then(|()| log.write_all(b"\n"));
             written.map_err(|error| log_failed(&error))?;
         }
+        drop(journal);
         self.bar.inc(1);
-        self.acked.notify_one();
+        self.look();
         Ok(())
     }
 
+    /// Has a program work until all is acked, and takes down what it tells.
+    async fn run_program(&self, program: &Program) -> Result<(), Stop> {
+        let started = Instant::now();
+        let said = |line: Line<'_>| self.told(&program.name, line, started);
+        program::run(program, &self.address, &self.queue, self.settled.subscribe(), said).await
+    }
+
+    /// A line of a program came in. When what it tells of happened is not known: at any time since the program was started.
+    fn told(&self, name: &str, line: Line<'_>, started: Instant) {
+        let mut journal = self.journal();
+        let record = &mut journal.record;
+        let (asked, answered) = (started, Instant::now());
+        match line {
+            Line::Delivered { id, lease_token, md5 } => {
+                // It may have failed the task since.
+                let (value, lease) = (Value::Md5(md5), Duration::ZERO);
+                record.delivered(&Delivery { id, lease_token, value, asked, answered, lease });
+                record.share(name).deliveries += 1;
+            }
+            Line::Acked { id, lease_token } => {
+                let is_first = record.acked(id, lease_token, asked, answered, true);
+                record.share(name).acked += u64::from(is_first);
+                self.bar.inc(u64::from(is_first));
+            }
+            Line::Lost => record.lease_lost(),
+        }
+        drop(journal);
+        self.look();
+    }
+
+    /// Tells whoever waits that something was acked, and that everything is.
+    fn look(&self) {
+        self.acked.notify_one();
+        let is_settled = self.journal().record.is_settled();
+        self.settled.send_if_modified(|settled| std::mem::replace(settled, is_settled) != is_settled);
+    }
+
     fn delivered(&self, task: &Task, asked: Instant) -> Known {
-        self.journal().record.delivered(&Delivery {
+        let mut journal = self.journal();
+        self.note(&mut journal, |share| share.deliveries += 1);
+        journal.record.delivered(&Delivery {
             id: task.id(),
             lease_token: task.lease_token(),
-            text: task.text(),
+            value: task.text().map_or(Value::Other, Value::Json),
             asked,
             answered: Instant::now(),
             lease: self.lease,
         })
     }
 
+    /// Beside other programs the run's own workers have a part too.
+    fn note(&self, journal: &mut Journal, change: impl FnOnce(&mut Share)) {
+        if !self.programs.is_empty() {
+            change(journal.record.share(OWN));
+        }
+    }
+
     fn damaged(&self, error: &Error) {
         self.journal().record.damaged(error.task_id().unwrap_or_default());
-        self.acked.notify_one();
+        self.look();
     }
 
     /// Whether nothing is delivered for longer than a lease.

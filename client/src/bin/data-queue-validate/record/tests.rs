@@ -28,7 +28,21 @@ impl History {
 
     fn pop(&mut self, id: &str, token: &str, text: Option<&str>, asked: u64, answered: u64) -> Known {
         let (asked, answered) = (self.at(asked), self.at(answered));
-        self.record.delivered(&Delivery { id, lease_token: token, text, asked, answered, lease: LEASE })
+        let value = text.map_or(Value::Other, Value::Json);
+        self.record.delivered(&Delivery { id, lease_token: token, value, asked, answered, lease: LEASE })
+    }
+
+    /// A line of a worker of another program that tells of a delivery: it was made at any time since the start.
+    fn told(&mut self, id: &str, token: &str, md5: &str, read: u64) {
+        let (asked, answered) = (self.at(0), self.at(read));
+        let value = Value::Md5(md5);
+        let lease = Duration::ZERO;
+        self.record.delivered(&Delivery { id, lease_token: token, value, asked, answered, lease });
+    }
+
+    /// A line that tells of an ack.
+    fn told_acked(&mut self, token: &str, read: u64) {
+        self.record.acked("a", token, self.at(0), self.at(read), true);
     }
 
     fn heartbeat(&mut self, token: &str, asked: u64) {
@@ -279,4 +293,67 @@ fn the_table_tells_all_counts_and_the_first_faults() {
         assert!(table.lines().any(|line| line.starts_with(name)), "{table}");
     }
     assert_eq!(table.lines().count(), 8 + FAULTS_TOLD);
+}
+
+/// The md5 of `1`.
+const MD5_OF_1: &str = "c4ca4238a0b923820dcc509a6f75849b";
+
+#[test]
+fn lines_of_other_programs_may_come_late_and_in_any_order() {
+    let mut history = History::empty();
+    history.told("a", "t2", MD5_OF_1, 30_000);
+    history.told_acked("t2", 30_000);
+    history.told_acked("t2", 30_001);
+    history.told("a", "t1", MD5_OF_1, 40_000);
+    history.record.inserted("a", "1".into());
+    history.record.complete();
+    assert!(history.record.is_settled());
+    assert_eq!(history.judge(), GOOD);
+}
+
+#[test]
+fn what_other_programs_tell_is_judged_too() {
+    let of = |tell: fn(&mut History)| {
+        let mut history = History::of_one();
+        history.told("a", "t1", MD5_OF_1, 5);
+        tell(&mut history);
+        history.judge()
+    };
+    assert_eq!(of(|history| history.told_acked("t1", 6)), GOOD);
+    assert_eq!(of(|_| ()), MISSING);
+    assert_eq!(
+        of(|history| {
+            history.told("a", "t2", MD5_OF_1, 6);
+            history.told_acked("t1", 7);
+            history.told_acked("t2", 8);
+        }),
+        DOUBLED
+    );
+    assert_eq!(
+        of(|history| {
+            history.told("a", "t1", MD5_OF_1, 6);
+            history.told_acked("t1", 7);
+        }),
+        DOUBLED
+    );
+    assert_eq!(
+        of(|history| {
+            history.told("a", "t2", "c4ca4238a0b923820dcc509a6f75849c", 6);
+            history.told_acked("t2", 7);
+        }),
+        UNEXPECTED
+    );
+    assert_eq!(
+        of(|history| {
+            history.told("b", "t2", MD5_OF_1, 6);
+            history.told_acked("t1", 7);
+        }),
+        UNEXPECTED
+    );
+    let mut early = History::empty();
+    early.told("a", "t1", "c4ca4238a0b923820dcc509a6f75849c", 5);
+    early.told_acked("t1", 6);
+    early.record.inserted("a", "1".into());
+    early.record.complete();
+    assert_eq!(early.judge(), UNEXPECTED);
 }
