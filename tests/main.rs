@@ -6,6 +6,7 @@
 mod admin;
 mod backup;
 mod bad_inputs;
+mod clients;
 mod command;
 mod consume;
 mod consumer;
