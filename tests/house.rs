@@ -155,6 +155,25 @@ fn scripts_have_headers() {
     }
 }
 
+/// What the clients' builds download is said by name, version and digest, never by place: whoever builds them has a mirror perhaps.
+#[test]
+fn lock_files_name_no_hosts() {
+    const LOCKS: [&str; 5] = ["go.sum", "go.mod", "package-lock.json", "pom.xml", ".npmrc"];
+    let is_lock = |name: &str| LOCKS.contains(&name) || (name.starts_with("requirements") && name.ends_with(".txt"));
+    // Addresses of what is no download: schemas, and who takes donations.
+    let is_other = |line: &str| ["xmlns", "schemaLocation", "xsi:", "\"url\":"].iter().any(|word| line.contains(word));
+    let listed = Command::new("git").args(["ls-files", "client"]).current_dir(root()).output().unwrap();
+    for path in String::from_utf8(listed.stdout).unwrap().lines() {
+        if !is_lock(path.rsplit('/').next().unwrap()) {
+            continue;
+        }
+        let text = fs::read_to_string(root().join(path)).unwrap();
+        let named =
+            text.lines().find(|line| (line.contains("://") && !is_other(line)) || line.contains("\"resolved\""));
+        assert_eq!(named, None, "{path}");
+    }
+}
+
 /// No test sleeps to wait for something. What may: what asks again and again, callers at a pace or that pause before they repeat a call
 /// or take a time to work, and faults at moments that chance chooses.
 #[test]
