@@ -47,9 +47,9 @@ class Server:
         with open(self.folder / "log", "a") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line.startswith("listening on "), (self.folder / "log").read_text()
-        self.address = line.split()[-1]
+        told = next((line for line in self.process.stdout if line.startswith("listening on ")), None)
+        assert told, (self.folder / "log").read_text()
+        self.address = told.split()[-1]
         channel = self.channel = grpc.insecure_channel(self.address)
         self.queues = data_queue_pb2_grpc.DataQueueStub(channel)
         self.admin = queue_admin_pb2_grpc.QueueAdminStub(channel)
@@ -57,7 +57,6 @@ class Server:
 
     def kill(self) -> None:
         if self.process is not None:
-            self.channel.close()
             self.process.kill()
             self.process.wait()
             assert self.process.stdout is not None
@@ -143,8 +142,10 @@ class Running:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
-    yield server.start()
-    server.kill()
+    try:
+        yield server.start()
+    finally:
+        server.kill()
 
 
 @pytest.fixture(params=["threads", "asyncio"])

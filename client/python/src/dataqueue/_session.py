@@ -276,6 +276,9 @@ class Session:
             if self._options.deadline is not None:
                 self._due.append((now + self._options.deadline, hold))
             self.to_run.append(hold)
+        # More than that wait only if the server takes some that run for lost.
+        while len(self._waiting) > self._options.concurrency:
+            self._put_back(self._waiting.popleft())
 
     # What is wanted.
 
@@ -442,6 +445,3 @@ class Session:
             self._put_back(hold)
         else:
             self._waiting.append(hold)
-            # There are too many only if the server takes some that run for lost.
-            if len(self._waiting) > self._options.concurrency:
-                self._put_back(self._waiting.popleft())
