@@ -32,13 +32,22 @@ class Driven:
         self.now = 100.0
         self.stream = 0
 
-    def open(self) -> v1.ConsumeOpen:
+    def begin(self) -> v1.ConsumeOpen:
+        """A stream that the server has not heard of yet."""
         self.now += 3.0
         opening = self.session.open(self.now)
         assert opening is not None
-        self.stream, request = opening
-        self.session.opened(self.stream, self.now)
-        return request.open
+        self.stream, (first, fence) = opening
+        assert len(fence.heartbeat.lease_tokens) == 1
+        return first.open
+
+    def open(self, *resumed: str) -> v1.ConsumeOpen:
+        """A stream, and its first answer."""
+        open = self.begin()
+        taken_over = [v1.ResumedQueue(queue="q", lease_tokens=resumed)]
+        answers = [v1.ConsumeAnswer(outcomes=[v1.OUTCOME_LEASE_LOST])]
+        assert self.receive(answers=answers, resumed=taken_over) == []
+        return open
 
     def receive(self, stream: int = 0, **parts) -> list:
         """What of tasks then begins."""
@@ -108,12 +117,10 @@ def test_what_was_lost_on_its_way_is_put_back_and_what_is_held_is_not_handed_out
     driven.open()
     (hold,) = driven.receive(tasks=[task("a")])
     driven.ends()
-    driven.open()
-    assert heartbeats(driven.said()) == ["a"]
-    resumed = [v1.ResumedQueue(queue="q", lease_tokens=["a", "unknown"])]
-    answers = [v1.ConsumeAnswer(outcomes=[v1.OUTCOME_APPLIED])]
-    assert driven.receive(resumed=resumed, answers=answers, tasks=[task("a")]) == []
-    assert putbacks(driven.said()) == ["unknown"]
+    driven.open("a", "unknown")
+    assert driven.receive(tasks=[task("a")]) == []
+    said = driven.said()
+    assert (putbacks(said), heartbeats(said)) == (["unknown"], [])
     assert not hold.task.cancelled.is_set()
 
 
@@ -123,7 +130,7 @@ def test_a_lease_that_is_lost_over_a_reconnect_cancels_the_handler_and_its_ack_i
     (hold,) = driven.receive(tasks=[task("a")])
     driven.ends()
     driven.open()
-    driven.said()
+    assert heartbeats(driven.said()) == ["a"]
     driven.answer(v1.OUTCOME_LEASE_LOST)
     assert hold.task.cancelled_because == "the lease was lost"
     driven.session.finished(hold, None, driven.now)
@@ -173,6 +180,33 @@ def test_a_stream_that_drains_is_followed_by_one_of_the_same_session_while_handl
     assert driven.acked == ["a"]
     driven.ends(Error(grpc.StatusCode.ABORTED, "taken over", reason="SESSION_TAKEN_OVER"), stream=old)
     assert driven.session.error is None
+
+
+def test_a_stream_that_drains_is_spoken_on_until_the_server_has_answered_on_another() -> None:
+    driven = Driven()
+    driven.open()
+    (hold,) = driven.receive(tasks=[task("a")])
+    old = driven.stream
+    driven.now += 5
+    driven.receive(drain=True)
+    driven.begin()
+    driven.ends()
+    driven.begin()
+    driven.session.finished(hold, None, driven.now)
+    line, said = driven.session.requests()
+    assert (line, acks(said)) == (old, ["a"])
+
+
+def test_a_handler_that_takes_long_does_not_keep_what_has_ended_in_memory() -> None:
+    driven = Driven(deadline=3_600.0)
+    driven.open()
+    driven.receive(tasks=[task("long")])
+    for n in range(100):
+        (hold,) = driven.receive(tasks=[task(f"{n}")])
+        driven.session.finished(hold, None, driven.now)
+        driven.said()
+        driven.answer(v1.OUTCOME_APPLIED)
+    assert len(driven.session._due) == len(driven.session._holds) == 1
 
 
 def test_a_session_that_was_taken_over_and_refusals_end_the_worker_and_a_passing_error_does_not() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Callable, Mapping, NamedTuple, Optional, Sequence, Union
@@ -31,7 +31,7 @@ YOUNG = 1.0
 # What the server does not extend is extended three times a lease and at least so often, for as long as the server would.
 KEEP_EVERY = 20.0
 MAX_HOLD = 3_600.0
-# A token that no task has. Its answer tells that all before it was heard.
+# A token that no task has. Its answer tells that the stream is open, or that all before it was heard.
 FENCE = "0" * 32
 
 Queues = Union[str, Sequence[str], Mapping[str, int]]
@@ -141,7 +141,7 @@ class Session:
         self._holds: dict[str, Hold] = {}
         self._waiting: deque[Hold] = deque()
         # All handlers have the same time, so the first to begin is the first to be late.
-        self._due: deque[tuple[float, Hold]] = deque()
+        self._due: OrderedDict[Hold, float] = OrderedDict()
         self._pending: dict[Wish, list[str]] = {}
         self._streams: dict[int, Stream] = {}
         self._opening: Optional[Stream] = None
@@ -175,22 +175,15 @@ class Session:
             for hold in list(self._holds.values()):
                 self._signal(hold, Signal.STOPPED)
 
-    def opened(self, stream: int, now: float) -> None:
-        """The server has accepted a stream. From now on all is said there."""
-        if self._opening is None or self._opening.id != stream:
-            return
-        self._current, self._opening = self._opening, None
-        # Its first message tells what was taken over, and comes when there is something to say. The answers to these tell what is lost.
-        for token, hold in self._holds.items():
-            if not hold.is_settling:
-                self._ask(Wish(Kind.HEARTBEAT, hold.task.queue), token)
-
     def receive(self, stream: int, response: v1.ConsumeResponse, now: float) -> None:
         line = self._streams.get(stream)
         if line is None or self.error is not None:
             return
         if not line.is_heard:
             line.is_heard = True
+            # The server has accepted the stream. From now on all is said there.
+            if line is self._opening:
+                self._current, self._opening = line, None
             self._resume(line, response, now)
         for answer in response.answers:
             self._hear(line, answer, now)
@@ -237,6 +230,7 @@ class Session:
         """A handler has ended: it returned, or this is what it raised."""
         self.running -= 1
         hold.is_running = False
+        self._due.pop(hold, None)
         if hold.is_settling or self.error is not None:
             return
         task = hold.task
@@ -256,10 +250,8 @@ class Session:
 
     def tick(self, now: float) -> None:
         """Does what is due by now, and starts what there is room for."""
-        while self._due and (self._due[0][0] <= now or not self._due[0][1].is_running):
-            hold = self._due.popleft()[1]
-            if hold.is_running:
-                self._signal(hold, Signal.DEADLINE)
+        while self._due and next(iter(self._due.values())) <= now:
+            self._signal(self._due.popitem(last=False)[0], Signal.DEADLINE)
         if self._keep_at is not None and now >= self._keep_at:
             self._keep(now)
         if self._grace_ends_at is not None and now >= self._grace_ends_at:
@@ -274,7 +266,7 @@ class Session:
             hold.is_running = True
             self.running += 1
             if self._options.deadline is not None:
-                self._due.append((now + self._options.deadline, hold))
+                self._due[hold] = now + self._options.deadline
             self.to_run.append(hold)
         # More than that wait only if the server takes some that run for lost.
         while len(self._waiting) > self._options.concurrency:
@@ -285,7 +277,7 @@ class Session:
     def wake_at(self) -> Optional[float]:
         """When to call `tick` at the latest."""
         opens = None if self._opening is not None or self._is_finished() else self._open_at
-        times = (self._due[0][0] if self._due else None, self._keep_at, self._grace_ends_at, self._ends_at, opens)
+        times = (next(iter(self._due.values()), None), self._keep_at, self._grace_ends_at, self._ends_at, opens)
         return min((time for time in times if time is not None), default=None)
 
     def is_over(self, now: float) -> bool:
@@ -297,8 +289,8 @@ class Session:
             return self.running == 0
         return self._is_finished() and not self._streams and self.running == 0
 
-    def open(self, now: float) -> Optional[tuple[int, v1.ConsumeRequest]]:
-        """The number and first message of a stream, if one is to be opened now."""
+    def open(self, now: float) -> Optional[tuple[int, list[v1.ConsumeRequest]]]:
+        """The number and first messages of a stream, if one is to be opened now."""
         is_due = self._open_at is not None and now >= self._open_at and self._opening is None
         if not is_due or self.error is not None or self._is_finished():
             return None
@@ -311,7 +303,10 @@ class Session:
         message = v1.ConsumeOpen(queues=queues, max_outstanding=told, session=self._name)
         if self._options.lease is not None:
             message.lease.FromNanoseconds(round(self._options.lease * 1e9))
-        return self._made, v1.ConsumeRequest(open=message)
+        # The server's first message tells what was taken over, and comes when there is something to say.
+        fence = self._fence()
+        self._opening.sent.append((fence, [FENCE]))
+        return self._made, [v1.ConsumeRequest(open=message), fence.request([FENCE])]
 
     def requests(self) -> tuple[int, list[Optional[v1.ConsumeRequest]]]:
         """What is to be sent, and on which stream; None at its end is the half-close."""
@@ -325,7 +320,7 @@ class Session:
             requests.append(v1.ConsumeRequest(max_outstanding=wanted))
         if self._is_stopping and not line.is_fenced:
             line.is_fenced = True
-            self._ask(Wish(Kind.HEARTBEAT, next(iter(self._options.queues))), FENCE)
+            self._ask(self._fence(), FENCE)
         for wish, tokens in self._pending.items():
             for at in range(0, len(tokens), MAX_BATCH):
                 batch = tokens[at : at + MAX_BATCH]
@@ -344,6 +339,9 @@ class Session:
 
     def _is_finished(self) -> bool:
         return self._is_stopping and not self._is_owing()
+
+    def _fence(self) -> Wish:
+        return Wish(Kind.HEARTBEAT, next(iter(self._options.queues)))
 
     def _ask(self, wish: Wish, token: str) -> None:
         self._pending.setdefault(wish, []).append(token)
@@ -381,12 +379,11 @@ class Session:
         for hold in [hold for hold in self._waiting if hold.stream != line.id]:
             self._waiting.remove(hold)
             self._put_back(hold)
-        if self._left_over(now):
-            self._keep_at = now + self._keep_every()
+        self._keep(now)
 
     def _left_over(self, now: float) -> list[str]:
-        """What runs and was not taken over by the stream that lives: a server that was started again may have forgotten whose it
-        is, though the leases are good."""
+        """What runs and was not taken over by the stream that lives. A server that was started again may have forgotten whose it
+        is, though the leases are good: its answers tell."""
         current = self._current.id if self._current else 0
         running = [hold for hold in self._holds.values() if hold.is_running and not hold.is_settling]
         left = [hold for hold in running if hold.stream != current and hold.signal is not Signal.LOST]

@@ -105,14 +105,15 @@ class Worker:
         if opening is not None:
             stream, first = opening
             outbox: Outbox = asyncio.Queue()
-            outbox.put_nowait(first)
+            for message in first:
+                outbox.put_nowait(message)
             self._streams[stream] = asyncio.ensure_future(self._follow(stream, outbox)), outbox
         stream, requests = session.requests()
         for request in requests:
             self._streams[stream][1].put_nowait(request)
 
     def _start(self, hold: Hold) -> None:
-        handler = asyncio.ensure_future(self._handler(hold.task))
+        handler = asyncio.ensure_future(self._handle(hold.task))
         self._handlers[hold] = handler
 
         def ended(handler: asyncio.Future[object]) -> None:
@@ -122,6 +123,9 @@ class Worker:
             self._woken()
 
         handler.add_done_callback(ended)
+
+    async def _handle(self, task: Task) -> object:
+        return await self._handler(task)
 
     async def _follow(self, stream: int, outbox: Outbox) -> None:
         """Opens a stream and tells the session what becomes of it."""
@@ -133,9 +137,6 @@ class Worker:
                 call = stub.Consume()
                 writer = asyncio.ensure_future(self._write(call, outbox))
                 try:
-                    await call.initial_metadata()
-                    session.opened(stream, loop.time())
-                    self._woken()
                     async for response in call:
                         session.receive(stream, response, loop.time())
                         self._woken()

@@ -110,7 +110,8 @@ class Worker:
         if opening is not None:
             stream, first = opening
             outbox: Outbox = queue.SimpleQueue()
-            outbox.put(first)
+            for message in first:
+                outbox.put(message)
             channel = grpc.insecure_channel(self._address, options=_channel.options())
             stub = data_queue_pb2_grpc.DataQueueStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Consume(iter(outbox.get, None))
@@ -123,8 +124,6 @@ class Worker:
     def _read(self, stream: int, call: Any) -> None:
         error = None
         try:
-            call.initial_metadata()
-            self._inbox.put(partial(self._session.opened, stream))
             for response in call:
                 self._inbox.put(partial(self._session.receive, stream, response))
         except grpc.RpcError as raised:
