@@ -49,4 +49,5 @@ class Sdist(sdist):
         shutil.copyfile(origin(CONFIG), contract / CONFIG)
 
 
-setup(cmdclass={"build_py": BuildPy, "sdist": Sdist})
+# The folder that setuptools builds in is named `build` unless told otherwise, as is the script beside this file.
+setup(cmdclass={"build_py": BuildPy, "sdist": Sdist}, options={"build": {"build_base": "dist/build"}})
