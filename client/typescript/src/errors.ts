@@ -4,8 +4,8 @@ import { Metadata, status, type StatusObject } from "@grpc/grpc-js";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema, StatusSchema, type Status } from "./gen/google/rpc/errors_pb.js";
 
 const DOMAIN = "dataqueue";
-/** Codes by which a connection that broke shows itself, when no server said them. */
-const BROKEN = ["UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED"];
+/** Codes by which a connection that broke, or a call that took too long, shows itself when no server gave a reason. */
+const BROKEN = ["INTERNAL", "UNKNOWN", "CANCELLED", "DEADLINE_EXCEEDED"];
 
 /** What a handler throws for a task that nobody should try again: it becomes a dead letter, with the message as its reason. */
 export class Reject extends Error {
@@ -46,7 +46,7 @@ export class DataQueueError extends Error {
 
   /** The server is away, or cannot do it now: the same call may go through later. It may have taken effect. */
   get isTransient(): boolean {
-    if (this.retryAfterMs !== undefined || this.code === "UNAVAILABLE" || this.code === "INTERNAL") return true;
+    if (this.retryAfterMs !== undefined || this.code === "UNAVAILABLE") return true;
     return this.reason === undefined && BROKEN.includes(this.code);
   }
 }

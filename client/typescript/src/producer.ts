@@ -67,7 +67,7 @@ export class Producer {
         const timeoutMs = Math.min(TRY_MS, until - performance.now());
         return await this.#calls.insert(request, { timeoutMs });
       } catch (error) {
-        if (!(error instanceof DataQueueError) || !(error.isTransient || error.code === "DEADLINE_EXCEEDED")) throw error;
+        if (!(error instanceof DataQueueError) || !error.isTransient) throw error;
         const pause = backoff.pause() + (error.retryAfterMs ?? 0);
         if (performance.now() + pause >= until) throw error;
         await sleep(pause);

@@ -165,6 +165,7 @@ export class Worker {
         this.#abort(held, "stopped");
         this.#wish(held, { kind: "putback" });
       }
+      this.#endIfSettled();
     }, this.#options.graceMs ?? 30_000);
     this.#endIfSettled();
     return this.#done;
@@ -181,7 +182,9 @@ export class Worker {
     call.on("data", (message: ConsumeResponse) => this.#receive(line, message));
     call.on("error", () => {}); // The status says the same.
     call.on("status", (status: StatusObject) => this.#broke(line, status));
-    call.write({ request: { case: "open", value: this.#open } });
+    // A stream cannot be opened with less than 1. A worker that stops says behind it that it wants none.
+    const maxOutstanding = this.#state === "running" ? this.#concurrency : 1;
+    call.write({ request: { case: "open", value: { ...this.#open, maxOutstanding } } });
   }
 
   #opened(line: Line): void {
@@ -205,7 +208,11 @@ export class Worker {
     }
     if (message.tasks.length > 0 || message.answers.length > 0) this.#backoff.reset();
     for (const { outcomes } of message.answers) {
-      line.sent.shift()?.forEach((ask, i) => this.#answered(ask, outcomes[i]));
+      const asks = line.sent.shift();
+      if (!asks || (asks.length > 0 && asks.length !== outcomes.length)) {
+        return this.#end(new DataQueueError("INTERNAL", "the server answered what it was not asked"));
+      }
+      asks.forEach((ask, i) => this.#answered(ask, outcomes[i]!));
     }
     for (const task of message.tasks) this.#deliver(task);
     for (const token of message.cancel.flatMap((cancelled) => cancelled.leaseTokens)) {
@@ -224,7 +231,7 @@ export class Worker {
       const at = this.#waiting.indexOf(held);
       if (at >= 0) {
         this.#waiting.splice(at, 1);
-        this.#held.delete(token);
+        this.#wish(held, { kind: "putback" });
       } else {
         this.#abort(held, "lost");
       }
@@ -275,10 +282,11 @@ export class Worker {
       else this.#fail(held, thrown.error);
     }
     this.#begin();
+    this.#endIfSettled();
   }
 
   #fail(held: Held, error: unknown): void {
-    const reason = cut(error instanceof Error ? error.message || error.name : String(error));
+    const reason = reasonOf(error);
     const isRejected = error instanceof Reject;
     this.stats[isRejected ? "rejected" : "failed"] += 1;
     this.#wish(held, isRejected ? { kind: "putback", deadLetter: true, reason } : { kind: "putback", failed: true, reason });
@@ -344,7 +352,7 @@ export class Worker {
     this.#speaking?.call.write({ request });
   }
 
-  #answered({ token, wish }: Ask, outcome: Outcome | undefined): void {
+  #answered({ token, wish }: Ask, outcome: Outcome): void {
     const held = this.#held.get(token);
     this.#held.delete(token);
     if (!held || wish.kind !== "ack") return;
@@ -366,7 +374,7 @@ export class Worker {
     const error = code === 0
       ? new DataQueueError("UNAVAILABLE", "the server ended the stream")
       : DataQueueError.from({ code, details, metadata });
-    if (!error.isTransient && error.code !== "DEADLINE_EXCEEDED") return this.#end(error);
+    if (!error.isTransient && error.code !== "INTERNAL") return this.#end(error);
     this.#call(() => this.#options.onDisconnected?.(error));
     if (this.#endIfSettled()) return;
     this.#connectIn(this.#backoff.pause() + (error.retryAfterMs ?? 0));
@@ -383,19 +391,16 @@ export class Worker {
   #endIfSettled(): boolean {
     if (this.#state !== "stopping") return false;
     for (const held of this.#held.values()) if (!held.wish) return false;
-    const isAnswered = this.#held.size === 0 && this.#asks.length === 0 && [...this.#lines].every(({ sent }) => sent.length === 0);
-    if (!isAnswered) {
-      this.#lastAnswers ??= setTimeout(() => this.#end(), LAST_ANSWERS_MS);
-      return false;
-    }
-    const line = this.#speaking;
-    if (!line) {
-      this.#end();
-      return true;
-    }
-    this.#state = "closing";
     this.#lastAnswers ??= setTimeout(() => this.#end(), LAST_ANSWERS_MS);
-    line.call.end();
+    const isAnswered = this.#held.size === 0 && this.#asks.length === 0 && [...this.#lines].every(({ sent }) => sent.length === 0);
+    // The server may have sent tasks on a stream that is about to be open.
+    if (!isAnswered || (!this.#speaking && this.#lines.size > 0)) return false;
+    if (this.#speaking) {
+      this.#state = "closing";
+      this.#speaking.call.end();
+    } else {
+      this.#end();
+    }
     return true;
   }
 
@@ -432,8 +437,14 @@ function taskOf(message: TaskMessage): Task {
   };
 }
 
-/** The text within the bytes that a reason may have, not cut within a character. */
-function cut(text: string): string {
+/** The error's text within the bytes that a reason may have, not cut within a character. */
+function reasonOf(error: unknown): string {
+  let text: string;
+  try {
+    text = String(error instanceof Error ? error.message || error.name : error);
+  } catch {
+    text = "what was thrown has no text";
+  }
   const bytes = Buffer.from(text);
   let end = Math.min(bytes.length, MAX_REASON_BYTES);
   while (end < bytes.length && (bytes[end]! & 0xc0) === 0x80) end -= 1;

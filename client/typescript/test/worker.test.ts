@@ -74,6 +74,17 @@ test("a reason is cut at 1,024 bytes and not within a character", async () => {
   assert.equal(tasks[0]!.lastError, "x" + "é".repeat(511));
 });
 
+test("what is thrown may be anything", async () => {
+  const queue = "anything";
+  await producer.insert(queue, numbers(3));
+  const thrown = [Object.create(null), undefined, Object.assign(new Error(), { message: 5 })];
+  const failures: unknown[] = [];
+  await working({ queues: [queue], onFailed: (_, error) => failures.push(error) }, async (task) => {
+    if (task.failures === 0) throw thrown[n(task)];
+  }, () => until("acked", async () => (await server.counts(queue))["acked"] === 3));
+  assert.equal(failures.length, 3);
+});
+
 test("a handler past its deadline is aborted and has failed, even if it returns", async () => {
   const queue = "deadline";
   await producer.insert(queue, numbers(1));
@@ -328,6 +339,25 @@ test("after the grace the running handlers are aborted, and their tasks go back 
   assert.deepEqual([ready, leased, acked, reasons], [2, 0, 0, ["the worker stops", "the worker stops"]]);
   const { task } = await server.ask((data) => data.pop({ queue }));
   assert.deepEqual([task!.failures, task!.expiries, task!.deliveries], [0, 0, 2]);
+});
+
+test("a worker that stops while its connection is silent ends before that is noticed", async () => {
+  const queue = "silent-stop";
+  const wire = await Wire.to(server);
+  await producer.insert(queue, numbers(1));
+  const broke: string[] = [];
+  let begun = 0;
+  const worker = new Worker({ address: wire.address, queues: [queue], graceMs: 50, onDisconnected: (error) => broke.push(error.message) }, () => {
+    begun += 1;
+    return new Promise(() => {});
+  });
+  const run = worker.run();
+  await until("begun", () => begun === 1);
+  wire.fallSilent();
+  await worker.stop();
+  await run;
+  wire.end();
+  assert.deepEqual([broke, worker.stats.acked], [[], 0]);
 });
 
 test("a worker that stops while its server is away ends", async () => {
