@@ -260,17 +260,17 @@ func TestAStreamThatDrainsIsReplacedWhileHandlersRun(t *testing.T) {
 	s := startServer(t, "--max-stream-age", "1s")
 	s.insert("q", 1)
 	begun, release := make(chan struct{}), make(chan struct{})
-	var first sync.Once
-	var cancelled atomic.Bool
+	var isLater, cancelled atomic.Bool
 	worker := on(s, func(ctx context.Context, _ *Task) error {
-		first.Do(func() {
-			close(begun)
-			select {
-			case <-release:
-			case <-ctx.Done():
-				cancelled.Store(true)
-			}
-		})
+		if isLater.Swap(true) {
+			return nil
+		}
+		close(begun)
+		select {
+		case <-release:
+		case <-ctx.Done():
+			cancelled.Store(true)
+		}
 		return nil
 	})
 	worker.Lease = time.Second
