@@ -678,8 +678,8 @@ func (s *session) answered(from *stream, answer *dataqueuev1.ConsumeAnswer) *Err
 func (s *session) settled(ask ask, outcome dataqueuev1.Outcome) {
 	delete(s.held, ask.token)
 	isLost := outcome == dataqueuev1.Outcome_OUTCOME_LEASE_LOST
-	if isLost {
-		s.Logger.Warn("dataqueue: the lease was lost before the task was settled; it is delivered again", "task", ask.hold.task.ID)
+	if isLost && ask.verdict == Acked {
+		s.Logger.Warn("dataqueue: an ack came too late, as the lease was lost; the task is delivered again", "task", ask.hold.task.ID)
 	}
 	if s.Settled != nil {
 		s.Settled(Settlement{ask.hold.task, ask.verdict, ask.reason, isLost})

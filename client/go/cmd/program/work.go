@@ -41,9 +41,10 @@ func (w *work) run(ctx context.Context, address string) error {
 		Settled: func(settled dataqueue.Settlement) {
 			task := settled.Task
 			switch {
+			case settled.Verdict != dataqueue.Acked:
 			case settled.IsLost:
 				fmt.Printf("lost %s %s\n", task.ID, task.LeaseToken)
-			case settled.Verdict == dataqueue.Acked:
+			default:
 				fmt.Printf("acked %s %s\n", task.ID, task.LeaseToken)
 			}
 		},
