@@ -326,7 +326,8 @@ func TestStopFinishesWhatEndsWithinTheGraceAndGivesBackTheRest(t *testing.T) {
 	if counts.Acked != 1 || counts.Ready != 9 || counts.Leased+counts.Scheduled+counts.Dead != 0 {
 		t.Errorf("counts: %v", counts)
 	}
-	listed, err := s.admin.ListTasks(context.Background(), &dataqueuev1.ListTasksRequest{Queue: "q", State: dataqueuev1.TaskState_TASK_STATE_READY})
+	request := &dataqueuev1.ListTasksRequest{Queue: "q", State: dataqueuev1.TaskState_TASK_STATE_READY}
+	listed, err := s.admin.ListTasks(context.Background(), request)
 	check(t, err)
 	for _, info := range listed.Tasks {
 		if info.Task.Failures+info.Task.Expiries != 0 {
