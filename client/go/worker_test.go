@@ -117,6 +117,9 @@ func TestAReasonIsCutBetweenCharactersAndIsAlwaysText(t *testing.T) {
 	if want := "\uFFFD" + strings.Repeat("é", 510); text != want || !utf8.ValidString(text) {
 		t.Errorf("%d bytes: %q", len(text), text)
 	}
+	if text := reasonOf((*Error)(nil)); text != "<nil>" {
+		t.Errorf("an error that is a nil pointer: %q", text)
+	}
 	for _, length := range []int{1_023, 1_024, 1_025} {
 		if got := reasonOf(errors.New(strings.Repeat("a", length))); len(got) != min(length, 1_024) {
 			t.Errorf("%d bytes of %d", len(got), length)
@@ -241,6 +244,34 @@ func TestWhatIsHeldOverARestartIsNotDeliveredTwice(t *testing.T) {
 	eventually(t, "all are acked", func() bool { return s.counts("q").Acked == 3 })
 	if deliveries.Load() != 3 {
 		t.Errorf("%d deliveries of 3 tasks", deliveries.Load())
+	}
+}
+
+func TestAnAckAfterTheLeaseWasTakenBackIsTold(t *testing.T) {
+	s := startServer(t)
+	s.insert("q", 1)
+	var deliveries atomic.Int32
+	begun, release, outcomes := make(chan struct{}), make(chan struct{}), make(chan bool, 2)
+	worker := on(s, func(context.Context, *Task) error {
+		if deliveries.Add(1) == 1 {
+			close(begun)
+			<-release
+		}
+		return nil
+	})
+	worker.Settled = func(settled Settlement) { outcomes <- settled.IsLost }
+	start(t, worker)
+	await(t, "the task", begun)
+	_, err := s.calls.Putback(context.Background(), &dataqueuev1.PutbackRequest{
+		Queue: "q", Selection: &dataqueuev1.PutbackRequest_HeldFor{HeldFor: durationpb.New(0)},
+	})
+	check(t, err)
+	if await(t, "the ack of its second delivery", outcomes) {
+		t.Error("the second delivery is lost")
+	}
+	close(release)
+	if !await(t, "the ack of its first delivery", outcomes) {
+		t.Error("the ack of the first delivery is confirmed")
 	}
 }
 
