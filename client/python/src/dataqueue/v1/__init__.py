@@ -1,0 +1,1 @@
+"""The messages and stubs of the contract, generated from proto/ when the package is built."""
