@@ -24,6 +24,7 @@ import java.util.function.BooleanSupplier;
 
 /** The real server on a free port, with a store in a folder of its own that outlives its restarts. */
 final class TestServer implements AutoCloseable {
+    private static final String LISTENING = "listening on ";
     private static final long PATIENCE_NS = TimeUnit.SECONDS.toNanos(30);
 
     private final Path folder;
@@ -52,11 +53,14 @@ final class TestServer implements AutoCloseable {
                         binary().toString(), "--listen", address, "--data-dir", folder.toString(), "--durability", "memory")
                 .redirectError(ProcessBuilder.Redirect.appendTo(folder.resolve("log").toFile()))
                 .start();
-        var line = process.inputReader(StandardCharsets.UTF_8).readLine();
-        if (line == null || !line.startsWith("listening on ")) {
-            throw new IOException("the server did not start: " + Files.readString(folder.resolve("log")));
+        var output = process.inputReader(StandardCharsets.UTF_8);
+        for (var line = output.readLine(); line != null; line = output.readLine()) {
+            if (line.startsWith(LISTENING)) {
+                address = line.substring(LISTENING.length());
+                return;
+            }
         }
-        address = line.substring("listening on ".length()).strip();
+        throw new IOException("the server did not start: " + Files.readString(folder.resolve("log")));
     }
 
     void kill() throws InterruptedException {
