@@ -10,9 +10,8 @@ import java.util.Optional;
 /** A task that was delivered, until the server has confirmed its end; and the thread that works on it. */
 final class Delivery implements Context {
     final Task task;
-    /** Its ack or putback is to be said, or said. The worker's loop owns this and the next one. */
+    /** Its ack or putback is to be said, or said. Only the session's loop touches this. */
     boolean isSettled;
-    boolean isLate;
 
     private Cancellation cancellation;
     private Thread thread;

@@ -114,7 +114,9 @@ public final class Producer implements AutoCloseable {
                     .insert(request, new StreamObserver<>() {
                         @Override
                         public void onNext(InsertResponse response) {
-                            answer.complete(response);
+                            if (response.getResultsCount() == request.getTasksCount()) {
+                                answer.complete(response);
+                            }
                         }
 
                         @Override
@@ -123,7 +125,10 @@ public final class Producer implements AutoCloseable {
                         }
 
                         @Override
-                        public void onCompleted() {}
+                        public void onCompleted() {
+                            answer.completeExceptionally(new DataQueueException(
+                                    Status.Code.INTERNAL, "the server did not answer one result for each task", null));
+                        }
                     });
         }
 

@@ -17,6 +17,7 @@ import java.io.IOException;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Comparator;
 import java.util.List;
 import java.util.concurrent.TimeUnit;
@@ -28,11 +29,13 @@ final class TestServer implements AutoCloseable {
     private static final long PATIENCE_NS = TimeUnit.SECONDS.toNanos(30);
 
     private final Path folder;
+    private final List<String> flags;
     private Process process;
     private String address = "127.0.0.1:0";
     private ManagedChannel channel;
 
-    TestServer() throws IOException {
+    TestServer(String... flags) throws IOException {
+        this.flags = List.of(flags);
         folder = Files.createTempDirectory("data-queue-java");
         start();
         channel = Channels.open(address);
@@ -49,8 +52,10 @@ final class TestServer implements AutoCloseable {
     }
 
     void start() throws IOException {
-        process = new ProcessBuilder(
-                        binary().toString(), "--listen", address, "--data-dir", folder.toString(), "--durability", "memory")
+        var command = new ArrayList<>(
+                List.of(binary().toString(), "--listen", address, "--data-dir", folder.toString(), "--durability", "memory"));
+        command.addAll(flags);
+        process = new ProcessBuilder(command)
                 .redirectError(ProcessBuilder.Redirect.appendTo(folder.resolve("log").toFile()))
                 .start();
         var output = process.inputReader(StandardCharsets.UTF_8);

@@ -143,8 +143,8 @@ class WorkerTest {
             assertEquals(1_023, reason.getBytes(StandardCharsets.UTF_8).length);
             assertFalse(running.run.isDone());
         }
-        assertEquals("\ud83d\ude00".repeat(256), Worker.reason(new Exception("\ud83d\ude00".repeat(300))));
-        assertEquals("java.lang.Exception", Worker.reason(new Exception()));
+        assertEquals("\ud83d\ude00".repeat(256), Session.reason(new Exception("\ud83d\ude00".repeat(300))));
+        assertEquals("java.lang.Exception", Session.reason(new Exception()));
     }
 
     @Test
@@ -264,6 +264,38 @@ class WorkerTest {
             end.countDown();
             TestServer.until("both are acked", () -> running.acked.size() == 2);
         }
+    }
+
+    @Test
+    void aStreamThatDrainsIsReplacedWhileItsTasksAreHeld() throws Exception {
+        server.close();
+        server = new TestServer("--max-stream-age", "1s");
+        insert(1);
+        var begun = new CountDownLatch(1);
+        var end = new CountDownLatch(1);
+        Handler handler = (task, context) -> {
+            if (begun.getCount() > 0) {
+                begun.countDown();
+                end.await();
+            }
+        };
+        try (var running = new Running(worker(handler).lease(Duration.ofSeconds(1)))) {
+            begun.await();
+            // Streams live for about a second: what is inserted for three of them comes, and the held task stays.
+            var count = 0;
+            for (var limit = System.nanoTime() + TimeUnit.SECONDS.toNanos(3); System.nanoTime() < limit; count++) {
+                insert(1);
+                var due = count + 1;
+                TestServer.until("it is acked", () -> running.acked.size() == due);
+            }
+            end.countDown();
+            var due = count + 1;
+            TestServer.until("the held one too", () -> running.acked.size() == due);
+            assertEquals(0, running.breaks.get());
+            running.worker.stop();
+            running.run.get();
+        }
+        assertEquals(0, server.counts(QUEUE).getLeased());
     }
 
     @Test
