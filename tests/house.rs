@@ -175,14 +175,15 @@ fn lock_files_name_no_hosts() {
 }
 
 /// No test sleeps to wait for something. What may: what asks again and again, callers at a pace or that pause before they repeat a call
-/// or take a time to work, and faults at moments that chance chooses.
+/// or take a time to work, faults at moments that chance chooses, and README's own lines.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 17] = [
+    const MAY: [&str; 18] = [
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
         "tests/bench/load.rs",
+        "tests/clients/readme.rs",
         "tests/faults/load.rs",
         "tests/faults/store_faults.rs",
         "tests/histories/disk.rs",

@@ -239,11 +239,11 @@ async function work(address: string, queue: string, options: { concurrency: numb
     onAcked: (task) => say(`acked ${task.id} ${task.leaseToken}`),
     onLost: (task) => say(`lost ${task.id} ${task.leaseToken}`),
     onDisconnected: (error) => console.error(error.message),
-  }, async (task) => {
+  }, async (task, { signal }) => {
     deliveries += 1;
     const fails = options.failEvery > 0 && deliveries % options.failEvery === 0;
     say(`delivered ${task.id} ${task.leaseToken} ${createHash("md5").update(task.json ?? task.data!).digest("hex")}`);
-    if (options.hold > 0) await sleep(options.hold);
+    if (options.hold > 0) await sleep(options.hold, undefined, { signal });
     if (fails) throw new Error("as asked");
   });
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => void worker.stop());
