@@ -18,8 +18,8 @@ use std::{
 };
 
 use data_queue_client::{
-    Assigned, Client, ErrorKind, Event, Failure, NewTask, Page, Pop, QueueCounts, Reject, Result, Summary, TaskInfo,
-    TaskState, TaskValue, Worker, json,
+    Assigned, Client, ErrorKind, Event, Failure, NewTask, Page, Pop, Producer, QueueCounts, Receipt, Reject, Result,
+    Summary, TaskInfo, TaskState, TaskValue, Worker, json,
 };
 use data_queue_proto::reason;
 use tokio::{
@@ -506,21 +506,21 @@ async fn unreadable_json_is_a_dead_letter_whose_reason_has_nothing_of_the_value(
     assert!(dead.len() == 2 && dead.values().all(|reason| !reason.contains("hush")), "{dead:?}");
 }
 
+async fn send(producer: &Producer, key: &str) -> Receipt {
+    producer.send(text(key).unique_key(key)).await.unwrap()
+}
+
 /// G3: what is sent while the server is away is there once when it is back, and each receipt tells which task that is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_of_one_task_tells_its_id_and_whether_it_was_there_over_a_restart() {
     let mut server = Server::start(&[]);
     let client = server.client();
     let producer = client.producer("q").deadline(PATIENCE).build().unwrap();
-    let send = |key: &'static str| {
-        let producer = producer.clone();
-        async move { producer.send(text(key).unique_key(key)).await.unwrap() }
-    };
-    let first = send("a").await.one().await.unwrap();
+    let first = send(&producer, "a").await.one().await.unwrap();
     assert!(!first.duplicate);
-    let under_way = send("b").await;
+    let under_way = send(&producer, "b").await;
     server.kill();
-    let (new, known) = (send("c").await, send("a").await);
+    let (new, known) = (send(&producer, "c").await, send(&producer, "a").await);
     server.run();
     let (under_way, new) = (under_way.one().await.unwrap(), new.one().await.unwrap());
     let known = known.one().await.unwrap();
