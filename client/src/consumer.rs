@@ -14,14 +14,22 @@ use std::{
     future::poll_fn,
     ops::Deref,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 
 use data_queue_proto::v1::{ConsumeOpen, ConsumeQueue, data_queue_client::DataQueueClient};
 use futures_util::Stream;
-use tokio::{runtime::Handle, sync::oneshot, time::sleep};
+use tokio::{
+    runtime::{self, Handle},
+    sync::oneshot,
+    time::sleep,
+};
 use tonic::transport::{Channel, Endpoint};
 
 use self::{
@@ -33,7 +41,7 @@ use self::{
 };
 use crate::{
     Error, ErrorKind, Outcome, Putback, Result, Task,
-    client::{applied, duration},
+    client::{applied, dial, duration},
 };
 
 /// How many tasks are held at once, unless set.
@@ -101,21 +109,47 @@ impl ConsumerBuilder {
     /// # Errors
     /// [`ErrorKind::InvalidArgument`] if `max_outstanding` is 0; [`ErrorKind::Internal`] outside a tokio runtime, or if the system
     /// gives no randomness. What the server refuses is told by [`Consumer::next`].
-    pub fn start(mut self) -> Result<Consumer> {
+    pub fn start(self) -> Result<Consumer> {
+        let runtime =
+            Handle::try_current().map_err(|cause| Error::internal("a consumer needs a tokio runtime").caused(cause))?;
+        let (consumer, driver) = self.prepare()?;
+        runtime.spawn(driver.run());
+        Ok(consumer)
+    }
+
+    /// As [`ConsumerBuilder::start`], but on a thread with a runtime and a connection of its own: what blocks the caller's threads holds up
+    /// neither the pings of the connection nor the heartbeats. The thread ends with the consumer and the last of its tasks.
+    pub(crate) fn start_apart(self) -> Result<Consumer> {
+        let endpoint = self.endpoint.clone();
+        let (mut consumer, mut driver) = self.prepare()?;
+        consumer.fails_damaged = true;
+        let shared = Arc::clone(&consumer.shared);
+        let drive = move || match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                // A connection lives on the runtime that it was made on.
+                driver.grpc = dial(&endpoint);
+                driver.run().await;
+            }),
+            Err(cause) => shared.end(Err(Error::internal("the worker's thread has no runtime").caused(cause))),
+        };
+        let thread = thread::Builder::new().name("data-queue-worker".to_owned()).spawn(drive);
+        thread.map_err(|cause| Error::internal("the worker's thread cannot be started").caused(cause))?;
+        Ok(consumer)
+    }
+
+    fn prepare(mut self) -> Result<(Consumer, Driver)> {
         if self.open.max_outstanding == 0 {
             return Err(Error::invalid_argument("it is 0; 1 to 10,000 are allowed", "max_outstanding"));
         }
-        let runtime =
-            Handle::try_current().map_err(|cause| Error::internal("a consumer needs a tokio runtime").caused(cause))?;
         let mut session = [0; SESSION_BYTES];
         getrandom::fill(&mut session)
             .map_err(|cause| Error::internal("the system gives no randomness").caused(cause))?;
         self.open.session = session.to_vec().into();
         let queues = self.open.queues.iter().map(|queue| queue.name.clone());
-        let shared = Arc::new(Shared::new(queues, self.open.max_outstanding, self.max_hold));
         let max_outstanding = self.open.max_outstanding;
-        runtime.spawn(Driver::new(Arc::clone(&shared), self.grpc, self.endpoint, self.open, self.patience).run());
-        Ok(Consumer { shared, max_outstanding })
+        let shared = Arc::new(Shared::new(queues, max_outstanding, self.max_hold));
+        let driver = Driver::new(Arc::clone(&shared), self.grpc, self.endpoint, self.open, self.patience);
+        Ok((Consumer { shared, max_outstanding, fails_damaged: false }, driver))
     }
 }
 
@@ -169,6 +203,8 @@ impl fmt::Debug for ConsumerBuilder {
 pub struct Consumer {
     shared: Arc<Shared>,
     max_outstanding: u32,
+    /// What arrives damaged is put back as failed, so that it is given up in the end.
+    fails_damaged: bool,
 }
 
 impl Consumer {
@@ -197,7 +233,7 @@ impl Consumer {
     /// # Errors
     /// Those of the consumer's end. A lost lease is an outcome.
     pub async fn ack_all(&self, tasks: impl IntoIterator<Item = Delivered>) -> Result<Vec<Outcome>> {
-        let answers: Vec<_> = tasks.into_iter().map(|mut task| task.settle(Wish::Ack)).collect();
+        let answers: Vec<_> = tasks.into_iter().map(|task| task.settle(Wish::Ack)).collect();
         let mut outcomes = Vec::with_capacity(answers.len());
         for answer in answers {
             outcomes.push(self.shared.answer(answer).await?.outcome);
@@ -226,14 +262,29 @@ impl Consumer {
         Ok(self.shared.late_acks())
     }
 
-    fn poll_task(&self, context: &mut Context<'_>) -> Poll<Option<Result<Delivered>>> {
+    pub(crate) fn poll_task(&self, context: &mut Context<'_>) -> Poll<Option<Result<Delivered>>> {
         self.shared.poll_received(context).map(|received| {
             received.map(|received| {
                 let Received { task, token, lane } = received?;
-                let task = Task::receive(task).inspect_err(|_| self.shared.rest(lane, token))?;
-                Ok(Delivered { task, token, lane, shared: Arc::clone(&self.shared), is_settled: false })
+                let task = Task::receive(task).inspect_err(|damage| self.refuse(lane, token, damage))?;
+                let is_settled = AtomicBool::new(false);
+                Ok(Delivered { task, token, lane, shared: Arc::clone(&self.shared), is_settled })
             })
         })
+    }
+
+    fn refuse(&self, lane: usize, token: Token, damage: &Error) {
+        if self.fails_damaged {
+            let failed = Putback::new().failed(true).reason(damage.to_string());
+            self.shared.tell(lane, token, Wish::PutBack(Some(Arc::new(failed))));
+        } else {
+            self.shared.rest(lane, token);
+        }
+    }
+
+    /// Waits until a stream has broken, or could not be opened, since it was last asked; answers why.
+    pub(crate) async fn broken(&self) -> Error {
+        self.shared.broken().await
     }
 }
 
@@ -265,14 +316,14 @@ pub struct Delivered {
     token: Token,
     lane: usize,
     shared: Arc<Shared>,
-    is_settled: bool,
+    is_settled: AtomicBool,
 }
 
 impl Delivered {
     /// Acks the task without waiting for the answer: acks that come together go together. Those that came too late are counted
     /// by [`Consumer::late_acks`].
-    pub fn done(mut self) {
-        self.is_settled = true;
+    pub fn done(self) {
+        self.is_settled.store(true, Ordering::Release);
         self.shared.tell(self.lane, self.token, Wish::Ack);
     }
 
@@ -282,7 +333,7 @@ impl Delivered {
     /// # Errors
     /// [`ErrorKind::LeaseLost`] if the lease ran out and was taken back: the task is delivered again. And those of the
     /// consumer's end.
-    pub async fn ack(mut self) -> Result<()> {
+    pub async fn ack(self) -> Result<()> {
         let answer = self.settle(Wish::Ack);
         match self.shared.answer(answer).await?.outcome {
             Outcome::Applied | Outcome::AlreadyAcked => Ok(()),
@@ -317,7 +368,7 @@ impl Delivered {
         self.give_back((options != Putback::new()).then(|| Arc::new(options))).await
     }
 
-    async fn give_back(mut self, options: Option<Arc<Putback>>) -> Result<()> {
+    async fn give_back(self, options: Option<Arc<Putback>>) -> Result<()> {
         let answer = self.settle(Wish::PutBack(options));
         applied(self.shared.answer(answer).await?.outcome, &self.task)
     }
@@ -391,9 +442,33 @@ impl Delivered {
         self.shared.cancelled(self.token).await;
     }
 
-    fn settle(&mut self, wish: Wish) -> oneshot::Receiver<Answer> {
-        self.is_settled = true;
+    fn settle(&self, wish: Wish) -> oneshot::Receiver<Answer> {
+        self.is_settled.store(true, Ordering::Release);
         self.shared.ask(self.lane, self.token, wish)
+    }
+
+    /// Acks the task, or puts it back with these options, while its handler may still have a part in it; that part is told. For
+    /// who does so once.
+    pub(crate) async fn settle_shared(self: &Arc<Self>, putback: Option<Putback>) -> Result<Outcome> {
+        let wish = match putback {
+            None => Wish::Ack,
+            Some(options) => Wish::PutBack((options != Putback::new()).then(|| Arc::new(options))),
+        };
+        let answer = self.settle(wish);
+        if Arc::strong_count(self) > 1 {
+            self.shared.wake();
+        }
+        Ok(self.shared.answer(answer).await?.outcome)
+    }
+
+    /// Whether there is no use in working on it: it was cancelled, its lease is known to be lost, or it was settled.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_settled.load(Ordering::Acquire) || self.is_cancelled() || self.is_lost()
+    }
+
+    /// Waits until there is no use in working on it. It asks nothing of the server.
+    pub(crate) async fn over(&self) {
+        self.shared.over(self.token, &self.is_settled).await;
     }
 }
 
@@ -407,7 +482,7 @@ impl Deref for Delivered {
 
 impl Drop for Delivered {
     fn drop(&mut self) {
-        if !self.is_settled {
+        if !*self.is_settled.get_mut() {
             self.shared.tell(self.lane, self.token, Wish::PutBack(None));
         }
     }

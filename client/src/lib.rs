@@ -27,13 +27,40 @@
 //! # }
 //! ```
 //!
+//! # A worker
+//!
+//! A program that does nothing but work on tasks leaves pops, heartbeats and acks to a [`Worker`]: it calls a handler with each task, many
+//! at a time, and settles the task by what the handler answers. What failed comes again later, what panicked too.
+//!
+//! ```no_run
+//! use data_queue_client::{Client, Failure, Worker};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("127.0.0.1:50051")?;
+//! let worker = Worker::new(&client, "mail").concurrency(50);
+//! let stop = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+//! let handler = |task: data_queue_client::Assigned| async move {
+//!     let (_, address): (String, String) = task.json()?;
+//!     println!("mail to {address}");
+//!     Ok::<_, Failure>(())
+//! };
+//! println!("{:?}", worker.run_until(stop, handler).await?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Consumer`] gives the same tasks one by one, to be settled by hand, and a [`Producer`] is the other end: inserts over a stream, many
+//! under way, each done once.
+//!
+//! # Calls
+//!
 //! Every call has a deadline, which covers all its tries. A call that failed on the way is repeated by itself where
 //! that is safe, and only there; [`Client`] says for each call what is repeated.
 //!
 //! Operators have [`Client::admin`]: queues with their counts and settings, tasks that nobody delivers, dead letters.
 //!
 //! Where things are: `client` is the calls, `admin` those of operators, `producer` a stream of inserts, `consumer` a stream of
-//! tasks, `task` what goes in and comes out, `pop` how tasks are asked for, `putback` how they are given back, `retry` when a
+//! tasks, `worker` handlers for them, `task` what goes in and comes out, `pop` how tasks are asked for, `putback` how they are given back, `retry` when a
 //! call is repeated, `address` where to, and `error` what can go wrong.
 
 mod address;
@@ -46,6 +73,7 @@ mod producer;
 mod putback;
 mod retry;
 mod task;
+mod worker;
 
 pub use admin::{
     ActivityStream, Admin, DeadLetterCause, DeleteOutcome, Page, Paged, QueueActivity, QueueCounts, QueueInfo,
@@ -59,6 +87,7 @@ pub use producer::{Producer, ProducerBuilder, Receipt};
 pub use putback::Putback;
 pub use retry::Backoff;
 pub use task::{NewTask, Task};
+pub use worker::{Assigned, Event, Failure, Reject, Summary, Worker, json};
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

@@ -213,6 +213,30 @@ pub struct Receipt {
     unclaimed: Arc<Unclaimed>,
 }
 
+impl Receipt {
+    /// What became of the insert of a single task: its id, and whether another task has its unique key.
+    ///
+    /// ```no_run
+    /// # async fn example(producer: data_queue_client::Producer) -> data_queue_client::Result<()> {
+    /// use data_queue_client::NewTask;
+    ///
+    /// let task = producer.send(NewTask::json("a letter")?.unique_key("letter-17")).await?.one().await?;
+    /// println!("{} {}", task.id, if task.duplicate { "was there" } else { "is new" });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the receipt; [`ErrorKind::Internal`] if it is not of one task.
+    pub async fn one(self) -> Result<InsertedTask> {
+        let mut tasks = self.await?;
+        match (tasks.pop(), tasks.is_empty()) {
+            (Some(task), true) => Ok(task),
+            _ => Err(Error::internal("the receipt is not of one task")),
+        }
+    }
+}
+
 impl Future for Receipt {
     type Output = Result<Vec<InsertedTask>>;
 

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, pin::Pin, time::Duration};
 
-use data_queue_client::{Client, Consumer, ConsumerBuilder, Delivered, ErrorKind, Outcome, Putback};
+use data_queue_client::{Assigned, Client, Consumer, ConsumerBuilder, Delivered, ErrorKind, Outcome, Putback, Worker};
 use data_queue_proto::{
     ERROR_DOMAIN, reason,
     v1::{
@@ -14,7 +14,7 @@ use data_queue_proto::{
 };
 use tokio::{
     net::TcpListener,
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::{Instant, timeout},
 };
 use tokio_stream::{
@@ -129,12 +129,17 @@ fn refusal(code: Code, reason: &str) -> Status {
 }
 
 async fn serve() -> (Lines, ConsumerBuilder) {
+    let (lines, client) = serve_client().await;
+    (lines, client.consumer("q"))
+}
+
+async fn serve_client() -> (Lines, Client) {
     let (sender, lines) = mpsc::channel(16);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = Client::connect(&listener.local_addr().unwrap().to_string()).unwrap();
     let server = Server::builder().add_service(DataQueueServer::new(Stage(sender)));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    (Lines(lines), client.consumer("q"))
+    (Lines(lines), client)
 }
 
 async fn take(consumer: &mut Consumer, count: usize) -> Vec<Delivered> {
@@ -340,6 +345,40 @@ async fn a_damaged_task_rests_for_a_lease() {
         assert!(before.elapsed() >= LEASE);
         line.answer([v1::Outcome::Applied]).await;
     }
+}
+
+/// A worker's handler never sees it, and it is given up in the end. What is delivered twice is handled once.
+#[tokio::test]
+async fn a_damaged_task_has_failed_for_a_worker() {
+    let (mut lines, client) = serve_client().await;
+    let (sender, mut seen) = mpsc::unbounded_channel();
+    let handler = move |task: Assigned| {
+        let sender = sender.clone();
+        async move { sender.send(task.id().to_owned()) }
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async { stopped.await.unwrap_or_default() };
+    let run = tokio::spawn(Worker::new(&client, "q").concurrency(2).run_until(stopped, handler));
+    let (mut line, open) = lines.next().await;
+    assert_eq!(open.max_outstanding, 2);
+    let damaged = v1::Task { md5: MD5_OF_1.replace('c', "d"), ..task(1) };
+    line.say(ConsumeResponse { tasks: vec![damaged], ..ConsumeResponse::default() }).await;
+    let Said::Putback(putback) = line.hear().await else { panic!("no putback") };
+    assert!(putback.failed && putback.reason.contains("md5") && putback.lease_tokens == tokens([1]), "{putback:?}");
+    line.answer([v1::Outcome::Applied]).await;
+    line.send(2..3).await;
+    line.send(2..3).await;
+    assert_eq!(acked(line.hear().await), tokens([2]));
+    line.answer([v1::Outcome::Applied]).await;
+    stop.send(()).unwrap();
+    assert_eq!(line.hear().await, Said::MaxOutstanding(0));
+    assert_eq!(beaten(line.hear().await).len(), 1);
+    line.answer([v1::Outcome::LeaseLost]).await;
+    assert_eq!(line.heard().await, None);
+    drop(line);
+    let summary = timeout(PATIENCE, run).await.expect("an end in time").unwrap().unwrap();
+    assert_eq!((summary.done, summary.failed, summary.lost), (1, 1, 0));
+    assert_eq!((seen.recv().await.as_deref(), seen.recv().await), (Some("id-2"), None));
 }
 
 #[tokio::test]

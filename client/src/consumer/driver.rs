@@ -28,7 +28,7 @@ const YOUNG: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     shared: Arc<Shared>,
-    grpc: DataQueueClient<Channel>,
+    pub(super) grpc: DataQueueClient<Channel>,
     endpoint: Endpoint,
     open: ConsumeOpen,
     /// How long opening a stream may take, and all tries together once the consumer was closed.
@@ -230,6 +230,7 @@ impl Driver {
         if !helps {
             return Err(error);
         }
+        self.shared.note_break(&error);
         if error.reason() == Some(reason::SHUTTING_DOWN) {
             self.grpc = dial(&self.endpoint);
         }

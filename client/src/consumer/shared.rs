@@ -6,7 +6,10 @@
 use std::{
     convert::Infallible,
     mem,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -30,7 +33,7 @@ const LONGEST_REST: Duration = Duration::from_secs(60);
 
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// A lease was lost, a task was cancelled, a damaged one has come, or an end.
+    /// A lease was lost, a task was cancelled, a damaged one has come, a stream has broken, or an end.
     changed: Notify,
 }
 
@@ -147,6 +150,30 @@ impl Shared {
         self.until(|state| state.is_lost(token).then_some(())).await;
     }
 
+    /// Waits until the task is known to be cancelled or lost, or is settled.
+    pub(super) async fn over(&self, token: Token, is_settled: &AtomicBool) {
+        let is_over =
+            |state: &State| is_settled.load(Ordering::Acquire) || state.is_cancelled(token) || state.is_lost(token);
+        self.until(|state| is_over(state).then_some(())).await;
+    }
+
+    /// Lets those who wait look again.
+    pub(super) fn wake(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Why a stream has broken, or could not be opened, since this was last asked.
+    pub(super) async fn broken(&self) -> Error {
+        loop {
+            let changed = self.changed.notified();
+            let broken = self.state().broken.take();
+            match broken {
+                Some(error) => return error,
+                None => changed.await,
+            }
+        }
+    }
+
     /// Waits until there is something.
     async fn until<T>(&self, mut look: impl FnMut(&State) -> Option<T>) -> T {
         loop {
@@ -162,6 +189,12 @@ impl Shared {
 
     pub(super) fn is_closing(&self) -> bool {
         self.state().is_closing
+    }
+
+    /// A stream has broken, or could not be opened.
+    pub(super) fn note_break(&self, error: &Error) {
+        self.state().broken = Some(error.again());
+        self.changed.notify_waiters();
     }
 
     /// Adds a stream, opened with the `max_outstanding` that it answers.

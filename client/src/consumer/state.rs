@@ -64,6 +64,8 @@ pub(super) struct State {
     pub(super) reader: Option<Waker>,
     pub(super) is_closing: bool,
     pub(super) late_acks: u64,
+    /// Why the last stream broke, until somebody asks.
+    pub(super) broken: Option<Error>,
     pub(super) end: Option<End>,
 }
 
@@ -87,6 +89,7 @@ impl State {
             reader: None,
             is_closing: false,
             late_acks: 0,
+            broken: None,
             end: None,
         }
     }
