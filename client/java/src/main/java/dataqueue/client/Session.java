@@ -456,13 +456,21 @@ final class Session {
 
     /** The text of an error, cut to what the server takes, and not within a character. */
     static String reason(Throwable error) {
-        var message = error.getMessage();
-        var bytes = (message == null || message.isEmpty() ? error.toString() : message).getBytes(StandardCharsets.UTF_8);
+        var bytes = text(error).getBytes(StandardCharsets.UTF_8);
         var length = Math.min(bytes.length, MAX_REASON_BYTES);
         while (length < bytes.length && length > 0 && (bytes[length] & 0xC0) == 0x80) {
             length--;
         }
         return new String(bytes, 0, length, StandardCharsets.UTF_8);
+    }
+
+    private static String text(Throwable error) {
+        try {
+            var message = error.getMessage();
+            return message == null || message.isEmpty() ? error.toString() : message;
+        } catch (RuntimeException worse) {
+            return error.getClass().getName();
+        }
     }
 
     // What is said and answered.

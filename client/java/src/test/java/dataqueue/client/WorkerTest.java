@@ -145,6 +145,15 @@ class WorkerTest {
         }
         assertEquals("\ud83d\ude00".repeat(256), Session.reason(new Exception("\ud83d\ude00".repeat(300))));
         assertEquals("java.lang.Exception", Session.reason(new Exception()));
+        var mute = new Exception() {
+            private static final long serialVersionUID = 1;
+
+            @Override
+            public String getMessage() {
+                throw new IllegalStateException("there is none");
+            }
+        };
+        assertEquals(mute.getClass().getName(), Session.reason(mute));
     }
 
     @Test
