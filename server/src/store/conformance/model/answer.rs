@@ -78,6 +78,8 @@ pub(super) enum Answer {
         duplicates: Vec<usize>,
         replayed: bool,
     },
+    /// Of each task: as one that is inserted, or why it was not.
+    Imported(Vec<Result<(Vec<TaskNumber>, Vec<usize>, bool), String>>),
     /// Of each insert: the tasks, which of them are duplicates, and whether they are those of an earlier call.
     Produced(Vec<(Vec<TaskNumber>, Vec<usize>, bool)>, Option<String>),
     Popped {
