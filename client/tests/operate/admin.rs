@@ -33,10 +33,9 @@ async fn tasks_are_imported_as_they_are_shown() {
     let tasks = [new, NewTask::bytes(vec![0, 255]).delay(Duration::from_secs(600)), NewTask::json_text("3")];
     client.insert_many("from", tasks).await.unwrap();
     let held = pop(&client, "from").await;
-    client.putback("from", Putback::token(held.lease_token()).failed().delay(Duration::ZERO)).await.unwrap();
+    client.putback_with(&held, Putback::new().failed(true).delay(Duration::ZERO)).await.unwrap();
     let held = pop(&client, "from").await;
-    let rejected = Putback::token(held.lease_token()).dead_letter().reason("no");
-    client.putback("from", rejected).await.unwrap();
+    client.putback_with(&held, Putback::new().dead_letter(true).reason("no")).await.unwrap();
     let mut shown = Vec::new();
     for state in [TaskState::Dead, TaskState::Ready, TaskState::Scheduled] {
         shown.extend(admin.list_tasks("from", state, &Page::first()).await.unwrap().items);
