@@ -68,6 +68,9 @@ impl fmt::Debug for View {
     }
 }
 
+/// The tasks, which of them are duplicates, and whether they are those of an earlier call.
+pub(super) type Entered = (Vec<TaskNumber>, Vec<usize>, bool);
+
 /// What a store answered.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Answer {
@@ -79,9 +82,9 @@ pub(super) enum Answer {
         replayed: bool,
     },
     /// Of each task: as one that is inserted, or why it was not.
-    Imported(Vec<Result<(Vec<TaskNumber>, Vec<usize>, bool), String>>),
-    /// Of each insert: the tasks, which of them are duplicates, and whether they are those of an earlier call.
-    Produced(Vec<(Vec<TaskNumber>, Vec<usize>, bool)>, Option<String>),
+    Imported(Vec<Result<Entered, String>>),
+    /// Of each insert; and why the next one was not done.
+    Produced(Vec<Entered>, Option<String>),
     Popped {
         acks: Vec<Outcome>,
         tasks: Vec<Delivery>,

@@ -83,7 +83,7 @@ impl Batch {
             deliveries: failures + expiries + number % 2,
             failures,
             expiries,
-            last_error: if number % 3 == 0 { String::new() } else { format!("there, {number}") },
+            last_error: if number.is_multiple_of(3) { String::new() } else { format!("there, {number}") },
             death: cause.map(|cause| (START - u64::from(number % 4) * 100, cause)),
         }
     }
