@@ -91,7 +91,7 @@ local function gate_of(given, packed, size_of)
   -- Of the tasks from one number to another: by number the ids of those that have the keys of duplicates, as they are answered;
   -- and what is refused, if anything. `again` are tasks that are there already.
   function gate.enter(first, last, again)
-    local duplicates, own, tasks, size = {}, {}, 0, 0
+    local duplicates, own, tasks, size, over = {}, {}, 0, 0, false
     for task = first, last do
       local lives = not is_dead(task)
       local key = lives and extras[task] and extras[task].key
@@ -102,7 +102,7 @@ local function gate_of(given, packed, size_of)
         tasks, size = tasks + 1, size + size_of(task)
         if key then
           own[key] = given[task]
-          over_already[given[task]] = extras[task].ends and extras[task].ends <= now and size_of(task)
+          over = extras[task].ends and extras[task].ends <= now and size_of(task)
         end
       end
     end
@@ -115,7 +115,8 @@ local function gate_of(given, packed, size_of)
     end
     live, bytes = live and live + tasks, bytes and bytes + size
     for key, id in pairs(own) do
-      holders[key] = id
+      -- Who imports puts in one task a call, and nobody else what is over.
+      holders[key], over_already[id] = id, over
     end
     return duplicates
   end
@@ -196,7 +197,6 @@ local function gate_of(given, packed, size_of)
     rare.take_keys(keys)
     rare.push('RPUSH', ready, plans)
     rare.schedule(later, plans)
-    rare.drop_waiting(born_ended, 'expired')
     if #dead > 0 then
       call('ZADD', BASE .. 'dead', unpack(dead))
     end
@@ -208,6 +208,7 @@ local function gate_of(given, packed, size_of)
     if max_bytes then
       rare.note_sizes(sizes)
     end
+    rare.drop_waiting(born_ended, 'expired')
     for _, answer in ipairs(answers) do
       call('SET', answer[1], answer[2], 'PX', CALL_TTL)
     end

@@ -4,8 +4,9 @@
 -- ARGV     7 pops that wait on this server, 8 how many tasks each call has, in 2 bytes, 9 how many calls have a request id;
 --          of each of those which call it is, request id, fingerprint; then the ids of all, one behind the other, in one;
 --          then the envelopes of all; then, if some tasks have a plan or fall due later, what `read_extras` reads
--- Returns  {1 if this made the queue, of each call 0: inserted, 2: request id reused, or the ids that were answered before, or that
---          are there already, of what is imported, one behind the other, or {those}: inserted but for duplicates, or {setting, its value}: the queue is full}
+-- Returns  {1 if this made the queue, of each call 0: inserted, 2: request id reused, or the ids that were answered before (of what
+--          is imported: or that are there already), one behind the other, or {those}: inserted but for duplicates, or
+--          {setting, its value}: the queue is full}
 --          The ids of duplicates are those of the tasks that have their keys, marked: 16 is added to the 7th byte.
 local sub, byte = string.sub, string.byte
 local waiting, sizes, asked, recalled, at = tonumber(ARGV[7]), ARGV[8], {}, {}, 10

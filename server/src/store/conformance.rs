@@ -279,6 +279,8 @@ macro_rules! conformance {
                     an_imported_task_is_a_request_of_its_own,
                     a_unique_key_is_of_one_living_task,
                     what_is_over_is_gone,
+                    what_is_over_gives_its_key_and_its_room_up,
+                    what_is_held_keeps_its_key_though_it_is_over,
                     a_full_queue_takes_dead_letters_only,
                     a_full_store_refuses_imports,
                     hundreds_are_imported_in_order,

@@ -269,6 +269,37 @@ pub(super) async fn what_is_over_is_gone(open: Open) {
     assert_eq!(rig.counted(&q).await, Counts { leased: 2, inserted: 5, expired: 3, ..Counts::default() });
 }
 
+/// To the next one of the same call, too.
+pub(super) async fn what_is_over_gives_its_key_and_its_room_up(open: Open) {
+    for (limit, max) in [(Setting::MaxTasks, 2), (Setting::MaxBytes, 2)] {
+        let (rig, q) = (open(RULES), queue("q"));
+        rig.set(&q, limit, max).await;
+        let over = Plan { ttl: Some(60_000), unique_key: Some("k".to_owned()), ..Plan::default() };
+        rig.import_new(&q, vec![with_past(past(), planned(0, over)), with_past(past(), with_key(1, "k"))]).await;
+        rig.import_new(&q, vec![with_past(past(), task("2"))]).await;
+        let told = rig.import(&q, vec![request(with_past(past(), task("3")))]).await.unwrap();
+        assert!(matches!(told[..], [Err(StoreError::QueueFull(..))]), "{told:?}");
+        assert_eq!(rig.drain(&q).await, [1, 2]);
+        assert_eq!(rig.counted(&q).await, Counts { leased: 2, inserted: 3, expired: 1, ..Counts::default() });
+    }
+}
+
+/// G4: also when it is imported a second time, beside one that would like to have the key.
+pub(super) async fn what_is_held_keeps_its_key_though_it_is_over(open: Open) {
+    let (rig, q) = (open(RULES), queue("q"));
+    let ends = Plan { ttl: Some(60_010), unique_key: Some("k".to_owned()), ..Plan::default() };
+    let known = with_past(past(), planned(0, ends));
+    let id = rig.import_new(&q, vec![known.clone()]).await[0];
+    let held = rig.take_one(&q).await.token;
+    rig.beat_one(&q, held, 1_000_000).await;
+    rig.pass(700_000);
+    let told = rig.import_all(&q, vec![known, with_past(past(), with_key(1, "k"))]).await;
+    assert!(told[0].replayed && told[0].duplicates.is_empty(), "{told:?}");
+    assert_eq!((&*told[1].ids, &*told[1].duplicates), (&[id][..], &[0][..]));
+    assert_eq!(rig.counted(&q).await, Counts { leased: 1, inserted: 1, ..Counts::default() });
+    assert_eq!(rig.ack_one(&q, held).await, Outcome::Applied);
+}
+
 /// G13: no limit counts dead letters; what has no room is refused alone, and is imported later.
 pub(super) async fn a_full_queue_takes_dead_letters_only(open: Open) {
     for (limit, max) in [(Setting::MaxTasks, 2), (Setting::MaxBytes, 2)] {
