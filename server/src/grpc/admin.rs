@@ -161,6 +161,16 @@ impl QueueAdmin for QueueAdminService {
         Ok(Response::new(v1::RedriveTasksResponse { outcomes, redriven, duplicates }))
     }
 
+    async fn import_tasks(
+        &self,
+        request: Request<v1::ImportTasksRequest>,
+    ) -> Result<Response<v1::ImportTasksResponse>, Status> {
+        let request = request.into_inner();
+        let tasks = request.tasks.into_iter().map(tasks::import).collect();
+        let imported = self.queues.import(&request.queue, tasks).await?;
+        Ok(Response::new(v1::ImportTasksResponse { results: imported.iter().map(tasks::imported).collect() }))
+    }
+
     type WatchQueuesStream = Pin<Box<dyn Stream<Item = Result<v1::WatchQueuesResponse, Status>> + Send>>;
 
     async fn watch_queues(
