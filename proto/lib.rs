@@ -43,6 +43,8 @@ pub mod reason {
     pub const LEASE_OUT_OF_RANGE: &str = "LEASE_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: a token is not 32 lower-case hex characters.
     pub const LEASE_TOKEN_INVALID: &str = "LEASE_TOKEN_INVALID";
+    /// `INVALID_ARGUMENT`: a value is not the one that the MD5 beside it was taken of.
+    pub const MD5_MISMATCH: &str = "MD5_MISMATCH";
     /// `RESOURCE_EXHAUSTED`: the request is larger than the server reads.
     pub const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
     /// `RESOURCE_EXHAUSTED`: more calls wait for the store than the server keeps; nothing was done, and a retry helps.
@@ -89,6 +91,8 @@ pub mod reason {
     pub const TASK_NOT_FOUND: &str = "TASK_NOT_FOUND";
     /// `INVALID_ARGUMENT`: no state of tasks, or one that is unknown.
     pub const TASK_STATE_INVALID: &str = "TASK_STATE_INVALID";
+    /// `INVALID_ARGUMENT`: a time is malformed or before 1970.
+    pub const TIME_INVALID: &str = "TIME_INVALID";
     /// `INVALID_ARGUMENT`: the `grpc-timeout` header cannot be read.
     pub const TIMEOUT_INVALID: &str = "TIMEOUT_INVALID";
     /// `INVALID_ARGUMENT`: a time to live is negative, over 366 days or malformed.

@@ -371,6 +371,13 @@ impl QueueAdmin for Fake {
         Err(Status::unimplemented("not for bench"))
     }
 
+    async fn import_tasks(
+        &self,
+        _: Request<v1::ImportTasksRequest>,
+    ) -> Result<Response<v1::ImportTasksResponse>, Status> {
+        Err(Status::unimplemented("not for bench"))
+    }
+
     async fn redrive_tasks(
         &self,
         _: Request<v1::RedriveTasksRequest>,

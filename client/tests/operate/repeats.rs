@@ -121,6 +121,13 @@ impl QueueAdmin for Broken {
         Err(self.fail())
     }
 
+    async fn import_tasks(
+        &self,
+        _: Request<v1::ImportTasksRequest>,
+    ) -> Result<Response<v1::ImportTasksResponse>, Status> {
+        Err(self.fail())
+    }
+
     async fn redrive_tasks(
         &self,
         _: Request<v1::RedriveTasksRequest>,

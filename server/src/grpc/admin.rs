@@ -161,6 +161,13 @@ impl QueueAdmin for QueueAdminService {
         Ok(Response::new(v1::RedriveTasksResponse { outcomes, redriven, duplicates }))
     }
 
+    async fn import_tasks(
+        &self,
+        _: Request<v1::ImportTasksRequest>,
+    ) -> Result<Response<v1::ImportTasksResponse>, Status> {
+        Err(Status::unimplemented("ImportTasks is not there yet"))
+    }
+
     type WatchQueuesStream = Pin<Box<dyn Stream<Item = Result<v1::WatchQueuesResponse, Status>> + Send>>;
 
     async fn watch_queues(
