@@ -7,3 +7,4 @@ mod repeats;
 mod server;
 mod terminal;
 mod verbs;
+mod work;

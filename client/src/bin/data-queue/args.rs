@@ -12,6 +12,7 @@ use crate::{
     remove::{Delete, DeleteQueue, Purge, Redrive},
     settings::{Pause, Resume, Set},
     tasks::{Dead, One, Tasks},
+    work::Work,
 };
 
 /// Works with a DataQueue server over gRPC.
@@ -78,6 +79,7 @@ pub(crate) enum Verb {
     Delete(Delete),
     Purge(Purge),
     DeleteQueue(DeleteQueue),
+    Work(Work),
     Bench(Bench),
 }
 

@@ -15,6 +15,7 @@ mod server;
 mod session;
 mod settings;
 mod tasks;
+mod work;
 
 use std::{io::Write, process::ExitCode};
 
@@ -87,6 +88,7 @@ async fn run(Args { common, verb }: Args) -> Result<ExitCode, Stop> {
         Verb::Delete(verb) => verb.run(&common).await,
         Verb::Purge(verb) => verb.run(&common).await,
         Verb::DeleteQueue(verb) => verb.run(&common).await,
+        Verb::Work(verb) => verb.run(&common).await,
         Verb::Bench(verb) => bench::run(&common, &verb).await,
     }
 }

@@ -30,7 +30,8 @@ impl Session {
         Self::with(common, LONG_PATIENCE)
     }
 
-    fn with(common: &Common, patience: Duration) -> Result<Self, Stop> {
+    /// For calls that may take so long.
+    pub(crate) fn with(common: &Common, patience: Duration) -> Result<Self, Stop> {
         let client = Client::builder().retry_budget(REPEATS).deadline(patience).connect(&common.addr);
         let client = client.map_err(|error| Stop::usage(format!("--addr: {error}")))?;
         let address =
