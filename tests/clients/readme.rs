@@ -54,7 +54,7 @@ async fn dead(client: &mut Client) -> String {
     let task = held(client).await;
     let tokens = PutbackTokens { lease_tokens: vec![task.lease_token], dead_letter: true, ..PutbackTokens::default() };
     let selection = Some(putback_request::Selection::Tokens(tokens));
-    client.putback(PutbackRequest { queue: QUEUE.into(), selection, ..PutbackRequest::default() }).await.unwrap();
+    client.putback(PutbackRequest { queue: QUEUE.into(), selection }).await.unwrap();
     task.id
 }
 
