@@ -466,7 +466,7 @@ impl Delivered {
         self.is_settled.load(Ordering::Acquire) || self.is_cancelled() || self.is_lost()
     }
 
-    /// Waits until there is no use in working on it. It asks nothing of the server.
+    /// Waits until it is known that there is no use in working on it. It asks nothing of the server.
     pub(crate) async fn over(&self) {
         self.shared.over(self.token, &self.is_settled).await;
     }

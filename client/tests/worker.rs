@@ -25,7 +25,7 @@ use data_queue_proto::reason;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
-    time::{Instant, sleep, timeout},
+    time::{Instant, timeout},
 };
 
 /// Only ever waited out by a test that fails.
@@ -196,6 +196,12 @@ fn map<const N: usize>(entries: [(&str, &str); N]) -> BTreeMap<String, String> {
     entries.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
+/// As a handler does that knows no better.
+fn block_for(time: Duration) {
+    let (_sender, nothing) = std::sync::mpsc::channel::<()>();
+    nothing.recv_timeout(time).unwrap_err();
+}
+
 fn value_of(task: &Assigned) -> String {
     String::from_utf8_lossy(task.bytes()).into_owned()
 }
@@ -255,7 +261,7 @@ async fn past_its_deadline_a_handler_is_cancelled_and_its_task_has_failed_whatev
         let (dropped, told) = (Dropped(Arc::clone(&watch)), told.clone());
         async move {
             if value_of(&task) == "stuck" {
-                thread::sleep(Duration::from_millis(150));
+                block_for(Duration::from_millis(150));
                 return Ok(());
             }
             // What it has started elsewhere sees it too.
@@ -281,7 +287,7 @@ async fn a_deleted_task_cancels_its_handler_which_may_finish_or_give_up() {
     let server = Server::start(&["--store", "memory"]);
     let client = server.client();
     let inserted = client.insert_many("q", ["finish", "give up"].map(text)).await.unwrap().tasks;
-    let mut running = run(Worker::new(&client, "q").lease(Duration::from_millis(300)), |task| async move {
+    let mut running = run(Worker::new(&client, "q").lease(Duration::from_secs(3)), |task| async move {
         assert!(!task.is_cancelled());
         task.cancelled().await;
         if value_of(&task) == "finish" { Ok(()) } else { Err("in vain".into()) }
@@ -297,6 +303,22 @@ async fn a_deleted_task_cancels_its_handler_which_may_finish_or_give_up() {
     assert_eq!(of(running.stop().await), summary(1, 0, 0, 1, 0));
     let counts = counts(&client, "q").await;
     assert_eq!((counts.acked, counts.deleted, counts.ready + counts.scheduled + counts.leased), (1, 1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_lease_cancels_its_handler_whose_ack_does_not_count() {
+    let server = Server::start(&["--store", "memory"]);
+    let client = server.client();
+    client.insert("q", text("1")).await.unwrap();
+    let mut running = run(Worker::new(&client, "q").lease(Duration::from_secs(3)), |task| async move {
+        task.cancelled().await;
+        assert!(task.is_cancelled() && task.is_lost());
+        Ok(())
+    });
+    running.next("begun", 1).await;
+    assert_eq!(client.admin().purge("q", [TaskState::Leased]).await.unwrap(), 1);
+    running.next("lost", 1).await;
+    assert_eq!(of(running.stop().await), summary(0, 0, 0, 0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -346,7 +368,7 @@ async fn a_handler_that_blocks_the_only_thread_for_three_leases_loses_none() {
     client.insert("q", text("1")).await.unwrap();
     let mut running = run(Worker::new(&client, "q").lease(LEASE), |task| async move {
         assert_eq!((task.deliveries(), task.expiries()), (1, 0));
-        thread::sleep(3 * LEASE);
+        block_for(3 * LEASE);
         Ok(())
     });
     running.next("done", 1).await;
@@ -365,7 +387,7 @@ async fn a_killed_server_loses_no_task_and_nothing_is_acked_that_did_not_finish(
     let mut running = run(Worker::new(&client, "q").lease(Duration::from_secs(1)), move |task| {
         let notes = Arc::clone(&notes);
         async move {
-            sleep(Duration::from_millis(2)).await;
+            tokio::task::yield_now().await;
             notes.lock().unwrap().insert(value_of(&task));
             Ok(())
         }
@@ -455,6 +477,33 @@ async fn a_stop_lets_handlers_finish_within_the_grace_and_gives_the_others_back_
     while !dropped.load(Ordering::SeqCst) {
         assert!(Instant::now() < deadline, "its handler was not cancelled");
         tokio::task::yield_now().await;
+    }
+}
+
+/// The ack may or may not have come there: nobody says that it did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_while_the_server_is_away_ends_and_says_what_was_not_confirmed() {
+    let mut server = Server::start(&[]);
+    let client = server.client();
+    client.insert("q", text("1")).await.unwrap();
+    let may_finish = Arc::new(Notify::new());
+    let finish = Arc::clone(&may_finish);
+    let mut running = run(Worker::new(&client, "q").lease(Duration::from_millis(100)), move |_| {
+        let finish = Arc::clone(&finish);
+        async move {
+            finish.notified().await;
+            Ok(())
+        }
+    });
+    running.next("begun", 1).await;
+    server.kill();
+    may_finish.notify_one();
+    assert_eq!(of(running.stop().await), summary(0, 0, 0, 0, 1));
+    // The thread behind the worker goes on trying for a while, so the ack may come there yet.
+    server.run();
+    let deadline = Instant::now() + PATIENCE;
+    while counts(&client, "q").await.acked == 0 && client.pop("q", Pop::new()).await.unwrap().task.is_none() {
+        assert!(Instant::now() < deadline, "it is lost");
     }
 }
 

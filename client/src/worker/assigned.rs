@@ -37,8 +37,13 @@ impl Assigned {
     ///     }
     /// }
     /// ```
+    ///
+    /// Meanwhile the server is asked three times a lease, so that a lost lease is noticed.
     pub async fn cancelled(&self) {
-        self.0.over().await;
+        tokio::select! {
+            () = self.0.over() => {}
+            () = self.0.lost() => {}
+        }
     }
 
     /// Whether the lease is known to be lost, or the worker has ended with an error: the task may be delivered to another.

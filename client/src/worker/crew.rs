@@ -170,10 +170,15 @@ where
         let _ = timeout(FAREWELL, farewell).await;
         self.log.summary.lost += self.under_way.len() as u64;
         match closed {
-            Some(Err(error)) if !error.is_retriable() => Err(error),
+            Some(Err(error)) if !is_passing(&error) => Err(error),
             _ => Ok(self.log.summary),
         }
     }
+}
+
+/// The server is away: there is nothing wrong with the worker.
+fn is_passing(error: &Error) -> bool {
+    error.is_retriable() || matches!(error.kind(), ErrorKind::DeadlineExceeded | ErrorKind::Overloaded)
 }
 
 /// A handler at work. It is cancelled by whoever drops it.
