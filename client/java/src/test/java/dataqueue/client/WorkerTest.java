@@ -5,6 +5,7 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertThrows;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
+import com.google.protobuf.ByteString;
 import dataqueue.client.Context.Cancellation;
 import dataqueue.v1.InsertRequest;
 import dataqueue.v1.PopRequest;
@@ -154,6 +155,14 @@ class WorkerTest {
             }
         };
         assertEquals(mute.getClass().getName(), Session.reason(mute));
+    }
+
+    @Test
+    void aDamagedValueIsNoticed() {
+        var sent = Task.newBuilder().setData(ByteString.copyFromUtf8("ab")).setMd5("187ef4436122d1cc2f40dc2b92f0eba0");
+        assertTrue(new Delivery(sent.build()).damage().isEmpty());
+        var damaged = new Delivery(sent.setJson("ac").build()).damage().orElseThrow();
+        assertTrue(damaged.contains("187ef4436122d1cc2f40dc2b92f0eba0"), damaged);
     }
 
     @Test
