@@ -295,7 +295,7 @@ impl Import<'_> {
             if !passes || Instant::now() + pause > until {
                 return Err(error);
             }
-            bar.set_message(format!("; waiting: {error}"));
+            bar.set_message(format!("waiting: {error}"));
             sleep(pause).await;
         }
     }
