@@ -74,7 +74,7 @@ impl From<v1::QueueCounts> for QueueCounts {
 }
 
 /// What goes on in a queue.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct QueueActivity {
     /// Its name.

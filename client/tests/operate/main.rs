@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod admin;
+mod files;
+mod live;
+mod manual;
 mod repeats;
 mod server;
 mod terminal;

@@ -23,11 +23,16 @@ pub(crate) struct Server {
 impl Server {
     /// On a store in memory, until it listens.
     pub(crate) fn start(flags: &[&str]) -> Self {
+        Self::start_on("127.0.0.1:0", "memory", flags)
+    }
+
+    /// At this address, on this store.
+    pub(crate) fn start_on(address: &str, store: &str, flags: &[&str]) -> Self {
         let test = env::current_exe().unwrap();
         let binary = test.parent().unwrap().parent().unwrap().join("data-queue-server");
         assert!(binary.is_file(), "{} is missing: cargo build --workspace --bins", binary.display());
         let mut command = Command::new(binary);
-        command.args(["--listen", "127.0.0.1:0", "--store", "memory"]).args(flags);
+        command.args(["--listen", address, "--store", store]).args(flags);
         let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
         let address = lines.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned));

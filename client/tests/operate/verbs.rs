@@ -290,7 +290,19 @@ async fn a_reader_that_leaves_is_no_failure() {
     let server = Server::start(&[]);
     let many: String = (0..2_000).map(|number| format!("\"{number:0>100}\"\n")).collect();
     server.run_with(&["insert", "q"], many.as_bytes()).good();
-    for line in [&["tasks", "q", "--all"][..], &["pop", "q", "--count", "1000", "--ack"], &["queues"]] {
+    for line in [
+        &["tasks", "q", "--all"][..],
+        &["pop", "q", "--count", "1000", "--ack"],
+        &["queues"],
+        &["top"],
+        &["health"],
+        &["insert", "r", "--lines", "-"],
+        &["man"],
+        &["completions", "bash"],
+        &["--help"],
+        &["help", "insert"],
+        &["--version"],
+    ] {
         let mut child =
             server.command(line).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
@@ -325,6 +337,8 @@ fn a_server_that_is_away_is_one_line_with_its_address() {
         &["queues"],
         &["queues", "q"],
         &["queues", "--watch"],
+        &["top"],
+        &["insert", "q", "--lines", "-"],
         &["set", "q", "lease=1s"],
         &["pause", "q"],
         &["resume", "q"],
@@ -349,7 +363,7 @@ fn help_tells_forms_and_exit_codes() {
     for words in ["Exit codes:", "  3   pop found nothing", "  64  bad usage", "DATA_QUEUE_ADDR", "--yes", "NO_COLOR"] {
         assert!(help.contains(words), "{words}: {help}");
     }
-    for verb in ["insert", "pop", "queues", "tasks", "dead", "redrive", "purge", "delete"] {
+    for verb in ["insert", "pop", "queues", "top", "tasks", "dead", "redrive", "purge", "delete", "health"] {
         let help = Ran::of(command("127.0.0.1:1", &[verb, "--help"]).output().unwrap()).good();
         assert!(help.contains("Columns"), "{verb}: {help}");
     }

@@ -6,12 +6,16 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
     EXIT_USAGE, Stop,
+    health::Health,
     insert::Insert,
+    manual::{Completions, Man},
+    out,
     pop::{Ack, Pop},
     queues::Queues,
     remove::{Delete, DeleteQueue, Purge, Redrive},
     settings::{Pause, Resume, Set},
     tasks::{Dead, One, Tasks},
+    top::Top,
     work::Work,
 };
 
@@ -35,7 +39,7 @@ NO_COLOR is heeded. What cannot be undone (delete, delete-queue, purge, redrive 
 
 Exit codes:
   0   done
-  1   the server refused, or could not be reached; or a part was not done, as stderr says
+  1   the server refused, was not reached, or (health) does not serve; or a part was not done
   3   pop found nothing
   64  bad usage, or --yes is missing";
 
@@ -69,6 +73,7 @@ pub(crate) enum Verb {
     Pop(Pop),
     Ack(Ack),
     Queues(Queues),
+    Top(Top),
     Set(Set),
     Pause(Pause),
     Resume(Resume),
@@ -79,8 +84,11 @@ pub(crate) enum Verb {
     Delete(Delete),
     Purge(Purge),
     DeleteQueue(DeleteQueue),
+    Health(Health),
     Work(Work),
     Bench(Bench),
+    Completions(Completions),
+    Man(Man),
 }
 
 /// Loads a server, and tells how fast it was
@@ -113,16 +121,16 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     window: Option<u32>,
 
-    /// How many callers there are, each with one call under way (or one stream open) at the most; with --what both so many
+    /// How many callers there are, 1 to 4096, each with one call under way (or one stream open) at the most; with --what both so many
     /// producers and so many consumers
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) callers: u32,
 
-    /// How many connections the callers share
+    /// How many connections the callers share, 1 to 1024
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) connections: u32,
 
-    /// How many threads this program works with: more, if it takes all of a core
+    /// How many threads this program works with, 1 to 256: more, if it takes all of a core
     #[arg(long, value_name = "N", default_value = "1", value_parser = threads)]
     pub(crate) threads: usize,
 
@@ -130,15 +138,15 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "BYTES", default_value_t = 200, value_parser = clap::value_parser!(u32).range(8..=1_048_576))]
     pub(crate) size: u32,
 
-    /// How many tasks to insert, instead of --duration
+    /// How many tasks to insert, 1 or more, instead of --duration
     #[arg(long, value_name = "N", conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     pub(crate) count: Option<u64>,
 
-    /// How long to insert; then all of it is taken, however long that takes [default: 10s, without --count]
+    /// How long to insert, 1ms to 7days; then all of it is taken, however long that takes [default: 10s, without --count]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     duration: Option<Duration>,
 
-    /// Open loop: so many tasks a second over all callers, on a fixed schedule. Holds for inserts, and for the pops of
+    /// Open loop: so many tasks a second over all callers, 0.001 to 10000000, on a fixed schedule. Holds for inserts, and for the pops of
     /// --what each and drain (not with --mode stream). At most --callers calls are under way; if that is too few for the
     /// rate, the result says so
     #[arg(long, value_name = "TASKS")]
@@ -231,10 +239,11 @@ impl Args {
             ExitCode::from(EXIT_USAGE)
         };
         let args = Self::parse_from_line(std::env::args_os()).map_err(|error| match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                let _ = error.print();
-                ExitCode::SUCCESS
-            }
+            // In colours, if they are wanted: clap looks at stdout and NO_COLOR.
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match out::written(error.print()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(stop) => stop.tell(),
+            },
             ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
                 wrong("what to do is missing, such as: data-queue queues")
             }

@@ -1,7 +1,11 @@
-//! `data-queue insert`.
+//! `data-queue insert`: one value, or lines as they come; `file` inserts a file, whose lines `line` reads.
+
+mod file;
+mod line;
 
 use std::{
     io::{BufRead, IsTerminal, Read, Write, stderr, stdin},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, SystemTime},
 };
@@ -22,11 +26,15 @@ const MAX_VALUE: u64 = 64 << 20;
 /// How many lines are read ahead, and how many inserts are under way.
 const AHEAD: usize = 256;
 
-/// Inserts a value, or each line of stdin
+/// Inserts a value, each line of stdin, or a file
 ///
 /// Without VALUE each line of stdin is a task of its own, inserted as it comes; with --whole all of stdin is one. Writes for each
 /// task its id, and "duplicate" if another task has its unique key: then it was not inserted, and the id is that task's. A line
 /// that the server refuses is told on stderr, and those behind it go on. Empty lines are skipped, unless with --data.
+///
+/// With --lines a file is inserted, in its order and up to 1000 lines a call. It stops at the first line that is wrong, and tells
+/// the line from which to go on; when the server goes away it waits. Writes only how many were inserted, how many were duplicates,
+/// and which line would be the next.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct Insert {
@@ -40,6 +48,26 @@ pub(crate) struct Insert {
     /// All of stdin is one value
     #[arg(long)]
     whole: bool,
+
+    /// Insert this file, of which each line is a value; - is stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["value", "whole", "unique_key"])]
+    lines: Option<PathBuf>,
+
+    /// With --lines: each line is a task, as an object (below)
+    #[arg(
+        long,
+        requires = "lines",
+        conflicts_with_all = ["data", "priority", "delay", "deliver_at", "ttl", "headers"]
+    )]
+    tasks: bool,
+
+    /// With --lines: begin with this line, 1 or more
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..), requires = "lines")]
+    from_line: u64,
+
+    /// With --lines: how long to wait for a server that is away or full, 0s to 4m
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = retry, requires = "lines")]
+    retry_for: Duration,
 
     /// The value is bytes, not JSON
     #[arg(long)]
@@ -69,7 +97,7 @@ pub(crate) struct Insert {
     #[arg(long = "header", value_name = "KEY=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
 
-    /// Names the insert, so that repeating it inserts nothing; for one value
+    /// Names the insert, so that repeating it inserts nothing: for one value, or with --lines for the file with the same flags
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
 }
@@ -79,18 +107,31 @@ Examples:
   data-queue insert mail '{\"to\": \"ada@example.org\"}' --delay 10m
   data-queue insert mail < mails.jsonl
   data-queue insert pictures --whole --data < ada.png
+  data-queue insert mail --lines mails.jsonl
+  data-queue insert mail --lines tasks.jsonl --tasks --from-line 4711
 
-Columns: id, and duplicate where it is one. JSON: id, duplicate.";
+A line with --tasks is an object of one of
+  json        any JSON, kept as it is written
+  text        a text, whose UTF-8 is the value
+  data        bytes, in base64
+
+and, where wanted, of headers (an object of texts), priority (0 to 9), delay or deliver_at, ttl, unique_key; times as with the flags:
+  {\"json\": {\"to\": \"ada@example.org\"}, \"priority\": 5, \"delay\": \"10m\", \"unique_key\": \"ada\"}
+
+Columns: id, and duplicate where it is one. JSON: id, duplicate. With --lines both are: inserted, duplicates, next_line.";
 
 impl Insert {
     pub(crate) async fn run(self, common: &Common) -> Result<ExitCode, Stop> {
         let session = Session::open(common)?;
+        if let Some(path) = &self.lines {
+            return self.insert_file(session, path).await;
+        }
         match &self.value {
             Some(value) => self.insert_one(session, value.clone().into_bytes()).await,
             None if self.whole => self.insert_one(session, read_whole()?).await,
-            None if self.unique_key.is_some() || self.request_id.is_some() => {
-                Err(Stop::usage("--unique-key and --request-id are for one value: give it, or say --whole"))
-            }
+            None if self.unique_key.is_some() || self.request_id.is_some() => Err(Stop::usage(
+                "--unique-key and --request-id are for one value: give it, or say --whole (a file: --lines)",
+            )),
             None => self.insert_lines(session).await,
         }
     }
@@ -110,11 +151,7 @@ impl Insert {
         if stdin().is_terminal() {
             let _ = writeln!(stderr(), "one value a line; Ctrl-D ends");
         }
-        // Told now, and not after the first line's deadline.
-        match session.admin().get_queue(&self.queue).await {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(session.explain(&error)),
-            Ok(_) | Err(_) => {}
-        }
+        self.reach(&session).await?;
         let (lines, mut read) = mpsc::channel(AHEAD);
         std::thread::spawn(move || read_lines(&lines));
         let producer = session.client.producer(&self.queue).max_inserts(AHEAD as u32).build();
@@ -151,14 +188,34 @@ impl Insert {
         tally.end()
     }
 
+    async fn insert_file(&self, session: Session, path: &PathBuf) -> Result<ExitCode, Stop> {
+        let source = file::Source::open(path)?;
+        self.reach(&session).await?;
+        let import = file::Import { options: self, session, from_line: self.from_line, retry_for: self.retry_for };
+        import.run(source).await
+    }
+
+    /// A server that is away, or takes no such queue, is told now, and not after the first line's deadline.
+    async fn reach(&self, session: &Session) -> Result<(), Stop> {
+        match session.admin().get_queue(&self.queue).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(session.explain(&error)),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     fn task(&self, value: Vec<u8>) -> Result<NewTask, Stop> {
-        let mut task = if self.data {
+        let task = if self.data {
             NewTask::bytes(value)
         } else {
             let text = String::from_utf8(value);
             NewTask::json_text(text.map_err(|_| Stop::failed("the value is not UTF-8, so it is no JSON: say --data"))?)
         };
-        task = task.priority(self.priority);
+        Ok(self.dressed(task))
+    }
+
+    /// The task with all that the flags say.
+    fn dressed(&self, task: NewTask) -> NewTask {
+        let mut task = task.priority(self.priority);
         if let Some(delay) = self.delay {
             task = task.delay(delay);
         }
@@ -171,7 +228,7 @@ impl Insert {
         if let Some(key) = &self.unique_key {
             task = task.unique_key(key);
         }
-        Ok(self.headers.iter().fold(task, |task, (key, value)| task.header(key, value)))
+        self.headers.iter().fold(task, |task, (key, value)| task.header(key, value))
     }
 }
 
@@ -242,13 +299,10 @@ fn read_lines(lines: &mpsc::Sender<Result<Vec<u8>, Stop>>) {
     let mut stdin = stdin().lock();
     loop {
         let mut line = Vec::new();
-        let read = match stdin.by_ref().take(MAX_VALUE + 2).read_until(b'\n', &mut line) {
+        let read = match read_line(&mut stdin, &mut line) {
             Ok(0) => return,
-            Ok(_) => {
-                let end = line.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line).len());
-                line.truncate(end.unwrap_or(line.len()));
-                if line.len() as u64 > MAX_VALUE { Err(too_long()) } else { Ok(line) }
-            }
+            Ok(_) if line.len() as u64 > MAX_VALUE => Err(too_long()),
+            Ok(_) => Ok(line),
             Err(error) => Err(unreadable(&error)),
         };
         let is_last = read.is_err();
@@ -256,6 +310,15 @@ fn read_lines(lines: &mpsc::Sender<Result<Vec<u8>, Stop>>) {
             return;
         }
     }
+}
+
+/// Reads a line without its end; answers how many bytes were taken. One that is too long is cut, but longer than [`MAX_VALUE`] still.
+fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<u64> {
+    line.clear();
+    let taken = input.by_ref().take(MAX_VALUE + 3).read_until(b'\n', line)?;
+    let end = line.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line).len());
+    line.truncate(end.unwrap_or(line.len()));
+    Ok(taken as u64)
 }
 
 fn unreadable(error: &std::io::Error) -> Stop {
@@ -276,4 +339,12 @@ fn header(text: &str) -> Result<(String, String), String> {
 fn time(text: &str) -> Result<SystemTime, String> {
     let time = humantime::parse_rfc3339_weak(text);
     time.map_err(|_| "it is a time in UTC such as 2030-01-31T08:00:00Z".to_owned())
+}
+
+fn retry(text: &str) -> Result<Duration, String> {
+    match span(text)? {
+        // Repeats inserted nothing twice as long as the server remembers request ids: 5 minutes, less a last call of 30 s.
+        wait if wait <= Duration::from_secs(240) => Ok(wait),
+        _ => Err("it is 0s to 4m".to_owned()),
+    }
 }

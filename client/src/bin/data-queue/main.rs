@@ -6,7 +6,9 @@
 mod args;
 mod ask;
 mod bench;
+mod health;
 mod insert;
+mod manual;
 mod out;
 mod pop;
 mod queues;
@@ -15,6 +17,7 @@ mod server;
 mod session;
 mod settings;
 mod tasks;
+mod top;
 mod work;
 
 use std::{io::Write, process::ExitCode};
@@ -43,6 +46,15 @@ impl Stop {
     fn unread() -> Self {
         Self(0, String::new())
     }
+
+    /// Writes the line; answers what to exit with.
+    fn tell(self) -> ExitCode {
+        let Self(code, line) = self;
+        if !line.is_empty() {
+            let _ = writeln!(std::io::stderr(), "data-queue: {}", line.replace('\n', " "));
+        }
+        ExitCode::from(code)
+    }
 }
 
 fn main() -> ExitCode {
@@ -61,15 +73,7 @@ fn main() -> ExitCode {
         }
         Err(error) => Err(Stop::failed(format!("cannot start: {error}"))),
     };
-    match ended {
-        Ok(code) => code,
-        Err(Stop(code, line)) => {
-            if !line.is_empty() {
-                let _ = writeln!(std::io::stderr(), "data-queue: {}", line.replace('\n', " "));
-            }
-            ExitCode::from(code)
-        }
-    }
+    ended.unwrap_or_else(Stop::tell)
 }
 
 async fn run(Args { common, verb }: Args) -> Result<ExitCode, Stop> {
@@ -78,6 +82,7 @@ async fn run(Args { common, verb }: Args) -> Result<ExitCode, Stop> {
         Verb::Pop(verb) => verb.run(&common).await,
         Verb::Ack(verb) => verb.run(&common).await,
         Verb::Queues(verb) => verb.run(&common).await,
+        Verb::Top(verb) => verb.run(&common).await,
         Verb::Set(verb) => verb.run(&common).await,
         Verb::Pause(verb) => verb.run(&common).await,
         Verb::Resume(verb) => verb.run(&common).await,
@@ -88,7 +93,10 @@ async fn run(Args { common, verb }: Args) -> Result<ExitCode, Stop> {
         Verb::Delete(verb) => verb.run(&common).await,
         Verb::Purge(verb) => verb.run(&common).await,
         Verb::DeleteQueue(verb) => verb.run(&common).await,
+        Verb::Health(verb) => verb.run(&common).await,
         Verb::Work(verb) => verb.run(&common).await,
         Verb::Bench(verb) => bench::run(&common, &verb).await,
+        Verb::Completions(verb) => verb.run(),
+        Verb::Man(verb) => verb.run(),
     }
 }

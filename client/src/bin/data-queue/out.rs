@@ -1,6 +1,9 @@
 //! How results are written: tables on a terminal, lines with tabs elsewhere, JSON where it is asked for.
+//!
+//! `cell` is one thing that is told, `table` how things are set in columns.
 
 mod cell;
+mod table;
 
 use std::{
     fmt::Write as _,
@@ -11,10 +14,8 @@ use data_queue_client::TaskValue;
 use serde_json::json;
 
 pub(crate) use self::cell::Cell;
+use self::table::Table;
 use crate::{Stop, args::Output};
-
-/// A cell of a table is cut here, in characters: lines that wrap are hard to read. Records show all.
-const WIDEST_CELL: usize = 60;
 
 struct Field {
     name: &'static str,
@@ -152,56 +153,46 @@ impl Out {
         write(&format!("\u{1b}[H\u{1b}[J{text}"))
     }
 
+    /// Whether people look at it while it changes: what moves goes to a screen then.
+    pub(crate) fn is_watched(&self) -> bool {
+        let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+        self.form == Output::Table && stdout().is_terminal() && !is_dumb
+    }
+
+    /// The lines of a table with its head, not wider than this: what does not fit is left out, the columns `less` first.
+    pub(crate) fn fitted(&self, rows: &[Row], less: &[&str], width: usize) -> Vec<String> {
+        let mut table = Table::of(rows);
+        for name in less {
+            if table.width() > width {
+                table.leave_out(name);
+            }
+        }
+        let mut lines = table.lines(true).into_iter().map(|line| line.chars().take(width).collect::<String>());
+        let head = lines.next().map(|head| format!("{}{head}{}", self.shade.bold, self.shade.end));
+        head.into_iter().chain(lines).collect()
+    }
+
     fn table(&mut self, rows: &[Row]) -> String {
-        let Some(first) = rows.first() else { return String::new() };
-        let names: Vec<_> = first.columns().map(|field| field.name.to_uppercase().replace('_', " ")).collect();
-        let cells: Vec<Vec<String>> =
-            rows.iter().map(|row| row.columns().map(|field| cut(field.cell.text(false))).collect()).collect();
-        let width = |column: usize| {
-            let widths = cells.iter().filter_map(|line| line.get(column)).chain(names.get(column));
-            widths.map(|cell| cell.chars().count()).max().unwrap_or_default()
-        };
-        let widths: Vec<_> = (0..names.len()).map(width).collect();
-        // A column of numbers is one whatever its first cell is: they are told apart by all of them.
-        let is_number = |column: usize| {
-            let mut cells = rows.iter().filter_map(|row| row.columns().nth(column)).map(|field| &field.cell);
-            cells.clone().any(Cell::is_number) && cells.all(|cell| cell.is_number() || matches!(cell, Cell::Nothing))
-        };
-        let right: Vec<_> = (0..names.len()).map(is_number).collect();
-        let mut text = String::new();
-        if !std::mem::replace(&mut self.has_head, true) {
-            let head = aligned(&names, &widths, &right);
-            text += &format!("{}{head}{}\n", self.shade.bold, self.shade.end);
+        if rows.is_empty() {
+            return String::new();
         }
-        for line in &cells {
-            text += &aligned(line, &widths, &right);
-            text.push('\n');
+        let has_head = std::mem::replace(&mut self.has_head, true);
+        let mut lines = Table::of(rows).lines(!has_head);
+        if let Some(head) = lines.first_mut().filter(|_| !has_head) {
+            *head = format!("{}{head}{}", self.shade.bold, self.shade.end);
         }
-        text
+        lines.join("\n") + "\n"
     }
 }
 
-fn aligned(cells: &[String], widths: &[usize], right: &[bool]) -> String {
-    let mut line = String::new();
-    for ((cell, width), right) in cells.iter().zip(widths).zip(right) {
-        let gap = " ".repeat(width.saturating_sub(cell.chars().count()));
-        line += &if *right { format!("{gap}{cell}  ") } else { format!("{cell}{gap}  ") };
-    }
-    line.truncate(line.trim_end().len());
-    line
-}
-
-fn cut(text: String) -> String {
-    match text.char_indices().nth(WIDEST_CELL) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
+pub(crate) fn write(text: &str) -> Result<(), Stop> {
+    let mut stdout = stdout().lock();
+    written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
 }
 
 /// Whoever reads may stop: that is no failure, and nothing more is to be said.
-fn write(text: &str) -> Result<(), Stop> {
-    let mut stdout = stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| match error.kind() {
+pub(crate) fn written(written: std::io::Result<()>) -> Result<(), Stop> {
+    written.map_err(|error| match error.kind() {
         ErrorKind::BrokenPipe => Stop::unread(),
         _ => Stop::failed(format!("cannot write to stdout: {error}")),
     })

@@ -94,7 +94,8 @@ fn counted(row: Row, counts: &QueueCounts, is_record: bool) -> Row {
     gone.into_iter().fold(row, add).with("oldest", Cell::Age(counts.oldest_ready_age))
 }
 
-fn active(now: SystemTime, activity: QueueActivity) -> Row {
+/// What goes on in a queue.
+pub(crate) fn active(now: SystemTime, activity: QueueActivity) -> Row {
     let QueueActivity { queue, counts, inserted_per_second, acked_per_second, .. } = activity;
     Row::new()
         .with("at", now)

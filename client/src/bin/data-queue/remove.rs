@@ -115,7 +115,7 @@ pub(crate) struct Redrive {
     #[arg(value_name = "ID", group = "which")]
     ids: Vec<String>,
 
-    /// The oldest ones, so many at the most
+    /// The oldest ones, so many at the most, 1 or more
     #[arg(long, value_name = "N", group = "which", value_parser = clap::value_parser!(u64).range(1..))]
     max: Option<u64>,
 

@@ -43,6 +43,11 @@ impl Session {
         self.client.admin()
     }
 
+    /// The server's, without http://
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Why a call failed, and what helps.
     pub(crate) fn explain(&self, error: &Error) -> Stop {
         let address = &self.address;

@@ -45,7 +45,7 @@ impl From<State> for TaskState {
 /// How much of a list is shown.
 #[derive(Debug, ClapArgs)]
 struct Extent {
-    /// How many at the most
+    /// How many at the most, 1 or more
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
 
