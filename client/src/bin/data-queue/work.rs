@@ -46,7 +46,7 @@ pub(crate) struct Work {
     #[arg(value_name = "QUEUE", required = true)]
     queues: Vec<String>,
 
-    /// How many commands run at once
+    /// How many commands run at once, 1 to 1000
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     concurrency: u32,
 
@@ -55,15 +55,16 @@ pub(crate) struct Work {
     #[arg(long, value_name = "DURATION", value_parser = span)]
     lease: Option<Duration>,
 
-    /// How long a command may run: then it is ended, and the task failed [default: any time]
+    /// How long a command may run, more than 0s: then it is ended, and the task failed [default: any time]
     #[arg(long, value_name = "DURATION", value_parser = some_time)]
     deadline: Option<Duration>,
 
-    /// How long commands may go on after Ctrl-C or SIGTERM; then, or at a second one, they are ended, and their tasks given back
+    /// How long commands may go on after Ctrl-C or SIGTERM, 0s or more; then, or at a second one, they are ended, and their tasks
+    /// given back
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = span)]
     grace: Duration,
 
-    /// Ends after so many tasks
+    /// Ends after so many tasks, 1 or more [default: never]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_tasks: Option<u64>,
 
@@ -71,7 +72,7 @@ pub(crate) struct Work {
     #[arg(long)]
     until_empty: bool,
 
-    /// An exit code that makes the task a dead letter at once; may be given again
+    /// An exit code, 1 to 255, that makes the task a dead letter at once; may be given again
     #[arg(long = "reject-code", value_name = "CODE", value_parser = clap::value_parser!(u8).range(1..))]
     reject_codes: Vec<u8>,
 
