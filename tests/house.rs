@@ -179,7 +179,7 @@ fn lock_files_name_no_hosts() {
 #[test]
 fn tests_do_not_sleep() {
     const MAY: [&str; 19] = [
-        "client/tests/worker.rs",
+        "client/tests/operate/work.rs",
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
