@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 pub use self::{
     queues::{QueueActivity, QueueCounts, QueueInfo},
     settings::{QueueSettings, SettingsUpdate},
-    tasks::{DeadLetterCause, DeleteOutcome, RedriveOutcome, Redriven, TaskInfo, TaskState, TaskValue},
+    tasks::{DeadLetterCause, DeleteOutcome, Imported, RedriveOutcome, Redriven, TaskInfo, TaskState, TaskValue},
     watch::{ActivityStream, Watch},
 };
 use crate::{
@@ -288,6 +288,33 @@ impl Admin {
         let redrive = |mut grpc: Grpc, request| async move { grpc.redrive_tasks(request).await };
         let v1::RedriveTasksResponse { outcomes, redriven, duplicates } = self.call(repeat, message, redrive).await?;
         Ok(Redriven { outcomes: tasks::each(&outcomes, asked, RedriveOutcome::of)?, redriven, duplicates })
+    }
+
+    /// Puts tasks into a queue, 1 to 1,000, as [`Admin::list_tasks`] and [`Admin::get_task`] showed those of another queue, be it another
+    /// server's: with their headers, times, counters and errors, and dead letters as such. Answers one result for each, in order.
+    /// Ready ones join the tail in the order given; each gets a new id. Tasks that are held cannot be imported: put them back, or wait.
+    ///
+    /// Repeated where needed, and safe to call again: the server knows a task again that was imported before, as long as it is
+    /// there and for at least 5 minutes, and answers the same with [`Imported::replayed`]. Each task is imported on its own: a call that
+    /// failed may have imported some.
+    ///
+    /// A request has at most 4 MiB, unless the server says otherwise: import large tasks in smaller parts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidArgument`](crate::ErrorKind::InvalidArgument) for no task, too many, one that is held or
+    /// [damaged](TaskInfo::is_damaged), and whatever the server's limits refuse; [`ErrorKind::QueueFull`](crate::ErrorKind::QueueFull)
+    /// and [`ErrorKind::StoreFull`](crate::ErrorKind::StoreFull); [`ErrorKind::RequestIdReused`](crate::ErrorKind::RequestIdReused) if
+    /// another task of the same id was imported of late.
+    pub async fn import(&self, queue: &str, tasks: impl IntoIterator<Item = TaskInfo>) -> Result<Vec<Imported>> {
+        let tasks: Vec<v1::TaskInfo> = tasks.into_iter().map(TaskInfo::into_message).collect();
+        let asked = tasks.len();
+        let message = v1::ImportTasksRequest { queue: queue.to_owned(), tasks };
+        let import = |mut grpc: Grpc, request| async move { grpc.import_tasks(request).await };
+        let answer = self.call(Repeat::Always, message, import).await?;
+        if answer.results.len() != asked {
+            return Err(Error::internal("the server answered another number of results than there were tasks"));
+        }
+        Ok(answer.results.into_iter().map(Imported::of).collect())
     }
 
     /// The counts of queues again and again, with what became of them since the last time. Opening it is repeated where needed; a

@@ -48,8 +48,8 @@ mod retry;
 mod task;
 
 pub use admin::{
-    ActivityStream, Admin, DeadLetterCause, DeleteOutcome, Page, Paged, QueueActivity, QueueCounts, QueueInfo,
-    QueueSettings, RedriveOutcome, Redriven, SettingsUpdate, TaskInfo, TaskState, TaskValue, Watch,
+    ActivityStream, Admin, DeadLetterCause, DeleteOutcome, Imported, Page, Paged, QueueActivity, QueueCounts,
+    QueueInfo, QueueSettings, RedriveOutcome, Redriven, SettingsUpdate, TaskInfo, TaskState, TaskValue, Watch,
 };
 pub use client::{Builder, Client, Heartbeat, Inserted, InsertedTask, Outcome, PutbackDone};
 pub use consumer::{Consumer, ConsumerBuilder, Delivered};

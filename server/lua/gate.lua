@@ -3,9 +3,29 @@
 local function gate_of(given, packed, size_of)
   local rare, call, sub, byte = rarely(), redis.call, string.sub, string.byte
 
+  -- What a task has behind it that is imported, and where what follows it begins.
+  local function read_past(at)
+    local past, length = {}, 0
+    past.inserted_at, past.deliveries, past.failures, past.expiries, past.cause, past.died_at, length, at =
+      struct.unpack('>I8I4I4I4BI8I2', packed, at)
+    past.error = sub(packed, at, at + length - 1)
+    return past, at + length
+  end
+
+  -- A record of tries, as heads.lua has it; nothing if there is nothing to tell.
+  local function tries_of(past)
+    local record = table.concat({ int(past.deliveries), ' ', int(past.failures), ' ', int(past.expiries) })
+    if past.cause > 0 or past.error ~= '' then
+      return table.concat({ record, ' ', int(past.cause), ' ', int(#past.error), ' ', past.error })
+    end
+    return past.deliveries + past.failures + past.expiries > 0 and record
+  end
+
   -- What some of the tasks to insert have beside their envelopes, by their number. Of each, packed: its number, 4 bytes; a byte
-  -- of bits: 1 due after that time, 2 due at that time, 4 has an end, 8 has a unique key; due, 8 bytes; priority, a byte; time
-  -- to live, 8 bytes; length of the unique key, 2 bytes; that.
+  -- of bits: 1 due after that time, 2 due at that time, 4 has an end, 8 has a unique key, 16 has a past; due, 8 bytes; priority, a
+  -- byte; time to live, 8 bytes; length of the unique key, 2 bytes; that. Of a past: when it was inserted, 8 bytes; deliveries,
+  -- failures, expiries, 4 bytes each; why it is dead, a byte, as in its tries, and when it died, 8 bytes; length of its last error, 2
+  -- bytes; that.
   local function read_extras()
     local extras, at = {}, 1
     while at <= #packed do
@@ -13,9 +33,13 @@ local function gate_of(given, packed, size_of)
       task, bits, due, priority, ttl, length, at = struct.unpack('>I4BI8BI8I2', packed, at)
       local extra = { priority = priority }
       extra.due = bits % 2 >= 1 and now + due or bits % 4 >= 2 and due or 0
-      extra.ends = bits % 8 >= 4 and now + ttl
       extra.key = bits % 16 >= 8 and sub(packed, at, at + length - 1)
-      extras[task], at = extra, at + length
+      at = at + length
+      if bits >= 16 then
+        extra.past, at = read_past(at)
+      end
+      extra.ends = bits % 8 >= 4 and (extra.past and extra.past.inserted_at or now) + ttl
+      extras[task] = extra
     end
     return extras
   end
@@ -35,6 +59,9 @@ local function gate_of(given, packed, size_of)
   local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
   local live, bytes = max_tasks and rare.live(), max_bytes and rare.count_of('bytes')
 
+  -- What is imported may be over when it comes: by id the sizes of those that have a key, and which of them gave it up.
+  local over_already, born_ended = {}, {}
+
   local function holder_of(key)
     if holders[key] == nil then
       local holder, ended = rare.holder_of(key)
@@ -43,22 +70,39 @@ local function gate_of(given, packed, size_of)
         live, bytes = live and live - 1, bytes and bytes - rare.size_of(ended)
       end
     end
+    local over = holders[key] and over_already[holders[key]]
+    if over then
+      born_ended[#born_ended + 1], holders[key] = holders[key], false
+      live, bytes = live and live - 1, bytes and bytes - over
+    end
     return holders[key]
+  end
+
+  local function is_dead(task)
+    local past = extras[task] and extras[task].past
+    return past and past.cause > 0
+  end
+
+  -- Whether a call imports: its task is never another one than that which is there under its id.
+  function gate.is_import(first)
+    return extras[first] and extras[first].past
   end
 
   -- Of the tasks from one number to another: by number the ids of those that have the keys of duplicates, as they are answered;
   -- and what is refused, if anything. `again` are tasks that are there already.
   function gate.enter(first, last, again)
-    local duplicates, own, tasks, size = {}, {}, 0, 0
+    local duplicates, own, tasks, size, over = {}, {}, 0, 0, false
     for task = first, last do
-      local key = extras[task] and extras[task].key
+      local lives = not is_dead(task)
+      local key = lives and extras[task] and extras[task].key
       local holder = key and (own[key] or holder_of(key))
       if holder and holder ~= given[task] then
         duplicates[task] = marked(holder)
-      else
+      elseif lives then
         tasks, size = tasks + 1, size + size_of(task)
         if key then
           own[key] = given[task]
+          over = extras[task].ends and extras[task].ends <= now and size_of(task)
         end
       end
     end
@@ -71,7 +115,8 @@ local function gate_of(given, packed, size_of)
     end
     live, bytes = live and live + tasks, bytes and bytes + size
     for key, id in pairs(own) do
-      holders[key] = id
+      -- Who imports puts in one task a call, and nobody else what is over.
+      holders[key], over_already[id] = id, over
     end
     return duplicates
   end
@@ -110,18 +155,31 @@ local function gate_of(given, packed, size_of)
   -- how many were ever inserted.
   function gate.put_in(numbers, fields)
     local ids, ready, later, plans, records, keys, sizes = {}, {}, {}, {}, {}, {}, {}
+    local dead, tries = {}, {}
     for i, task in ipairs(numbers) do
       local id, extra = given[task], extras[task]
+      local past, is_gone = extra and extra.past, is_dead(task)
       ids[i] = id
-      sizes[2 * i - 1], sizes[2 * i] = id, max_bytes and size_of(task)
+      if max_bytes and not is_gone then
+        sizes[#sizes + 1], sizes[#sizes + 2] = id, size_of(task)
+      end
       if extra and byte(id, 7) >= 128 then
         plans[id] = extra
         records[#records + 1], records[#records + 2] = id, write_plan(extra)
-        if extra.key then
+        if extra.key and not is_gone then
           keys[#keys + 1], keys[#keys + 2] = extra.key, id
         end
       end
-      if extra and extra.due > now then
+      if past then
+        fields[2 * i] = sub(fields[2 * i], 1, -9) .. struct.pack('<I8', past.inserted_at)
+        local record = tries_of(past)
+        if record then
+          tries[#tries + 1], tries[#tries + 2] = id, record
+        end
+      end
+      if is_gone then
+        dead[#dead + 1], dead[#dead + 2] = int(past.died_at), id
+      elseif extra and extra.due > now then
         later[#later + 1] = { id, extra.due }
       else
         ready[#ready + 1] = id
@@ -139,11 +197,18 @@ local function gate_of(given, packed, size_of)
     rare.take_keys(keys)
     rare.push('RPUSH', ready, plans)
     rare.schedule(later, plans)
+    if #dead > 0 then
+      call('ZADD', BASE .. 'dead', unpack(dead))
+    end
+    if #tries > 0 then
+      call('HSET', BASE .. 'tries', unpack(tries))
+    end
     -- Those count at this tail already.
     rare.add('tail:0', -#ids)
     if max_bytes then
       rare.note_sizes(sizes)
     end
+    rare.drop_waiting(born_ended, 'expired')
     for _, answer in ipairs(answers) do
       call('SET', answer[1], answer[2], 'PX', CALL_TTL)
     end

@@ -4,8 +4,9 @@
 -- ARGV     7 pops that wait on this server, 8 how many tasks each call has, in 2 bytes, 9 how many calls have a request id;
 --          of each of those which call it is, request id, fingerprint; then the ids of all, one behind the other, in one;
 --          then the envelopes of all; then, if some tasks have a plan or fall due later, what `read_extras` reads
--- Returns  {1 if this made the queue, of each call 0: inserted, 2: request id reused, or the ids that were answered before,
---          one behind the other, or {those}: inserted but for duplicates, or {setting, its value}: the queue is full}
+-- Returns  {1 if this made the queue, of each call 0: inserted, 2: request id reused, or the ids that were answered before (of what
+--          is imported: or that are there already), one behind the other, or {those}: inserted but for duplicates, or
+--          {setting, its value}: the queue is full}
 --          The ids of duplicates are those of the tasks that have their keys, marked: 16 is added to the 7th byte.
 local sub, byte = string.sub, string.byte
 local waiting, sizes, asked, recalled, at = tonumber(ARGV[7]), ARGV[8], {}, {}, 10
@@ -51,9 +52,13 @@ for i = 1, #sizes / 2 do
     if gate then
       duplicates, is_full = gate.enter(first, last, again)
     end
+    local imported = again and gate and gate.is_import(first)
+    if imported then
+      duplicates = none
+    end
     local as_given = next(duplicates) == nil
     local answered_ids = not as_given and gate.ids(first, last, duplicates) or request and sub(all, 16 * first - 15, 16 * last)
-    known = is_full or again and (as_given and 0 or { answered_ids })
+    known = is_full or imported and answered_ids or again and (as_given and 0 or { answered_ids })
     answer[i + 1] = known or as_given and 0 or { answered_ids }
     if request and not known then
       recalled[request.id] = request.fingerprint .. answered_ids

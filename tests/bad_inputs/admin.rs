@@ -2,11 +2,11 @@
 
 use data_queue_proto::reason;
 use data_queue_proto::v1::{
-    DeleteQueueRequest, DeleteTasksRequest, GetTaskRequest, ListQueuesRequest, ListTasksRequest, PurgeQueueRequest,
-    QueueSettings, RedriveIds, RedriveTasksRequest, ResumeQueueRequest, RetryBackoff, TaskState, UpdateQueueRequest,
-    WatchQueuesRequest, redrive_tasks_request::Selection,
+    DeleteQueueRequest, DeleteTasksRequest, GetTaskRequest, ImportTasksRequest, ListQueuesRequest, ListTasksRequest,
+    PurgeQueueRequest, QueueSettings, RedriveIds, RedriveTasksRequest, ResumeQueueRequest, RetryBackoff, Task,
+    TaskInfo, TaskState, UpdateQueueRequest, WatchQueuesRequest, redrive_tasks_request::Selection, task::Value,
 };
-use prost_types::{Duration, FieldMask};
+use prost_types::{Duration, FieldMask, Timestamp};
 use tonic::Code;
 
 use crate::support::{
@@ -179,6 +179,34 @@ on_every_store! {
         witness.unchanged(&mut client, "ids").await;
     }
 
+    /// Row 45: tasks that cannot be imported; of a call with one of them, the good ones are not imported either.
+    async fn row_45_imports(backend) {
+        let server = backend.start(&["--max-value", "1000"]).await;
+        let mut client = server.client().await;
+        let mut witness = Witness::new(&mut client).await;
+        let queue = witness.queue.clone();
+        let import = |tasks| ImportTasksRequest { queue: queue.clone(), tasks };
+        for (tasks, why) in [(vec![], reason::BATCH_EMPTY), (vec![shown(); 1_001], reason::BATCH_TOO_LARGE)] {
+            Refusal::invalid(why, "tasks").check(why, client.admin.import_tasks(import(tasks)).await);
+        }
+        for (why, field, bad) in bad_imports() {
+            let answer = client.admin.import_tasks(import(vec![shown(), bad])).await;
+            Refusal::invalid(why, field).check(field, answer);
+        }
+        let elsewhere = ImportTasksRequest { queue: "a b".to_owned(), tasks: vec![shown()] };
+        let refusal = Refusal::invalid(reason::QUEUE_NAME_INVALID, "queue");
+        refusal.check("a b", client.admin.import_tasks(elsewhere).await);
+        witness.unchanged(&mut client, "imports").await;
+
+        // The same id, and another task.
+        let other = ImportTasksRequest { queue: "other".to_owned(), tasks: vec![shown()] };
+        client.admin.import_tasks(other.clone()).await.unwrap();
+        let task = Task { value: Some(Value::Json("2".to_owned())), md5: String::new(), ..shown().task.unwrap() };
+        let reused = ImportTasksRequest { tasks: vec![TaskInfo { task: Some(task), ..shown() }], ..other };
+        let refusal = Refusal { field: Some("tasks[0].task.id"), ..Refusal::of(Code::AlreadyExists, reason::REQUEST_ID_REUSED) };
+        refusal.check("another task", client.admin.import_tasks(reused).await);
+    }
+
     /// Row 45: too many queues to watch, and intervals out of range.
     async fn row_45_watching(backend) {
         let server = backend.start(&[]).await;
@@ -196,6 +224,70 @@ on_every_store! {
 
 fn span(seconds: i64) -> Option<Duration> {
     Some(Duration { seconds, nanos: 0 })
+}
+
+/// As a queue may show it.
+fn shown() -> TaskInfo {
+    let value = Some(Value::Json("1".to_owned()));
+    let md5 = "c4ca4238a0b923820dcc509a6f75849b".to_owned();
+    let task = Task { id: NOBODY.to_owned(), value, md5, ..Task::default() };
+    TaskInfo { task: Some(task), state: TaskState::Ready as i32, ..TaskInfo::default() }
+}
+
+/// With the reason and the field for which each is refused.
+fn bad_imports() -> Vec<(&'static str, &'static str, TaskInfo)> {
+    let info = |change: fn(&mut TaskInfo)| {
+        let mut info = shown();
+        change(&mut info);
+        info
+    };
+    let task = |change: fn(&mut Task)| {
+        let mut task = shown().task.unwrap();
+        change(&mut task);
+        TaskInfo { task: Some(task), ..shown() }
+    };
+    let time = |seconds, nanos| Some(Timestamp { seconds, nanos });
+    let scheduled = |due_at| TaskInfo { due_at, state: TaskState::Scheduled as i32, ..shown() };
+    let far = time(1 << 40, 0);
+    vec![
+        (reason::VALUE_MISSING, "tasks[1].task.value", info(|info| info.task = None)),
+        (reason::VALUE_MISSING, "tasks[1].task.value", task(|task| task.value = None)),
+        (reason::TASK_ID_INVALID, "tasks[1].task.id", task(|task| task.id.clear())),
+        (reason::TASK_ID_INVALID, "tasks[1].task.id", task(|task| task.id.push('0'))),
+        (reason::JSON_INVALID, "tasks[1].task.json", task(|task| task.value = Some(Value::Json("{".to_owned())))),
+        (
+            reason::VALUE_TOO_LARGE,
+            "tasks[1].task.data",
+            task(|task| task.value = Some(Value::Data(vec![0; 1_001].into()))),
+        ),
+        (reason::MD5_MISMATCH, "tasks[1].task.md5", task(|task| task.value = Some(Value::Json("2".to_owned())))),
+        (reason::MD5_MISMATCH, "tasks[1].task.md5", task(|task| task.md5.make_ascii_uppercase())),
+        (
+            reason::HEADERS_INVALID,
+            "tasks[1].task.headers",
+            task(|task| drop(task.headers.insert(String::new(), String::new()))),
+        ),
+        (reason::PRIORITY_OUT_OF_RANGE, "tasks[1].task.priority", task(|task| task.priority = 10)),
+        (reason::UNIQUE_KEY_INVALID, "tasks[1].unique_key", info(|info| info.unique_key = "k".repeat(129))),
+        (reason::REASON_TOO_LONG, "tasks[1].last_error", info(|info| info.last_error = "e".repeat(1_025))),
+        (reason::TASK_STATE_INVALID, "tasks[1].state", info(|info| info.state = 0)),
+        (reason::TASK_STATE_INVALID, "tasks[1].state", info(|info| info.state = 9)),
+        (reason::TASK_STATE_INVALID, "tasks[1].state", info(|info| info.state = TaskState::Leased as i32)),
+        (reason::DELAY_OUT_OF_RANGE, "tasks[1].due_at", scheduled(far)),
+        (reason::DELAY_OUT_OF_RANGE, "tasks[1].due_at", scheduled(time(0, -1))),
+        (reason::TTL_OUT_OF_RANGE, "tasks[1].expires_at", TaskInfo { expires_at: far, ..shown() }),
+        (reason::TTL_OUT_OF_RANGE, "tasks[1].expires_at", TaskInfo { expires_at: time(0, 1_000_000_000), ..shown() }),
+        (
+            reason::TIME_INVALID,
+            "tasks[1].task.inserted_at",
+            task(|task| task.inserted_at = Some(Timestamp { seconds: -1, nanos: 0 })),
+        ),
+        (
+            reason::TIME_INVALID,
+            "tasks[1].died_at",
+            TaskInfo { died_at: time(1, i32::MIN), state: TaskState::Dead as i32, ..shown() },
+        ),
+    ]
 }
 
 fn redrive(queue: &str, selection: Option<Selection>) -> RedriveTasksRequest {

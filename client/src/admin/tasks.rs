@@ -54,6 +54,15 @@ pub enum DeadLetterCause {
 }
 
 impl DeadLetterCause {
+    fn code(self) -> i32 {
+        let cause = match self {
+            Self::MaxFailures => v1::DeadLetterCause::MaxFailures,
+            Self::MaxExpiries => v1::DeadLetterCause::MaxExpiries,
+            Self::Rejected => v1::DeadLetterCause::Rejected,
+        };
+        cause.into()
+    }
+
     /// Nothing if it is no dead letter.
     fn of(code: i32) -> Result<Option<Self>> {
         match v1::DeadLetterCause::try_from(code) {
@@ -122,6 +131,24 @@ pub(super) fn each<T>(answered: &[i32], asked: usize, known: impl Fn(i32) -> Opt
     answered.iter().map(outcome).collect()
 }
 
+/// What became of a task that was to be imported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// Its id in the queue that it was imported into; of a duplicate, the id of the task that has its unique key.
+    pub id: String,
+    /// Another task has its unique key: it was not put in.
+    pub duplicate: bool,
+    /// It was imported before: this is what became of it then, and nothing was put in now.
+    pub replayed: bool,
+}
+
+impl Imported {
+    pub(super) fn of(message: v1::ImportResult) -> Self {
+        Self { id: message.id, duplicate: message.duplicate, replayed: message.replayed }
+    }
+}
+
 /// What a redrive did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -165,6 +192,8 @@ pub struct TaskInfo {
     pub state: TaskState,
     /// Its payload.
     pub value: TaskValue,
+    /// Of the payload, taken when it was inserted: 32 lower-case hex characters.
+    pub md5: String,
     /// The payload is not the one that was inserted: its md5 is another one. A worker's client refuses it.
     pub is_damaged: bool,
     /// The headers, as they were inserted.
@@ -205,6 +234,7 @@ impl TaskInfo {
         let time = |time: Option<prost_types::Timestamp>| time.and_then(|time| SystemTime::try_from(time).ok());
         Ok(Self {
             is_damaged: !is_whole(&task),
+            md5: task.md5,
             id: task.id,
             queue: task.queue,
             state,
@@ -229,6 +259,39 @@ impl TaskInfo {
             cancelled: message.cancelled,
         })
     }
+
+    /// With its md5, so that the server sees whether it was changed on its way.
+    pub(super) fn into_message(self) -> v1::TaskInfo {
+        let task = v1::Task {
+            id: self.id,
+            queue: self.queue,
+            lease_token: String::new(),
+            value: Some(match self.value {
+                TaskValue::Json(text) => Value::Json(text),
+                TaskValue::Bytes(data) => Value::Data(data),
+            }),
+            md5: self.md5,
+            headers: self.headers,
+            deliveries: self.deliveries,
+            expiries: self.expiries,
+            inserted_at: self.inserted_at.map(Into::into),
+            lease: None,
+            lease_expires_at: self.lease_expires_at.map(Into::into),
+            priority: self.priority,
+            failures: self.failures,
+        };
+        v1::TaskInfo {
+            task: Some(task),
+            state: self.state.code(),
+            due_at: self.due_at.map(Into::into),
+            expires_at: self.expires_at.map(Into::into),
+            unique_key: self.unique_key,
+            last_error: self.last_error,
+            died_at: self.died_at.map(Into::into),
+            cause: self.cause.map_or(0, DeadLetterCause::code),
+            cancelled: self.cancelled,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -246,6 +309,7 @@ mod tests {
     fn a_damaged_task_can_be_looked_at_and_its_value_is_not_printed() {
         let whole = TaskInfo::receive(message("c4ca4238a0b923820dcc509a6f75849b")).unwrap();
         assert!(!whole.is_damaged && whole.state == TaskState::Dead && whole.cause.is_none());
+        assert_eq!(whole.into_message(), message("c4ca4238a0b923820dcc509a6f75849b"));
         let damaged = TaskInfo::receive(message("0")).unwrap();
         assert!(damaged.is_damaged && format!("{damaged:?}").contains("Json(..)"));
     }

@@ -24,6 +24,39 @@ async fn ids(client: &Client, queue: &str, state: TaskState) -> Vec<String> {
     page.items.into_iter().map(|task| task.id).collect()
 }
 
+/// What one queue shows goes into another one as it is, once.
+#[tokio::test]
+async fn tasks_are_imported_as_they_are_shown() {
+    let server = Server::start(&[]);
+    let (client, admin) = (server.client(), server.client().admin());
+    let new = NewTask::json_text("[1]").header("k", "v").priority(3).ttl(Duration::from_secs(3_600)).unique_key("u");
+    let tasks = [new, NewTask::bytes(vec![0, 255]).delay(Duration::from_secs(600)), NewTask::json_text("3")];
+    client.insert_many("from", tasks).await.unwrap();
+    let held = pop(&client, "from").await;
+    client.putback_with(&held, Putback::new().failed(true).delay(Duration::ZERO)).await.unwrap();
+    let held = pop(&client, "from").await;
+    client.putback_with(&held, Putback::new().dead_letter(true).reason("no")).await.unwrap();
+    let mut shown = Vec::new();
+    for state in [TaskState::Dead, TaskState::Ready, TaskState::Scheduled] {
+        shown.extend(admin.list_tasks("from", state, &Page::first()).await.unwrap().items);
+    }
+    assert_eq!(shown.len(), 3);
+    for replayed in [false, true] {
+        let imported = admin.import("to", shown.clone()).await.unwrap();
+        assert_eq!(imported.len(), 3);
+        for (before, imported) in shown.iter().zip(imported) {
+            assert!(!imported.duplicate && imported.replayed == replayed && imported.id != before.id, "{imported:?}");
+            let mut expected = before.clone();
+            (expected.id, expected.queue) = (imported.id.clone(), "to".to_owned());
+            assert_eq!(admin.get_task("to", &imported.id).await.unwrap(), expected);
+        }
+    }
+    assert_eq!(admin.get_queue("to").await.unwrap().counts.inserted, 3);
+    pop(&client, "from").await;
+    let held = admin.list_tasks("from", TaskState::Leased, &Page::first()).await.unwrap().items;
+    assert_eq!(admin.import("to", held).await.unwrap_err().kind(), ErrorKind::InvalidArgument);
+}
+
 #[tokio::test]
 async fn settings_are_set_unset_and_told() {
     let server = Server::start(&[]);

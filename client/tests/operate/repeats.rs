@@ -59,6 +59,7 @@ async fn what_is_the_same_twice_as_once_is_repeated_and_nothing_else() {
     broken.tried(admin.get_task("q", "id").await, 3);
     broken.tried(admin.delete_tasks("q", ["id"]).await, 3);
     broken.tried(admin.redrive("q", ["id"]).await, 3);
+    broken.tried(admin.import("q", []).await, 3);
     broken.tried(admin.watch_queues(Watch::all()).await, 3);
     // A second time these would meet what came after the first.
     broken.tried(admin.delete_queue("q", true).await, 1);

@@ -163,9 +163,12 @@ impl QueueAdmin for QueueAdminService {
 
     async fn import_tasks(
         &self,
-        _: Request<v1::ImportTasksRequest>,
+        request: Request<v1::ImportTasksRequest>,
     ) -> Result<Response<v1::ImportTasksResponse>, Status> {
-        Err(Status::unimplemented("ImportTasks is not there yet"))
+        let request = request.into_inner();
+        let tasks = request.tasks.into_iter().map(tasks::import).collect();
+        let imported = self.queues.import(&request.queue, tasks).await?;
+        Ok(Response::new(v1::ImportTasksResponse { results: imported.iter().map(tasks::imported).collect() }))
     }
 
     type WatchQueuesStream = Pin<Box<dyn Stream<Item = Result<v1::WatchQueuesResponse, Status>> + Send>>;

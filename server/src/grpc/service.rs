@@ -186,11 +186,6 @@ pub(super) fn new_task(task: v1::NewTask) -> NewTask {
         Given::Json(text) => Value::Json(text),
         Given::Data(data) => Value::Data(data),
     });
-    // A time with other nanoseconds than it may have is none.
-    let time = |time: prost_types::Timestamp| match time.nanos {
-        0..1_000_000_000 => Span(Some(i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos))),
-        _ => Span(None),
-    };
     let timing = Timing { delay: task.delay.map(span), deliver_at: task.deliver_at.map(time), ttl: task.ttl.map(span) };
     NewTask { value, headers: task.headers, priority: task.priority, timing, unique_key: task.unique_key }
 }
@@ -240,6 +235,14 @@ pub(super) fn span(duration: prost_types::Duration) -> Span {
     let (seconds, nanos) = (i128::from(duration.seconds), i128::from(duration.nanos));
     let sound = nanos.abs() < 1_000_000_000 && seconds.signum() * nanos.signum() >= 0;
     Span(sound.then_some(seconds * 1_000_000_000 + nanos))
+}
+
+/// Since the Unix epoch. A time with other nanoseconds than it may have is none.
+pub(super) fn time(time: prost_types::Timestamp) -> Span {
+    match time.nanos {
+        0..1_000_000_000 => Span(Some(i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanos))),
+        _ => Span(None),
+    }
 }
 
 pub(super) fn duration(millis: Millis) -> prost_types::Duration {

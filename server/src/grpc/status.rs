@@ -33,6 +33,11 @@ impl From<Error> for Status {
             Error::TaskNotFound(_) => {
                 refuse(Code::NotFound, error.to_string(), info(reason::TASK_NOT_FOUND, HashMap::new()))
             }
+            Error::ImportedOtherwise(ref field) => {
+                let mut details = info(reason::REQUEST_ID_REUSED, HashMap::new());
+                details.add_bad_request_violation(field, error.to_string());
+                refuse(Code::AlreadyExists, error.to_string(), details)
+            }
             Error::SessionTakenOver => {
                 refuse(Code::Aborted, error.to_string(), info(reason::SESSION_TAKEN_OVER, HashMap::new()))
             }

@@ -1,5 +1,6 @@
 //! Administration: what operators ask.
 
+mod import;
 mod settings;
 mod tasks;
 mod watch;
@@ -8,6 +9,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use data_queue_proto::reason;
 
 pub use self::{
+    import::ImportedTask,
     settings::{Given, SettingChange},
     tasks::{Redrive, RedriveDone, TaskDetails, TaskList},
     watch::{Activity, Watch},

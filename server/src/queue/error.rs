@@ -16,6 +16,11 @@ pub enum Error {
     /// There is no such task in the queue.
     #[error("there is no task {0} in the queue")]
     TaskNotFound(TaskId),
+    /// A task of this id was imported before, and was another one. This is the field of the id.
+    #[error(
+        "{0}: a task of this id was imported before, with another value, other headers, another priority or unique key"
+    )]
+    ImportedOtherwise(String),
     /// Another stream has the session of this one.
     #[error("another stream has taken over the session of this one")]
     SessionTakenOver,

@@ -176,21 +176,36 @@ pub(super) fn due(at: usize, timing: &Timing) -> Checked<Option<Due>> {
     let Some(time) = timing.deliver_at else {
         return Ok(delay(&field("delay"), timing.delay)?.filter(|span| *span > 0).map(Due::In));
     };
-    let invalid = |message: String| Err(Invalid::new(field("deliver_at"), reason::DELAY_OUT_OF_RANGE, message));
     if timing.delay.is_some() {
-        return invalid("is set, and so is delay; one of them is allowed".to_owned());
+        let message = "is set, and so is delay; one of them is allowed";
+        return Err(Invalid::new(field("deliver_at"), reason::DELAY_OUT_OF_RANGE, message));
     }
+    let at = moment(&field("deliver_at"), reason::DELAY_OUT_OF_RANGE, time)?;
+    Ok((at > 0).then_some(Due::At(at)))
+}
+
+/// A time not too far from now; 0 if it is long ago.
+pub(super) fn moment(field: &str, why: &'static str, time: Span) -> Checked<Millis> {
+    let invalid = |message: &str| Err(Invalid::new(field, why, message));
     match time.0 {
-        None => invalid("is no time".to_owned()),
-        // Long ago.
-        Some(nanos) if nanos <= 0 => Ok(None),
+        None => invalid("is no time"),
+        Some(nanos) if nanos <= 0 => Ok(0),
         // By this machine's clock, which the store's may differ from a little.
         Some(_) => {
             match time.millis(Duration::ZERO, Some(Duration::from_millis(SystemClock::default().now()) + MAX_DELAY)) {
-                Some(millis) => Ok(Some(Due::At(millis))),
-                None => invalid("is more than 366 days from now".to_owned()),
+                Some(millis) => Ok(millis),
+                None => invalid("is more than 366 days from now"),
             }
         }
+    }
+}
+
+/// A time that has passed: one that has not is now, and so is one that is not given.
+pub(super) fn past_moment(field: &str, time: Option<Span>, now: Millis) -> Checked<Millis> {
+    let Some(time) = time else { return Ok(now) };
+    match time.millis(Duration::ZERO, None) {
+        Some(millis) => Ok(millis.min(now)),
+        None => Err(Invalid::new(field, reason::TIME_INVALID, "is no time, or before 1970")),
     }
 }
 

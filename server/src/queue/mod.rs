@@ -27,7 +27,9 @@ use data_queue_proto::reason;
 
 use self::uncancelled::uncancelled;
 pub use self::{
-    admin::{Activity, Given, QueuePage, Redrive, RedriveDone, SettingChange, TaskDetails, TaskList, Watch},
+    admin::{
+        Activity, Given, ImportedTask, QueuePage, Redrive, RedriveDone, SettingChange, TaskDetails, TaskList, Watch,
+    },
     consume::{
         ConsumeAnswer, ConsumeCall, ConsumeMessage, ConsumeOpen, Ended, MAX_OUTSTANDING, Outlet, Tokens, Unread,
     },

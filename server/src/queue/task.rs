@@ -112,13 +112,21 @@ enum StoredValue {
 }
 
 /// Packs a task whose fields were checked.
-fn pack(value: Value, headers: BTreeMap<String, String>, priority: u8) -> Bytes {
-    let (md5, value) = match value {
-        Value::Json(text) => (Md5::digest(&text), StoredValue::Json(text)),
-        Value::Data(data) => (Md5::digest(&data), StoredValue::Data(data)),
+pub(super) fn pack(value: Value, headers: BTreeMap<String, String>, priority: u8) -> Bytes {
+    let md5 = Bytes::copy_from_slice(&md5_of(&value));
+    let value = match value {
+        Value::Json(text) => StoredValue::Json(text),
+        Value::Data(data) => StoredValue::Data(data),
     };
-    let md5 = Bytes::copy_from_slice(&md5);
     Envelope { value: Some(value), md5, headers, priority: priority.into() }.encode_to_vec().into()
+}
+
+/// Of a payload.
+pub(super) fn md5_of(value: &Value) -> [u8; 16] {
+    match value {
+        Value::Json(text) => Md5::digest(text).into(),
+        Value::Data(data) => Md5::digest(data).into(),
+    }
 }
 
 /// What was inserted.

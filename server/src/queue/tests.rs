@@ -100,6 +100,7 @@ failing! {
         list(&QueueName, State, Option<&Place>, usize) -> Option<TaskPage>;
         tasks(&QueueName, &[TaskId]) -> Vec<Option<Seen>>;
         delete(&QueueName, &[TaskId]) -> Vec<Deleted>;
+        import(&QueueName, Vec<Insert>) -> Vec<Result<Inserted, StoreError>>;
         purge(&QueueName, State) -> u64;
     }
 }

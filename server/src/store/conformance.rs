@@ -14,6 +14,7 @@ mod engines;
 mod failure;
 mod full;
 mod heartbeat;
+mod import;
 mod insert;
 mod isolation;
 mod life;
@@ -50,9 +51,9 @@ use self::{
 };
 use super::{
     Admin, Attempt, Backoff, Cause, Consumer, Counts, Deleted, Due, Fingerprint, Insert, Inserted, Kept, Leased,
-    MAX_PRIORITY, Millis, NewTask, NumberedInsert, Outcome, Plan, Pop, PopRequest, Popped, Produce, Produced, PutBack,
-    QueueName, RECLAIM_STEP, Redriven, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT, Seen, SessionId,
-    Setting, Settings, Sight, State, Stem, Store, StoreError, TaskId, Token, Withdrawal,
+    MAX_PRIORITY, Millis, NewTask, NumberedInsert, Outcome, Past, Plan, Pop, PopRequest, Popped, Produce, Produced,
+    PutBack, QueueName, RECLAIM_STEP, Redriven, Release, Released, Remember, RequestKey, Rules, SESSION_KEPT, Seen,
+    SessionId, Setting, Settings, Sight, State, Stem, Store, StoreError, TaskId, Token, Withdrawal,
 };
 
 /// Runs every case on every store that is named here.
@@ -267,6 +268,22 @@ macro_rules! conformance {
                     what_is_over_is_not_redriven,
                     what_is_not_dead_is_not_redriven,
                     hundreds_are_redriven_in_order,
+                }
+                import {
+                    a_task_goes_on_where_it_was,
+                    a_dead_letter_is_one_here_too,
+                    ready_ones_join_the_tail_in_order,
+                    counters_count_on,
+                    what_was_imported_before_is_answered_again,
+                    a_task_is_known_again_as_long_as_it_is_there,
+                    an_imported_task_is_a_request_of_its_own,
+                    a_unique_key_is_of_one_living_task,
+                    what_is_over_is_gone,
+                    what_is_over_gives_its_key_and_its_room_up,
+                    what_is_held_keeps_its_key_though_it_is_over,
+                    a_full_queue_takes_dead_letters_only,
+                    a_full_store_refuses_imports,
+                    hundreds_are_imported_in_order,
                 }
                 purge {
                     all_tasks_of_a_state_are_purged,

@@ -105,6 +105,11 @@ impl TaskId {
         (0..count).map(|_| random().map(Self::from_random)).collect()
     }
 
+    /// The one that goes with a digest: whoever takes the same digest gets the same id.
+    pub(crate) fn of_digest(digest: [u8; 16]) -> Self {
+        Self::from_random(digest)
+    }
+
     fn from_random(mut bytes: [u8; 16]) -> Self {
         bytes[0] = SHARD;
         // Variant 1 of RFC 9562, and its version 4, so that databases and tools take it for the UUID that it is.

@@ -35,9 +35,11 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct State {
-    queues: BTreeMap<QueueName, Queue>,
+    queues: Queues,
     withdrawn: Withdrawn,
 }
+
+type Queues = BTreeMap<QueueName, Queue>;
 
 /// Until when a pop must not lease any more under its stem, be its queue known already or not.
 type Withdrawn = HashMap<Stem, Millis>;
@@ -74,6 +76,18 @@ impl MemoryStore {
     fn state(&self) -> MutexGuard<'_, State> {
         // Every step below checks before it changes, so a panic elsewhere leaves no step half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes an unknown queue, unless the insert is refused.
+    fn insert_into(&self, queues: &mut Queues, name: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+        let now = self.clock.now();
+        if let Some(known) = queues.get_mut(name) {
+            return known.insert(insert, now);
+        }
+        let mut made = Queue::new(self);
+        let inserted = made.insert(insert, now)?;
+        queues.insert(name.clone(), made);
+        Ok(inserted)
     }
 
     /// Runs a step on a queue; on an empty one that is thrown away if the queue is unknown.
@@ -267,15 +281,7 @@ impl Queue {
 #[async_trait]
 impl Store for MemoryStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
-        let now = self.clock.now();
-        let queues = &mut self.state().queues;
-        if let Some(known) = queues.get_mut(queue) {
-            return known.insert(insert, now);
-        }
-        let mut made = Queue::new(self);
-        let inserted = made.insert(insert, now)?;
-        queues.insert(queue.clone(), made);
-        Ok(inserted)
+        self.insert_into(&mut self.state().queues, queue, insert)
     }
 
     async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {

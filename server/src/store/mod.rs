@@ -45,7 +45,9 @@ pub use look::{OnWake, ReapCursor, Reaped, Sight};
 pub(crate) use rules::TEST_RULES;
 pub use rules::{Backoff, Remember, Rules, Setting, Settings};
 pub use seen::{Cause, Counts, Deleted, Place, Redriven, Seen, State, TaskPage};
-pub use task::{Due, Insert, Inserted, MAX_PRIORITY, NewTask, NumberedInsert, Plan, Produce, Produced, RequestKey};
+pub use task::{
+    Due, Insert, Inserted, MAX_PRIORITY, NewTask, NumberedInsert, Past, Plan, Produce, Produced, RequestKey,
+};
 
 /// Milliseconds: a span, or a point in time since the Unix epoch by the store's clock.
 pub type Millis = u64;
@@ -193,6 +195,15 @@ pub trait Admin: Store {
 
     /// Makes dead letters ready again, at most [`RECLAIM_STEP`], in this order, whatever limits the queue has.
     async fn redrive(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Redriven>, StoreError>;
+
+    /// Puts in tasks that come from other queues, at most [`RECLAIM_STEP`], in one step: as many inserts, each of one task that has a
+    /// past, and with a request. Each is done or refused on its own, one after the other. One whose task is there already, under
+    /// the same id, was done before: it is answered as its request would be.
+    async fn import(
+        &self,
+        queue: &QueueName,
+        inserts: Vec<Insert>,
+    ) -> Result<Vec<Result<Inserted, StoreError>>, StoreError>;
 
     /// Drops tasks in one state, held ones too, at most [`RECLAIM_STEP`]. Answers how many, and 0 when there are no more.
     async fn purge(&self, queue: &QueueName, state: State) -> Result<u64, StoreError>;

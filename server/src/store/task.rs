@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Fingerprint, Millis, StoreError, TaskId};
+use super::{Cause, Fingerprint, Millis, StoreError, TaskId};
 
 /// The highest priority; 0 is the lowest, and the one of plain tasks.
 pub const MAX_PRIORITY: u8 = 9;
@@ -18,13 +18,20 @@ pub struct NewTask {
     pub due: Option<Due>,
     /// Nothing for most.
     pub plan: Option<Box<Plan>>,
+    /// Of a task that is imported, and of no other.
+    pub past: Option<Box<Past>>,
 }
 
 impl NewTask {
     /// A task that is ready at once. The id says from now on whether there is a plan.
     pub fn new(id: TaskId, envelope: Bytes, plan: Option<Plan>) -> Self {
         let plan = plan.filter(|plan| *plan != Plan::default()).map(Box::new);
-        Self { id: id.with_plan(plan.is_some()), envelope, due: None, plan }
+        Self { id: id.with_plan(plan.is_some()), envelope, due: None, plan, past: None }
+    }
+
+    /// Whether it becomes a dead letter: it has no unique key then, and no limit counts it.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.past.as_ref().is_some_and(|past| past.death.is_some())
     }
 }
 
@@ -58,6 +65,23 @@ pub struct Plan {
     /// While a task with this key is ready, scheduled or leased, no other one is inserted with it. One whose time is over, and
     /// that is not held, has none.
     pub unique_key: Option<String>,
+}
+
+/// What a task has behind it that comes from another queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// When it was inserted there: not later than now. Its ttl counts from then.
+    pub inserted_at: Millis,
+    /// How often it was delivered.
+    pub deliveries: u32,
+    /// How often its holders said that it failed.
+    pub failures: u32,
+    /// How often its leases ran out.
+    pub expiries: u32,
+    /// What its holder said when it failed or was rejected the last time; empty if never.
+    pub last_error: String,
+    /// When and why it was given up. It is a dead letter then, whatever its `due`.
+    pub death: Option<(Millis, Cause)>,
 }
 
 /// A request id, with what the request was about.

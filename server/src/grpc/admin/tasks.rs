@@ -3,9 +3,9 @@
 use data_queue_proto::v1;
 
 use crate::{
-    grpc::service::timestamp,
-    queue::{TaskDetails, Value},
-    store::{Cause, Deleted, Redriven, State},
+    grpc::service::{time, timestamp},
+    queue::{ImportedTask, TaskDetails, Value},
+    store::{Cause, Deleted, Inserted, Redriven, State},
 };
 
 /// Nothing if it is none.
@@ -61,6 +61,43 @@ pub(super) fn info(queue: &str, TaskDetails { seen, content }: TaskDetails) -> v
         } as i32,
         cancelled: seen.cancelled,
     }
+}
+
+/// A task of another queue.
+pub(super) fn import(info: v1::TaskInfo) -> ImportedTask {
+    let task = info.task.unwrap_or_default();
+    ImportedTask {
+        id: task.id,
+        value: task.value.map(|value| match value {
+            v1::task::Value::Json(text) => Value::Json(text),
+            v1::task::Value::Data(data) => Value::Data(data),
+        }),
+        md5: task.md5,
+        headers: task.headers,
+        priority: task.priority,
+        unique_key: info.unique_key,
+        state: state(info.state),
+        due_at: info.due_at.map(time),
+        expires_at: info.expires_at.map(time),
+        inserted_at: task.inserted_at.map(time),
+        deliveries: task.deliveries,
+        failures: task.failures,
+        expiries: task.expiries,
+        last_error: info.last_error,
+        died_at: info.died_at.map(time),
+        cause: match v1::DeadLetterCause::try_from(info.cause) {
+            Ok(v1::DeadLetterCause::MaxFailures) => Some(Cause::Failures),
+            Ok(v1::DeadLetterCause::MaxExpiries) => Some(Cause::Expiries),
+            Ok(v1::DeadLetterCause::Rejected) => Some(Cause::Rejected),
+            Ok(v1::DeadLetterCause::Unspecified) | Err(_) => None,
+        },
+    }
+}
+
+/// Of one task.
+pub(super) fn imported(done: &Inserted) -> v1::ImportResult {
+    let id = done.ids.first().map(|id| id.text()).unwrap_or_default();
+    v1::ImportResult { id, duplicate: !done.duplicates.is_empty(), replayed: done.replayed }
 }
 
 pub(super) fn deleted(deleted: Deleted) -> i32 {

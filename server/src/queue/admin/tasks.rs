@@ -198,7 +198,7 @@ fn details(seen: Seen) -> Result<TaskDetails, Error> {
 }
 
 /// Of a call of several steps, some may be done.
-fn unless_first(error: StoreError, is_first: bool) -> StoreError {
+pub(super) fn unless_first(error: StoreError, is_first: bool) -> StoreError {
     if is_first { error } else { error.after_others() }
 }
 

@@ -163,7 +163,7 @@ impl Comparison {
         }
         match step {
             Step::Insert(_, _, Some(_)) => self.requests.push(step.clone()),
-            Step::Produce(..) => self.requests.push(step.clone()),
+            Step::Produce(..) | Step::Import(..) => self.requests.push(step.clone()),
             Step::Pop(_, pop) if pop.request.is_some() => self.requests.push(step.clone()),
             // Nothing runs out while a store is opened, so this takes nothing back.
             Step::Disturb(disturbance) if disturbance.reopens() => self.look_around().await?,
@@ -177,6 +177,11 @@ impl Comparison {
             // Each may wait, or be dead and kept for some time.
             (_, Answer::GivenBack(outcomes, _)) => self.timed += outcomes.len(),
             (Step::Insert(q, batch, _), _) => self.note(*q, *batch),
+            (Step::Import(q, batch), _) => {
+                self.note(*q, *batch);
+                // Some are dead.
+                self.timed += batch.count as usize;
+            }
             (Step::Produce(q, produce), _) => produce.inserts.iter().for_each(|(_, batch, _)| self.note(*q, *batch)),
             _ => {}
         }
@@ -311,6 +316,14 @@ fn labels(step: &Step, answer: &Answer, known: impl Fn(Ticket) -> bool) -> Vec<S
         }
         Answer::Inserted { replayed: true, .. } => vec![format!("{kind}: replayed")],
         Answer::Inserted { duplicates, .. } if !duplicates.is_empty() => vec![format!("{kind}: duplicate")],
+        Answer::Imported(answers) => {
+            let label = |answer: &Result<(_, Vec<usize>, bool), String>| match answer {
+                Ok((_, _, true)) => Some(format!("{kind}: replayed")),
+                Ok((_, duplicates, _)) => (!duplicates.is_empty()).then(|| format!("{kind}: duplicate")),
+                Err(why) => Some(format!("{kind}: {}", without_number(why))),
+            };
+            answers.iter().filter_map(label).collect()
+        }
         Answer::Produced(answers, refused) => {
             let mut labels: Vec<String> =
                 refused.iter().map(|why| format!("{kind}: {}", without_number(why))).collect();
@@ -426,6 +439,10 @@ const MET: &[&str] = &[
     "Insert: the queue is at its max_tasks of ",
     "Insert: the queue is at its max_bytes of ",
     "Again Insert: replayed",
+    "Import",
+    "Import: duplicate",
+    "Import: the queue is at its max_tasks of ",
+    "Again Import: replayed",
     "Produce",
     "Produce: replayed",
     "Produce: known and new",

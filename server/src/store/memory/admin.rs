@@ -4,8 +4,8 @@ use async_trait::async_trait;
 
 use super::{MemoryStore, Queue, Spot, Task};
 use crate::store::{
-    Admin, Counts, Deleted, Description, Millis, PAGE_BYTES, Place, QueueName, RECLAIM_STEP, Redriven, Seen, Setting,
-    Settings, State, StoreError, Survives, TaskId, TaskPage,
+    Admin, Counts, Deleted, Description, Insert, Inserted, Millis, PAGE_BYTES, Place, QueueName, RECLAIM_STEP,
+    Redriven, Seen, Setting, Settings, State, StoreError, Survives, TaskId, TaskPage,
 };
 
 /// What the tasks of a state are ordered by.
@@ -210,6 +210,15 @@ impl Admin for MemoryStore {
 
     async fn redrive(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
         Ok(self.step(queue, |queue, _, now| ids.iter().map(|id| queue.redrive(*id, now)).collect()))
+    }
+
+    async fn import(
+        &self,
+        queue: &QueueName,
+        inserts: Vec<Insert>,
+    ) -> Result<Vec<Result<Inserted, StoreError>>, StoreError> {
+        let queues = &mut self.state().queues;
+        Ok(inserts.into_iter().map(|insert| self.insert_into(queues, queue, insert)).collect())
     }
 
     async fn purge(&self, queue: &QueueName, state: State) -> Result<u64, StoreError> {

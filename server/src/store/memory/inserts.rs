@@ -32,11 +32,15 @@ impl Queue {
     /// tasks are gone by now.
     fn put_in(&mut self, tasks: Vec<NewTask>, now: Millis) -> Result<(bool, Inserted), StoreError> {
         let second_run = tasks.iter().any(|task| self.tasks.contains_key(&task.id));
+        if second_run && tasks.iter().any(|task| task.past.is_some()) {
+            let ids = tasks.iter().map(|task| task.id).collect();
+            return Ok((true, Inserted { ids, duplicates: Vec::new(), replayed: true }));
+        }
         let mut inserted = Inserted { ids: Vec::new(), duplicates: Vec::new(), replayed: false };
         let mut new: Vec<NewTask> = Vec::new();
         let mut keys: HashMap<String, TaskId> = HashMap::new();
         for (at, task) in tasks.into_iter().enumerate() {
-            let key = task.plan.as_ref().and_then(|plan| plan.unique_key.clone());
+            let key = task.plan.as_ref().filter(|_| !task.is_dead()).and_then(|plan| plan.unique_key.clone());
             let first = key.as_ref().and_then(|key| keys.get(key).copied().or_else(|| self.holder_of_key(key, now)));
             match first.filter(|first| *first != task.id) {
                 Some(first) => {
@@ -66,15 +70,17 @@ impl Queue {
         Ok((false, inserted))
     }
 
+    /// Dead letters do not count.
     fn check_limits(&self, new: &[NewTask]) -> Result<(), StoreError> {
         if [Setting::MaxTasks, Setting::MaxBytes].iter().all(|setting| self.settings.get(*setting).is_none()) {
             return Ok(());
         }
         let live = self.tasks.values().filter(|task| task.cause.is_none()).map(|task| &task.task);
+        let new = || new.iter().filter(|task| !task.is_dead());
         let (count, bytes) =
-            live.chain(new).fold((0, 0), |(count, bytes), task| (count + 1, bytes + task.envelope.len()));
+            live.chain(new()).fold((0, 0), |(count, bytes), task| (count + 1, bytes + task.envelope.len()));
         for (setting, would_be) in [(Setting::MaxTasks, count), (Setting::MaxBytes, bytes as u64)] {
-            if let Some(max) = self.settings.get(setting).filter(|max| would_be > *max && !new.is_empty()) {
+            if let Some(max) = self.settings.get(setting).filter(|max| would_be > *max && new().count() > 0) {
                 return Err(StoreError::QueueFull(setting, max));
             }
         }

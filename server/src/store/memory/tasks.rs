@@ -3,28 +3,27 @@
 use std::sync::atomic::Ordering;
 
 use super::{Line, Queue, Spot, Task, size_of_task};
-use crate::store::{Millis, NewTask, Setting, Sight, TaskId};
+use crate::store::{Millis, NewTask, Past, Setting, Sight, TaskId};
 
 impl Queue {
     pub(super) fn add(&mut self, task: NewTask, now: Millis) {
         let id = task.id;
         let due = task.due.map_or(now, |due| due.at(now));
-        let task = Task {
-            task,
-            inserted_at: now,
-            deliveries: 0,
-            failures: 0,
-            expiries: 0,
-            last_error: String::new(),
-            cause: None,
-            spot: Spot::Ready(0),
-            cancelled: false,
-        };
-        if let Some(key) = task.plan().unique_key {
+        let new = Past { inserted_at: now, ..Past::default() };
+        let Past { inserted_at, deliveries, failures, expiries, last_error, death } =
+            task.past.as_deref().cloned().unwrap_or(new);
+        let cause = death.map(|(_, cause)| cause);
+        let (spot, cancelled) = (Spot::Ready(0), false);
+        let task = Task { task, inserted_at, deliveries, failures, expiries, last_error, cause, spot, cancelled };
+        if let Some(key) = task.plan().unique_key.filter(|_| death.is_none()) {
             self.unique.insert(key, id);
         }
         self.tasks.insert(id, task);
-        if due <= now { self.put_at_tail(id) } else { self.schedule(id, due) }
+        match death {
+            Some((died_at, _)) => self.bury(id, died_at),
+            None if due <= now => self.put_at_tail(id),
+            None => self.schedule(id, due),
+        }
     }
 
     /// It is ready now.
@@ -54,11 +53,11 @@ impl Queue {
     }
 
     /// It is a dead letter, and its key is free.
-    pub(super) fn bury(&mut self, id: TaskId, now: Millis) {
+    pub(super) fn bury(&mut self, id: TaskId, died_at: Millis) {
         self.free_key(id);
-        self.dead.insert((now, id));
+        self.dead.insert((died_at, id));
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.spot = Spot::Dead(now);
+            task.spot = Spot::Dead(died_at);
         }
     }
 

@@ -8,14 +8,16 @@ use futures_util::future;
 
 use super::{
     NAMES_PER_STEP, RECLAIM_ROUNDS, RedisStore,
-    answer::{bytes, changed, page, seen, seen_by_id, unreadable},
+    answer::{self, bytes, changed, page, seen, seen_by_id, unreadable},
     call_id, fitness,
+    gather::Job,
     script::{self, Call, Source},
     unless_broken,
 };
 use crate::store::{
-    Admin, Counts, Deleted, Description, MAX_PRIORITY, PAGE_BYTES, Place, QueueName, RECLAIM_STEP, ReapCursor,
-    Redriven, Seen, Setting, Settings, State, StoreError, Survives, TaskId, TaskPage,
+    Admin, Counts, Deleted, Description, Insert, Inserted, MAX_PRIORITY, PAGE_BYTES, Place, QueueName, RECLAIM_STEP,
+    ReapCursor, Redriven, Seen, Setting, Settings, State, StoreError, Survives, TaskId, TaskPage,
+    lanes::{Lane, Load},
 };
 
 /// How many tasks are read by id in one step: their envelopes may be large.
@@ -251,6 +253,27 @@ impl Admin for RedisStore {
             _ => None,
         };
         self.within_timeout(self.of_each(&script::REDRIVE, queue, ids, redriven)).await
+    }
+
+    async fn import(
+        &self,
+        queue: &QueueName,
+        inserts: Vec<Insert>,
+    ) -> Result<Vec<Result<Inserted, StoreError>>, StoreError> {
+        let tasks = || inserts.iter().flat_map(|insert| &insert.tasks);
+        let load = Load::new(tasks().count(), tasks().map(|task| task.envelope.len()).sum());
+        let importing = self.within_timeout(async {
+            self.register_before_insert(queue).await?;
+            let call = script::insert(self.call(&script::INSERT, queue), inserts.iter());
+            let lane = Lane::Ordinary(Some(queue.clone()));
+            let answer = self.gatherer.run(lane, queue, call, |asks| Job::Script(asks, load)).await?;
+            answer::inserts(answer, &inserts)
+        });
+        let answers = self.doubt(queue, importing.await)?;
+        if answers.iter().flatten().any(|answer| answer.made) {
+            self.register_made(queue).await;
+        }
+        Ok(answers.into_iter().map(|answer| answer.map(|done| done.inserted)).collect())
     }
 
     async fn purge(&self, queue: &QueueName, state: State) -> Result<u64, StoreError> {

@@ -9,8 +9,8 @@ use bb8_redis::redis::{
 
 use super::{ANNOUNCED_FOR, gather::PopCall};
 use crate::store::{
-    Attempt, Due, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, PopRequest, RECLAIM_STEP, Rules, TaskId,
-    Token, hex,
+    Attempt, Cause, Due, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, Past, PopRequest, RECLAIM_STEP, Rules,
+    TaskId, Token, hex,
 };
 
 const COMMON: &str = include_str!("../../../lua/common.lua");
@@ -95,7 +95,7 @@ pub(super) fn produce<'a>(call: Call, inserts: impl Iterator<Item = &'a Numbered
 fn extras<'a>(tasks: impl Iterator<Item = &'a NewTask>) -> Vec<u8> {
     let mut packed = Vec::new();
     for (number, task) in (1_u32..).zip(tasks) {
-        if task.due.is_none() && task.plan.is_none() {
+        if task.due.is_none() && task.plan.is_none() && task.past.is_none() {
             continue;
         }
         let (bits, due) = match task.due {
@@ -106,14 +106,34 @@ fn extras<'a>(tasks: impl Iterator<Item = &'a NewTask>) -> Vec<u8> {
         let plan = task.plan.as_deref().cloned().unwrap_or_default();
         let key = plan.unique_key.as_deref().unwrap_or_default();
         packed.extend(number.to_be_bytes());
-        packed.push(bits | u8::from(plan.ttl.is_some()) << 2 | u8::from(plan.unique_key.is_some()) << 3);
+        let has_past = u8::from(task.past.is_some()) << 4;
+        packed.push(bits | u8::from(plan.ttl.is_some()) << 2 | u8::from(plan.unique_key.is_some()) << 3 | has_past);
         packed.extend(due.to_be_bytes());
         packed.push(plan.priority.min(MAX_PRIORITY));
         packed.extend(plan.ttl.unwrap_or_default().to_be_bytes());
         packed.extend(u16::try_from(key.len()).unwrap_or(u16::MAX).to_be_bytes());
         packed.extend(key.as_bytes());
+        if let Some(past) = &task.past {
+            pack_past(past, &mut packed);
+        }
     }
     packed
+}
+
+fn pack_past(past: &Past, packed: &mut Vec<u8>) {
+    let Past { inserted_at, deliveries, failures, expiries, last_error, death } = past;
+    let (died_at, cause) = match death {
+        None => (0, 0),
+        Some((died_at, Cause::Failures)) => (*died_at, 1),
+        Some((died_at, Cause::Expiries)) => (*died_at, 2),
+        Some((died_at, Cause::Rejected)) => (*died_at, 3),
+    };
+    packed.extend(inserted_at.to_be_bytes());
+    [deliveries, failures, expiries].iter().for_each(|count| packed.extend(count.to_be_bytes()));
+    packed.push(cause);
+    packed.extend(died_at.to_be_bytes());
+    packed.extend(u16::try_from(last_error.len()).unwrap_or(u16::MAX).to_be_bytes());
+    packed.extend(last_error.as_bytes());
 }
 
 /// As scripts read it: the caller's lease, or the one that the queue's settings may change.

@@ -11,8 +11,9 @@ use super::{
     turn::{Step, Turn},
 };
 use crate::store::{
-    Admin, Counts, Deleted, Description, MAX_PRIORITY, PAGE_BYTES, Place, Plan, QueueName, RECLAIM_STEP, Redriven,
-    Seen, Setting, Settings, State, StoreError, TaskId, TaskPage, Token, lanes::Lane,
+    Admin, Counts, Deleted, Description, Insert, Inserted, MAX_PRIORITY, PAGE_BYTES, Place, Plan, QueueName,
+    RECLAIM_STEP, Redriven, Seen, Setting, Settings, State, StoreError, TaskId, TaskPage, Token,
+    lanes::{Lane, Load},
 };
 
 /// A page of a list has no more tasks than this.
@@ -329,6 +330,20 @@ impl Admin for SqliteStore {
             let redrive =
                 |queue: &mut Queue, turn: &mut Turn<'_>| ids.iter().map(|id| queue.redrive(*id, turn)).collect();
             engine.step(&queue, redrive).map(Ok)
+        })
+        .await
+    }
+
+    async fn import(
+        &self,
+        queue: &QueueName,
+        inserts: Vec<Insert>,
+    ) -> Result<Vec<Result<Inserted, StoreError>>, StoreError> {
+        let tasks = || inserts.iter().flat_map(|insert| &insert.tasks);
+        let load = Load::new(tasks().count(), tasks().map(|task| task.envelope.len()).sum());
+        let (lane, queue) = (Lane::Ordinary(Some(queue.clone())), queue.clone());
+        self.call(Kind::Insert, lane, load, move |engine| {
+            inserts.iter().map(|insert| engine.insert(&queue, insert)).collect::<Sql<_>>().map(Ok)
         })
         .await
     }

@@ -135,9 +135,10 @@ impl Engine {
                 if queue.touch() {
                     self.touched.push(name.clone());
                 }
-                let dead = queue.dead.len();
+                let (dead, inserted) = (queue.dead.len(), queue.ever.inserted);
                 let done = step(queue, &mut turn);
-                if queue.dead.len() > dead {
+                // Those that were imported were given up elsewhere.
+                if queue.dead.len() > dead && queue.ever.inserted == inserted {
                     let count = queue.dead.len() - dead;
                     tracing::warn!(queue = name.as_str(), count, "tasks were given up: they are dead letters now");
                 }

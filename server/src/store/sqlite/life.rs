@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::{
     queue::{Lease, Planned, Queue},
-    tables::{At, Sql},
+    tables::{At, Sql, Tries},
     turn::Turn,
 };
-use crate::store::{Cause, Millis, NewTask, PutBack, RECLAIM_STEP, Released, Setting, TaskId, Token};
+use crate::store::{Cause, Millis, NewTask, Past, PutBack, RECLAIM_STEP, Released, Setting, TaskId, Token};
 
 /// How a lease ended, other than by an ack.
 pub(super) enum Back<'r> {
@@ -23,13 +23,25 @@ impl Queue {
     /// Of a new task that is not like most.
     pub(super) fn put_in_its_place(&mut self, task: i64, new: &NewTask, turn: &mut Turn<'_>) -> Sql<()> {
         let mut planned = Planned::default();
+        let inserted_at = new.past.as_ref().map_or(turn.now, |past| past.inserted_at);
         if let Some(plan) = &new.plan {
             planned = Planned {
                 priority: plan.priority,
-                ends_at: plan.ttl.map(|ttl| turn.now.saturating_add(ttl)),
+                ends_at: plan.ttl.map(|ttl| inserted_at.saturating_add(ttl)),
                 unique_key: plan.unique_key.as_deref().map(Arc::from),
             };
             turn.tables.add_plan(task, &planned)?;
+        }
+        if let Some(past) = &new.past {
+            self.add_past(task, past, turn)?;
+            if let Some((died_at, cause)) = past.death {
+                self.bytes = self.bytes.saturating_sub(new.envelope.len() as u64);
+                self.add_dead(task, new.id, (died_at, cause), turn)?;
+                if new.plan.is_some() {
+                    self.plans.insert(task, planned);
+                }
+                return Ok(());
+            }
         }
         let due = new.due.map_or(turn.now, |due| due.at(turn.now));
         if due > turn.now {
@@ -45,6 +57,21 @@ impl Queue {
             self.plans.insert(task, planned);
         }
         Ok(())
+    }
+
+    /// Of a new task, what it has behind it that counts on. Its key is its place.
+    fn add_past(&mut self, task: i64, past: &Past, turn: &Turn<'_>) -> Sql<()> {
+        let Past { deliveries, failures, expiries, .. } = *past;
+        let has_error = !past.last_error.is_empty();
+        if (deliveries, failures, expiries, has_error) == (0, 0, 0, false) {
+            return Ok(());
+        }
+        if has_error {
+            turn.tables.save_error(task, &past.last_error)?;
+        }
+        let tries = Tries { position: task, deliveries, failures, expiries, has_error };
+        self.tries.insert(task, tries);
+        turn.tables.save_tries(task, tries)
     }
 
     /// It is held now, and may be finished though its time is over.
@@ -304,7 +331,11 @@ impl Queue {
     fn bury(&mut self, lease: &Lease, cause: Cause, turn: &Turn<'_>) -> Sql<()> {
         self.free_key(lease.task, lease.id);
         self.bytes = self.bytes.saturating_sub(lease.size);
-        self.dead.insert((turn.now, lease.id));
-        turn.tables.add_dead(lease.task, turn.now, cause)
+        self.add_dead(lease.task, lease.id, (turn.now, cause), turn)
+    }
+
+    fn add_dead(&mut self, task: i64, id: TaskId, (died_at, cause): (Millis, Cause), turn: &Turn<'_>) -> Sql<()> {
+        self.dead.insert((died_at, id));
+        turn.tables.add_dead(task, died_at, cause)
     }
 }

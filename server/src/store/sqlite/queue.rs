@@ -203,6 +203,10 @@ impl Queue {
     /// tasks are gone by now.
     fn put_in(&mut self, name: &str, tasks: &[NewTask], turn: &mut Turn<'_>) -> Step<(bool, Inserted)> {
         let second_run = tasks.iter().any(|task| self.ids.contains_key(&task.id));
+        if second_run && tasks.iter().any(|task| task.past.is_some()) {
+            let ids = tasks.iter().map(|task| task.id).collect();
+            return Ok(Ok((true, Inserted { ids, duplicates: Vec::new(), replayed: true })));
+        }
         let duplicates = self.duplicates(tasks, turn)?;
         if !second_run {
             if let Err(full) = self.check_limits(tasks, &duplicates) {
@@ -223,6 +227,9 @@ impl Queue {
         let (mut new, mut duplicates) = (HashMap::new(), Vec::new());
         for (at, task) in tasks.iter().enumerate() {
             let Some(key) = task.plan.as_ref().and_then(|plan| plan.unique_key.as_deref()) else { continue };
+            if task.is_dead() {
+                continue;
+            }
             let first = match new.get(key) {
                 Some(first) => Some(*first),
                 None => self.holder_of_key(key, turn)?,
@@ -235,15 +242,17 @@ impl Queue {
         Ok(duplicates)
     }
 
+    /// Neither duplicates nor dead letters count.
     fn check_limits(&self, tasks: &[NewTask], duplicates: &[(usize, TaskId)]) -> Result<(), StoreError> {
         let limits = [Setting::MaxTasks, Setting::MaxBytes].map(|setting| self.settings.get(setting));
-        if limits == [None, None] || tasks.len() == duplicates.len() {
+        let dead = || tasks.iter().filter(|task| task.is_dead());
+        if limits == [None, None] || tasks.len() == duplicates.len() + dead().count() {
             return Ok(());
         }
         let size = |task: &NewTask| task.envelope.len() as u64;
-        let left_out: u64 = duplicates.iter().map(|(at, _)| size(&tasks[*at])).sum();
+        let left_out = duplicates.iter().map(|(at, _)| size(&tasks[*at])).sum::<u64>() + dead().map(size).sum::<u64>();
         let bytes = self.bytes + tasks.iter().map(size).sum::<u64>() - left_out;
-        let count = self.live() + (tasks.len() - duplicates.len()) as u64;
+        let count = self.live() + (tasks.len() - duplicates.len() - dead().count()) as u64;
         for (setting, max, would_be) in [(Setting::MaxTasks, limits[0], count), (Setting::MaxBytes, limits[1], bytes)] {
             if let Some(max) = max.filter(|max| would_be > *max) {
                 return Err(StoreError::QueueFull(setting, max));
@@ -269,12 +278,15 @@ impl Queue {
                 continue;
             }
             let key = turn.next_number();
+            if let Some(past) = &task.past {
+                adding.inserted_at(past.inserted_at)?;
+            }
             adding.add(key, task.id, &task.envelope)?;
             self.ids.insert(task.id, key);
             self.bytes += task.envelope.len() as u64;
             self.ever.inserted += 1;
-            match (task.due, &task.plan) {
-                (None, None) => self.ready.push_back(0, key),
+            match (task.due, &task.plan, &task.past) {
+                (None, None, None) => self.ready.push_back(0, key),
                 _ => self.put_in_its_place(key, task, turn)?,
             }
         }

@@ -112,6 +112,11 @@ impl AddTasks<'_> {
         self.0.raw_bind_parameter(5, envelope)?;
         self.0.raw_execute().map(drop)
     }
+
+    /// When those were inserted that are added from now on.
+    pub(super) fn inserted_at(&mut self, time: Millis) -> Sql<()> {
+        self.0.raw_bind_parameter(2, int(time))
+    }
 }
 
 /// What the leases of a pop have in common.
@@ -140,8 +145,9 @@ impl<'c> Tables<'c> {
         let sql = "INSERT INTO tasks (queue, inserted_at, key, id, envelope) VALUES (?1, ?2, ?3, ?4, ?5)";
         let mut insert = self.0.prepare_cached(sql)?;
         insert.raw_bind_parameter(1, queue)?;
-        insert.raw_bind_parameter(2, int(now))?;
-        Ok(AddTasks(insert))
+        let mut adding = AddTasks(insert);
+        adding.inserted_at(now)?;
+        Ok(adding)
     }
 
     pub(super) fn add_leases(&self, hold: &Hold<'_>) -> Sql<AddLeases<'c>> {
@@ -313,9 +319,9 @@ impl Tables<'_> {
         self.run("DELETE FROM cancelled WHERE task = ?1", [task]).map(drop)
     }
 
-    pub(super) fn add_dead(&self, task: i64, now: Millis, cause: Cause) -> Sql<()> {
+    pub(super) fn add_dead(&self, task: i64, died_at: Millis, cause: Cause) -> Sql<()> {
         let sql = "INSERT INTO dead (task, died_at, cause) VALUES (?1, ?2, ?3)";
-        self.run(sql, params![task, int(now), cause_to_int(cause)]).map(drop)
+        self.run(sql, params![task, int(died_at), cause_to_int(cause)]).map(drop)
     }
 
     pub(super) fn remove_dead(&self, task: i64) -> Sql<()> {

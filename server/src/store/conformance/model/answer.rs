@@ -68,6 +68,9 @@ impl fmt::Debug for View {
     }
 }
 
+/// The tasks, which of them are duplicates, and whether they are those of an earlier call.
+pub(super) type Entered = (Vec<TaskNumber>, Vec<usize>, bool);
+
 /// What a store answered.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Answer {
@@ -78,8 +81,10 @@ pub(super) enum Answer {
         duplicates: Vec<usize>,
         replayed: bool,
     },
-    /// Of each insert: the tasks, which of them are duplicates, and whether they are those of an earlier call.
-    Produced(Vec<(Vec<TaskNumber>, Vec<usize>, bool)>, Option<String>),
+    /// Of each task: as one that is inserted, or why it was not.
+    Imported(Vec<Result<Entered, String>>),
+    /// Of each insert; and why the next one was not done.
+    Produced(Vec<Entered>, Option<String>),
     Popped {
         acks: Vec<Outcome>,
         tasks: Vec<Delivery>,

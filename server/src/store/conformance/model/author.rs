@@ -173,6 +173,11 @@ impl Plot {
                 self.next_task = self.next_task.max(batch.first + batch.count);
                 self.past.push(Arc::new(step.clone()));
             }
+            Step::Import(q, batch) => {
+                self.batches.push((*q, *batch));
+                self.next_task = self.next_task.max(batch.first + batch.count);
+                self.past.push(Arc::new(step.clone()));
+            }
             Step::Produce(q, produce) => {
                 for (number, batch, _) in &produce.inserts {
                     self.batches.push((*q, *batch));
@@ -235,6 +240,7 @@ impl Plot {
             2 => (1_usize..6).prop_map(|budget| Step::Reap { budget }),
             16 => self.insert(),
             10 => self.produce(),
+            5 => self.import(),
             20 => self.pop().prop_map(|(q, pop)| Step::Pop(q, Arc::new(pop))),
             7 => self.on_tickets(self.acks(), Step::Ack),
             8 => (self.on_tickets(self.tickets(), |q, tickets| (q, tickets)), option::weighted(0.8, lease()))
@@ -351,6 +357,16 @@ impl Plot {
         let step =
             move |(q, count, padding, life, request)| Step::Insert(q, Batch { first, count, padding, life }, request);
         (self.known_queue(), count, padding, self.life(), option::of(request())).prop_map(step).boxed()
+    }
+
+    /// Only one where it matters when the older half of the requests is dropped.
+    fn import(&self) -> Next {
+        let first = self.next_task;
+        let count = prop_oneof![60 => 1_u32..6, self.often() => 150..=RECLAIM_STEP as u32];
+        let count = if self.forgets_early() { Just(1).boxed() } else { count.boxed() };
+        let padding = (0_usize..40, any::<u8>());
+        let step = move |(q, count, padding, life)| Step::Import(q, Batch { first, count, padding, life });
+        (self.known_queue(), count, padding, self.life()).prop_map(step).boxed()
     }
 
     /// Most go on where the producer is, and some begin with what it has done before.

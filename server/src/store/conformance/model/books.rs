@@ -41,6 +41,8 @@ struct Task {
     ends_at: Option<Millis>,
     priority: u8,
     key: Option<String>,
+    /// Its counters began elsewhere.
+    is_imported: bool,
 }
 
 fn require(condition: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -71,9 +73,23 @@ impl Books {
             }
             let due = task.due.map_or(now, |due| due.at(now + START) - START);
             let ends_at = ttl.map(|ttl| now + ttl);
-            inserted.insert(number, Task { envelope: task.envelope, due, ends_at, priority, key });
+            let is_imported = false;
+            inserted.insert(number, Task { envelope: task.envelope, due, ends_at, priority, key, is_imported });
         }
         Ok(())
+    }
+
+    fn enter_imported(&mut self, number: TaskNumber, task: NewTask, now: Millis) {
+        let is_dead = task.is_dead();
+        let Plan { priority, ttl, unique_key: key } = task.plan.map(|plan| *plan).unwrap_or_default();
+        let inserted_at = task.past.map_or(START, |past| past.inserted_at);
+        let due = task.due.map_or(now, |due| due.at(now + START) - START);
+        let ends_at = ttl.map(|ttl| (inserted_at + ttl).saturating_sub(START));
+        let new = Task { envelope: task.envelope, due, ends_at, priority, key, is_imported: true };
+        self.queue.inserted.insert(number, new);
+        if is_dead {
+            self.queue.ended.insert(number);
+        }
     }
 
     fn enter(&mut self, step: &Step, answer: &Answer, rules: &Rules) -> Result<(), String> {
@@ -81,6 +97,16 @@ impl Books {
         match (step, answer) {
             (Step::Insert(_, batch, _), Answer::Inserted { tasks, duplicates, replayed: false }) => {
                 self.enter_tasks(*batch, tasks, duplicates, now)?;
+            }
+            (Step::Import(_, batch), Answer::Imported(answers)) => {
+                for ((number, task), answer) in batch.imported().zip(answers) {
+                    if let Ok((tasks, duplicates, false)) = answer
+                        && duplicates.is_empty()
+                    {
+                        require(tasks == &[number], || format!("{number:?} is answered as {tasks:?}"))?;
+                        self.enter_imported(number, task, now);
+                    }
+                }
             }
             (Step::Produce(_, produce), Answer::Produced(answers, _)) => {
                 for ((_, batch, _), (tasks, duplicates, replayed)) in produce.inserts.iter().zip(answers) {
@@ -96,7 +122,8 @@ impl Books {
                 })?;
                 for task in tasks {
                     let alive = task.expiries < rules.max_expiries && task.failures < rules.max_failures;
-                    require(alive || self.changed, || format!("a dead letter is delivered: {task:?}"))?;
+                    let is_imported = self.queue.inserted.get(&task.task).is_some_and(|task| task.is_imported);
+                    require(alive || self.changed || is_imported, || format!("a dead letter is delivered: {task:?}"))?;
                     self.deliver(task, pop, now)?;
                 }
                 let priority = |task: &Delivery| self.queue.inserted[&task.task].priority;

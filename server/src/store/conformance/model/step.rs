@@ -68,6 +68,43 @@ impl Batch {
     }
 }
 
+/// As those of another queue, which all were put in there before the history began.
+impl Batch {
+    fn past_of(number: u32) -> Past {
+        let (failures, expiries, cause) = match number % 5 {
+            0 => (0, 0, None),
+            1 => (1, 0, None),
+            2 => (2, 1, Some(Cause::Failures)),
+            3 => (0, 1, None),
+            _ => (0, 3, Some([Cause::Expiries, Cause::Rejected][number as usize / 5 % 2])),
+        };
+        Past {
+            inserted_at: START - u64::from(number % 7) * 50,
+            deliveries: failures + expiries + number % 2,
+            failures,
+            expiries,
+            last_error: if number.is_multiple_of(3) { String::new() } else { format!("there, {number}") },
+            death: cause.map(|cause| (START - u64::from(number % 4) * 100, cause)),
+        }
+    }
+
+    pub(super) fn imported(self) -> impl Iterator<Item = (TaskNumber, NewTask)> {
+        self.tasks().map(|(number, task)| {
+            let past = Self::past_of(number.0 & !PLANNED);
+            let due = task.due.filter(|_| past.death.is_none());
+            (number, NewTask { due, past: Some(Box::new(past)), ..task })
+        })
+    }
+
+    fn imports(self) -> Vec<Insert> {
+        let one = |(number, task)| {
+            let request = Some(key(&format!("import {number:?}"), 0));
+            Insert { tasks: vec![task], request, waiting_here: 0 }
+        };
+        self.imported().map(one).collect()
+    }
+}
+
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{}+{} of {} x {:#04x}", self.first, self.count, self.padding.0, self.padding.1)?;
@@ -218,6 +255,8 @@ pub(super) enum Step {
         budget: usize,
     },
     Insert(Queue, Batch, Option<Request>),
+    /// At most a step's worth.
+    Import(Queue, Batch),
     Produce(Queue, Arc<ProduceStep>),
     Pop(Queue, Arc<PopStep>),
     Ack(Queue, Vec<Ticket>),
@@ -240,7 +279,7 @@ pub(super) enum Step {
     Purge(Queue, State),
     DropQueue(Queue, bool),
     Disturb(Disturbance),
-    /// A step that the way to the store takes a second time, or late: an insert, a producer's inserts or a pop.
+    /// A step that the way to the store takes a second time, or late: an insert, an import, a producer's inserts or a pop.
     Again(Arc<Step>),
 }
 
@@ -292,6 +331,13 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
             let insert = Insert { tasks, request: request.map(Request::key), waiting_here: 0 };
             let Inserted { ids, duplicates, replayed } = rig.insert(&q.name(), insert).await?;
             Ok(Answer::Inserted { tasks: numbers_of(ids), duplicates, replayed })
+        }
+        Step::Import(q, batch) => {
+            let answer = |done: Result<Inserted, StoreError>| match done {
+                Ok(Inserted { ids, duplicates, replayed }) => Ok((numbers_of(ids), duplicates, replayed)),
+                Err(error) => Err(error.to_string()),
+            };
+            Ok(Answer::Imported(rig.import(&q.name(), batch.imports()).await?.into_iter().map(answer).collect()))
         }
         Step::Produce(q, step) => {
             let Produced { inserted, refused } = rig.produce(&q.name(), step.produce()).await?;
