@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
     EXIT_USAGE, Stop,
+    copy::CopyQueues,
     insert::Insert,
     pop::{Ack, Pop},
     queues::Queues,
@@ -80,6 +81,7 @@ pub(crate) enum Verb {
     Purge(Purge),
     DeleteQueue(DeleteQueue),
     Work(Work),
+    Copy(CopyQueues),
     Bench(Bench),
 }
 

@@ -6,6 +6,7 @@
 mod args;
 mod ask;
 mod bench;
+mod copy;
 mod insert;
 mod out;
 mod pop;
@@ -14,6 +15,7 @@ mod remove;
 mod server;
 mod session;
 mod settings;
+mod signals;
 mod tasks;
 mod work;
 
@@ -89,6 +91,7 @@ async fn run(Args { common, verb }: Args) -> Result<ExitCode, Stop> {
         Verb::Purge(verb) => verb.run(&common).await,
         Verb::DeleteQueue(verb) => verb.run(&common).await,
         Verb::Work(verb) => verb.run(&common).await,
+        Verb::Copy(verb) => verb.run(&common).await,
         Verb::Bench(verb) => bench::run(&common, &verb).await,
     }
 }
