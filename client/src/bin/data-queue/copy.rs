@@ -171,8 +171,8 @@ fn tell(name: &str, from: &str, to: &str, moved: &Moved) {
         (held, "with the workers that hold them: run it again when these are done".to_owned()),
     ] {
         if count > 0 {
-            let tasks = if count == 1 { "task" } else { "tasks" };
-            let _ = writeln!(stderr(), "data-queue: {count} {tasks} of {name} stay at {from}, {why}");
+            let stay = if count == 1 { "task stays" } else { "tasks stay" };
+            let _ = writeln!(stderr(), "data-queue: {name}: {count} {stay} at {from}, {why}");
         }
     }
 }
