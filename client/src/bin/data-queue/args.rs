@@ -6,6 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
     EXIT_USAGE, Stop,
+    copy::CopyQueues,
     health::Health,
     insert::Insert,
     manual::{Completions, Man},
@@ -86,6 +87,7 @@ pub(crate) enum Verb {
     DeleteQueue(DeleteQueue),
     Health(Health),
     Work(Work),
+    Copy(CopyQueues),
     Bench(Bench),
     Completions(Completions),
     Man(Man),

@@ -6,6 +6,7 @@
 mod args;
 mod ask;
 mod bench;
+mod copy;
 mod health;
 mod insert;
 mod manual;
@@ -16,6 +17,7 @@ mod remove;
 mod server;
 mod session;
 mod settings;
+mod signals;
 mod tasks;
 mod top;
 mod work;
@@ -95,6 +97,7 @@ async fn run(Args { common, verb }: Args) -> Result<ExitCode, Stop> {
         Verb::DeleteQueue(verb) => verb.run(&common).await,
         Verb::Health(verb) => verb.run(&common).await,
         Verb::Work(verb) => verb.run(&common).await,
+        Verb::Copy(verb) => verb.run(&common).await,
         Verb::Bench(verb) => bench::run(&common, &verb).await,
         Verb::Completions(verb) => verb.run(),
         Verb::Man(verb) => verb.run(),

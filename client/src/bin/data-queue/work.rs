@@ -7,12 +7,11 @@ mod command;
 mod handler;
 mod lines;
 
-use std::{ffi::OsString, future::pending, io, process::ExitCode, sync::Arc, time::Duration};
+use std::{ffi::OsString, future::pending, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args as ClapArgs;
 use data_queue_client::{Admin, Consumer, ErrorKind};
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
@@ -26,6 +25,7 @@ use crate::{
     EXIT_FAILED, Stop,
     args::{Common, span},
     session::Session,
+    signals::Signals,
 };
 
 /// How long a server that is away is waited for at the end, besides the grace.
@@ -278,43 +278,6 @@ async fn tell_if_away(admin: Admin, queue: String, address: String, output: Outp
     {
         output.say(format!("waits for the server at {address}: {error}")).await;
     }
-}
-
-/// What asks a program to end.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    /// None if nohup asks not to heed it.
-    hang_up: Option<Signal>,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        let hang_up = if is_hang_up_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, hang_up })
-    }
-
-    async fn next(&mut self) {
-        let Self { interrupt, terminate, hang_up } = self;
-        let hung_up = async {
-            match hang_up {
-                Some(signal) => signal.recv().await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hung_up => {}
-        }
-    }
-}
-
-/// The lowest bit of the mask of ignored signals is SIGHUP. Where nobody tells, it is heeded.
-fn is_hang_up_ignored() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
 fn some_time(text: &str) -> Result<Duration, String> {
