@@ -156,10 +156,12 @@ fn scripts_have_headers() {
 }
 
 /// No test sleeps to wait for something. What may: what asks again and again, callers at a pace or that pause before they repeat a call
-/// or take a time to work, and faults at moments that chance chooses.
+/// or take a time to work, commands that do, and faults at moments that chance chooses.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 17] = [
+    const MAY: [&str; 19] = [
+        "client/tests/operate/copy.rs",
+        "client/tests/operate/work.rs",
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",

@@ -14,16 +14,16 @@ use std::{
 use data_queue_client::{Client, NewTask, Page, QueueCounts, SettingsUpdate, TaskInfo, TaskState};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use tokio::time::sleep;
 
 use crate::server::{PATIENCE, Ran, Server, command};
 
 /// Waits until it is so.
-#[track_caller]
-fn until(what: &str, is_so: impl Fn() -> bool) {
+async fn until(what: &str, is_so: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < PATIENCE, "{what}: not in time");
-        thread::sleep(Duration::from_millis(10));
+        sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -215,7 +215,7 @@ async fn what_a_command_leaves_behind_ends_with_it() {
     let script = "sleep 1000 > /dev/null 2>&1 & echo $!";
     let ran = server.run(&["work", "q", "--max-tasks", "1", "--", "sh", "-c", script]);
     assert_eq!(summary(&ran), "data-queue: 1 done, 0 failed, 0 rejected, 0 given back, 0 lost");
-    until("the sleep ends", || !is_alive(&ran.stdout));
+    until("the sleep ends", || !is_alive(&ran.stdout)).await;
 }
 
 #[tokio::test]
@@ -283,7 +283,7 @@ async fn past_the_grace_or_at_a_second_signal_commands_end_and_tasks_are_given_b
         signals[1..].iter().for_each(|signal| working.signal(*signal));
         let (code, last) = working.ended();
         assert_eq!((code, last.as_str()), (Some(0), "data-queue: 0 done, 0 failed, 0 rejected, 2 given back, 0 lost"));
-        until("the commands end", || !sleeping.iter().any(|pid| is_alive(pid)));
+        until("the commands end", || !sleeping.iter().any(|pid| is_alive(pid))).await;
         let left = listed(&client, TaskState::Ready).await;
         assert!(left.len() == 2 && left.iter().all(|task| (task.failures, task.expiries) == (0, 0)), "{left:?}");
     }
@@ -328,7 +328,7 @@ async fn a_server_that_comes_late_and_is_killed_in_the_middle_is_waited_for() {
     let again = || Server::start(&["--store", &store, "--listen", &address]);
     let mut server = again();
     for part in 1..=3 {
-        until("tasks are done", || numbers(&done).len() >= 60 * part);
+        until("tasks are done", || numbers(&done).len() >= 60 * part).await;
         drop(server);
         server = again();
     }
