@@ -160,14 +160,9 @@ async fn all_that_tasks_have_goes_from_a_file_to_redis_and_back_in_its_order() {
     assert!(first.deliveries() > 1 && first.inserted_at() < Some(SystemTime::now()), "{first:?}");
 }
 
-#[tokio::test]
-async fn killed_again_and_again_and_run_again_it_loses_and_doubles_nothing() {
-    let (folder, redis) = (TempDir::new().unwrap(), Redis::start().await);
-    let from = Server::start(&["--store", &format!("sqlite:{}", folder.path().join("store").display())]);
-    let (to, source) = (redis.server(), from.client());
-    insert(&source, 0..4_000).await;
+/// Kills runs, at first before they did anything, then anywhere. Answers how the last one, which is not killed, ended.
+async fn killed(from: &Server, to: &Server) -> Ran {
     let mut kills = 0;
-    // From when a run is killed, in milliseconds: at first before anything, then anywhere.
     for wait in [5_u64, 60, 150, 40, 220, 90, 310, 75, 130, 55, 180, 260] {
         let mut child = copying(&from.address, &to.address, &["q"]);
         let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -176,13 +171,38 @@ async fn killed_again_and_again_and_run_again_it_loses_and_doubles_nothing() {
         kills += u32::from(child.wait().unwrap().code().is_none());
     }
     assert!(kills > 0);
-    let ran = copy(&from, &to, &["q"]);
+    let ran = copy(from, to, &["q"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert_eq!(counts(&source).await, [0; 4]);
+    assert_eq!(counts(&from.client()).await, [0; 4]);
+    ran
+}
+
+#[tokio::test]
+async fn killed_again_and_again_and_run_again_it_loses_and_doubles_nothing() {
+    let (folder, redis) = (TempDir::new().unwrap(), Redis::start().await);
+    let from = Server::start(&["--store", &format!("sqlite:{}", folder.path().join("store").display())]);
+    let (to, source) = (redis.server(), from.client());
+    insert(&source, 0..4_000).await;
+    let ran = killed(&from, &to).await;
     assert_eq!(ready_numbers(&to.client()).await, (0..4_000).collect::<Vec<_>>());
-    if source.admin().get_queue("q").await.unwrap().counts.paused {
-        assert!(ran.stderr.contains("still paused"), "{ran:?}");
-    }
+    // A run that is killed leaves it so, and the next one does not know whose doing it was.
+    let is_paused = source.admin().get_queue("q").await.unwrap().counts.paused;
+    assert_eq!(is_paused, ran.stderr.contains("still paused"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_again_and_again_it_doubles_nothing_that_a_worker_of_the_target_has_done() {
+    let (from, to) = (Server::start(&[]), Redis::start().await);
+    let to = (to.server(), to);
+    let (source, target) = (from.client(), to.0.client());
+    insert(&source, 0..4_000).await;
+    let (work, stop) = worker(&target);
+    killed(&from, &to.0).await;
+    let done = async { while counts(&target).await != [0; 4] {} };
+    timeout(PATIENCE, done).await.expect("all is done");
+    drop(stop);
+    let seen = work.await.unwrap();
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), (0..4_000).map(|n| (n, 1)).collect::<Vec<_>>());
 }
 
 #[tokio::test]
