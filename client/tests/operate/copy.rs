@@ -4,14 +4,16 @@ use std::{
     collections::BTreeMap,
     net::TcpListener,
     process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant, SystemTime},
 };
 
 use data_queue_client::{Client, Consumer, NewTask, Page, Pop, Putback, SettingsUpdate, TaskInfo, TaskState};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 use crate::server::{PATIENCE, Ran, Server, binary};
 
@@ -25,7 +27,7 @@ struct Redis {
 }
 
 impl Redis {
-    fn start() -> Self {
+    async fn start() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         let folder = TempDir::new().unwrap();
         let mut command = Command::new("redis-server");
@@ -34,7 +36,7 @@ impl Redis {
         let (start, address) = (Instant::now(), format!("127.0.0.1:{port}"));
         while std::net::TcpStream::connect(&address).is_err() {
             assert!(start.elapsed() < PATIENCE, "redis-server does not listen");
-            thread::sleep(Duration::from_millis(10));
+            sleep(Duration::from_millis(10)).await;
         }
         Self { process, url: format!("redis://{address}"), _folder: folder }
     }
@@ -132,7 +134,7 @@ async fn fill(client: &Client) {
 
 #[tokio::test]
 async fn all_that_tasks_have_goes_from_a_file_to_redis_and_back_in_its_order() {
-    let (folder, redis) = (TempDir::new().unwrap(), Redis::start());
+    let (folder, redis) = (TempDir::new().unwrap(), Redis::start().await);
     let one = Server::start(&["--store", &format!("sqlite:{}", folder.path().join("store").display())]);
     let (other, clients) = (redis.server(), one.client());
     fill(&clients).await;
@@ -158,29 +160,49 @@ async fn all_that_tasks_have_goes_from_a_file_to_redis_and_back_in_its_order() {
     assert!(first.deliveries() > 1 && first.inserted_at() < Some(SystemTime::now()), "{first:?}");
 }
 
-#[tokio::test]
-async fn killed_again_and_again_and_run_again_it_loses_and_doubles_nothing() {
-    let (folder, redis) = (TempDir::new().unwrap(), Redis::start());
-    let from = Server::start(&["--store", &format!("sqlite:{}", folder.path().join("store").display())]);
-    let (to, source) = (redis.server(), from.client());
-    insert(&source, 0..4_000).await;
+/// Kills runs, at first before they did anything, then anywhere. Answers how the last one, which is not killed, ended.
+async fn killed(from: &Server, to: &Server) -> Ran {
     let mut kills = 0;
-    // From when a run is killed, in milliseconds: at first before anything, then anywhere.
     for wait in [5_u64, 60, 150, 40, 220, 90, 310, 75, 130, 55, 180, 260] {
         let mut child = copying(&from.address, &to.address, &["q"]);
         let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        thread::sleep(Duration::from_millis(wait));
+        sleep(Duration::from_millis(wait)).await;
         child.kill().unwrap();
         kills += u32::from(child.wait().unwrap().code().is_none());
     }
     assert!(kills > 0);
-    let ran = copy(&from, &to, &["q"]);
+    let ran = copy(from, to, &["q"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert_eq!(counts(&source).await, [0; 4]);
+    assert_eq!(counts(&from.client()).await, [0; 4]);
+    ran
+}
+
+#[tokio::test]
+async fn killed_again_and_again_and_run_again_it_loses_and_doubles_nothing() {
+    let (folder, redis) = (TempDir::new().unwrap(), Redis::start().await);
+    let from = Server::start(&["--store", &format!("sqlite:{}", folder.path().join("store").display())]);
+    let (to, source) = (redis.server(), from.client());
+    insert(&source, 0..4_000).await;
+    let ran = killed(&from, &to).await;
     assert_eq!(ready_numbers(&to.client()).await, (0..4_000).collect::<Vec<_>>());
-    if source.admin().get_queue("q").await.unwrap().counts.paused {
-        assert!(ran.stderr.contains("still paused"), "{ran:?}");
-    }
+    // A run that is killed leaves it so, and the next one does not know whose doing it was.
+    let is_paused = source.admin().get_queue("q").await.unwrap().counts.paused;
+    assert_eq!(is_paused, ran.stderr.contains("still paused"), "{ran:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_again_and_again_it_doubles_nothing_that_a_worker_of_the_target_has_done() {
+    let (from, to) = (Server::start(&[]), Redis::start().await);
+    let to = (to.server(), to);
+    let (source, target) = (from.client(), to.0.client());
+    insert(&source, 0..4_000).await;
+    let (work, stop) = worker(&target);
+    killed(&from, &to.0).await;
+    let done = async { while counts(&target).await != [0; 4] {} };
+    timeout(PATIENCE, done).await.expect("all is done");
+    drop(stop);
+    let seen = work.await.unwrap();
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), (0..4_000).map(|n| (n, 1)).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -250,7 +272,7 @@ async fn producers_and_workers_may_be_at_work_meanwhile_and_each_task_is_done_on
     producing.await.unwrap();
     let left = async {
         while counts(&source).await[..3] != [0; 3] || counts(&target).await[..3] != [0; 3] {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(PATIENCE, left).await.expect("all is done");
@@ -326,7 +348,7 @@ async fn a_signal_ends_it_after_the_tasks_under_way_and_the_source_delivers_agai
 
 #[tokio::test]
 async fn what_makes_no_sense_is_refused_before_anything_goes() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let (from, to) = (redis.server(), Server::start(&[]));
     let source = from.client();
     insert(&source, 0..3).await;

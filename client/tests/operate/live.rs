@@ -218,11 +218,12 @@ fn top_fills_the_terminal_and_leaves_it_as_it_was() {
         assert!(text.chars().count() <= 60, "{text:?}");
     }
 
-    for (end, code) in [("\u{3}", "0"), ("Q", "0")] {
+    // Also at once, when nothing but the empty screen is there.
+    for (shown, end) in [("and 6 more", "\u{3}"), ("\u{1b}[?25l", "\u{3}"), ("and 6 more", "Q"), ("\u{1b}[?25l", "Q")] {
         let mut top = Terminal::start(&server, "");
-        top.until("and 6 more");
+        top.until(shown);
         top.press(end);
-        top.ended(code);
+        top.ended("0");
     }
     Terminal::start(&server, "--count 2").ended("0");
     let shown = Terminal::start(&server, "'no name'").ended("1");

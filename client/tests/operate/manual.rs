@@ -79,6 +79,7 @@ fn help_names_ranges_and_defaults() {
         ("top", "--sort", &["name", "oldest", "[default: ready]"]),
         ("health", "--timeout", &["100ms to 1m", "[default: 5s]"]),
         ("man", "--dir", &["each verb"]),
+        ("copy", "--wait", &["0s to 12h", "[default: 1m]"]),
         ("bench", "--callers", &["[default: 16]"]),
         ("bench", "--lease", &["100ms to 12h", "[default: 10m]"]),
     ] {

@@ -21,6 +21,7 @@ use crate::{
     Stop,
     args::{Bench, Common, Extent, Mode, What},
     server::{Admin, Server, explain, queues, timed},
+    signals::Signals,
 };
 use load::{Load, Part};
 use measure::{Meters, Phase};
@@ -55,7 +56,7 @@ pub(crate) async fn run(common: &Common, options: &Bench) -> Result<ExitCode, St
     let info = admin.get_server_info(timed(v1::GetServerInfoRequest {})).await.ok().map(tonic::Response::into_inner);
 
     let load = Load::new(connections, queue, options.size as usize, options.lease, bar());
-    let run = Run { options, load: Arc::new(load), interrupted: interrupted() };
+    let run = Run { options, load: Arc::new(load), interrupted: interrupted()? };
     let phases = run.phases().await;
     // After a run that failed as far as it goes: the queue is not left to others.
     let swept = timeout(if phases.is_ok() { Duration::MAX } else { TIDY }, run.sweep()).await;
@@ -200,19 +201,17 @@ impl Run<'_> {
     }
 }
 
-/// Turns true at the first Ctrl-C. The second one ends the program as it would without this.
-fn interrupted() -> watch::Receiver<bool> {
+/// Turns true at the first Ctrl-C. The second one ends the program.
+fn interrupted() -> Result<watch::Receiver<bool>, Stop> {
     const EXIT_INTERRUPTED: i32 = 130;
-    let (send, receive) = watch::channel(false);
+    let (mut signals, (send, receive)) = (Signals::listen()?, watch::channel(false));
     tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            send.send_replace(true);
-            if tokio::signal::ctrl_c().await.is_ok() {
-                std::process::exit(EXIT_INTERRUPTED);
-            }
-        }
+        signals.next().await;
+        send.send_replace(true);
+        signals.next().await;
+        std::process::exit(EXIT_INTERRUPTED);
     });
-    receive
+    Ok(receive)
 }
 
 /// What the queue has; nothing if nobody ever inserted into it.

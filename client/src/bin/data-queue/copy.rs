@@ -22,13 +22,15 @@ use self::{
 };
 use crate::{
     EXIT_FAILED, Stop,
-    args::{Common, span},
+    args::Common,
     out::{Cell, Out, Row},
     signals::Signals,
 };
 
 /// How many queues a list has a page.
 const NAMES: u32 = 1_000;
+/// As long as a lease can be.
+const LONGEST: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// Moves queues from one server to another
 ///
@@ -58,8 +60,8 @@ pub(crate) struct CopyQueues {
     #[arg(long)]
     all: bool,
 
-    /// How long to wait for each queue's held tasks when they are all that is left
-    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = span)]
+    /// How long to wait for each queue's held tasks when they are all that is left, 0s to 12h
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = patience)]
     wait: Duration,
 
     /// Move into a queue that has tasks and other settings, too: it gets the settings of the source
@@ -91,7 +93,7 @@ impl CopyQueues {
     pub(crate) async fn run(self, common: &Common) -> Result<ExitCode, Stop> {
         let ends = Ends::new(&self.from, &self.to)?;
         let (stop, stopped) = watch::channel(false);
-        let signals = Signals::listen().map_err(|error| Stop::failed(format!("cannot watch for signals: {error}")))?;
+        let signals = Signals::listen()?;
         let work = self.move_all(&ends, common, stopped);
         let abandoned = async {
             heed(signals, &stop).await;
@@ -160,6 +162,11 @@ fn row(name: &str, moved: &Moved, took: Duration) -> Row {
         .with("refused", refused)
         .with("held", held)
         .with("took", Cell::Span(Some(Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)))))
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    let patience = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if patience <= LONGEST { Ok(patience) } else { Err("it is 0s to 12h".into()) }
 }
 
 /// Says what stays, and why.

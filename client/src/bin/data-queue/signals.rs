@@ -4,6 +4,8 @@ use std::{future::pending, io};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::Stop;
+
 /// Ctrl-C, SIGTERM, and the end of the terminal.
 pub(crate) struct Signals {
     interrupt: Signal,
@@ -13,7 +15,12 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    pub(crate) fn listen() -> io::Result<Self> {
+    /// From now on none of them ends the program by itself.
+    pub(crate) fn listen() -> Result<Self, Stop> {
+        Self::all().map_err(|error| Stop::failed(format!("cannot watch for signals: {error}")))
+    }
+
+    fn all() -> io::Result<Self> {
         let hang_up = if is_hang_up_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, hang_up })
     }

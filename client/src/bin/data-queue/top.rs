@@ -25,6 +25,7 @@ use crate::{
     out::{Out, Row},
     queues::active,
     session::Session,
+    signals::Signals,
 };
 
 /// The columns that a narrow terminal does without, in this order.
@@ -102,24 +103,25 @@ impl Top {
         // A server that is away now is an error; later it is waited for.
         let first = session.admin().watch_queues(watch.clone()).await;
         let first = session.take(first)?;
+        // Before anything is shown: Ctrl-C never leaves a screen behind.
+        let signals = Signals::listen()?;
         let is_live = session.out.is_watched();
         let out = Out::new(common.output);
         let address = session.address().to_owned();
         let feed = Feed::start(session, watch, first);
         if is_live {
-            self.live(&address, &out, feed).await?
+            self.live(&address, &out, feed, signals).await?
         } else {
-            self.lines(out, feed).await?
+            self.lines(out, feed, signals).await?
         }
         Ok(ExitCode::SUCCESS)
     }
 
-    async fn lines(&self, mut out: Out, mut feed: Feed) -> Result<(), Stop> {
+    async fn lines(&self, mut out: Out, mut feed: Feed, mut signals: Signals) -> Result<(), Stop> {
         let mut left = self.count.unwrap_or(u64::MAX);
-        let mut end = std::pin::pin!(told_to_end());
         while left > 0 {
             let heard = tokio::select! {
-                () = &mut end => return Ok(()),
+                () = signals.next() => return Ok(()),
                 heard = feed.next() => heard?,
             };
             match heard {
@@ -138,17 +140,16 @@ impl Top {
         Ok(())
     }
 
-    async fn live(&self, address: &str, out: &Out, mut feed: Feed) -> Result<(), Stop> {
+    async fn live(&self, address: &str, out: &Out, mut feed: Feed, mut signals: Signals) -> Result<(), Stop> {
         let screen = Screen::open()?;
         let (mut keys, mut sizes) = (screen::keys(), sizes());
-        let mut end = std::pin::pin!(told_to_end());
         let mut view = View { address, out, queues: Vec::new(), heard: Instant::now(), away: None };
         let mut left = self.count.unwrap_or(u64::MAX);
         // The server says what is too long.
         let quiet = self.interval.min(Duration::from_secs(60)) * QUIET_INTERVALS + Duration::from_secs(1);
         while left > 0 {
             tokio::select! {
-                () = &mut end => return Ok(()),
+                () = signals.next() => return Ok(()),
                 Some(key) = keys.recv() => if matches!(key, b'q' | b'Q') { return Ok(()) },
                 Some(()) = sizes.recv() => {}
                 // Only the time that is shown changes.
@@ -240,18 +241,6 @@ fn row(queue: &QueueActivity, widest: usize) -> Row {
     }
     let columns = ["queue", "ready", "scheduled", "leased", "dead", "inserted_s", "acked_s", "oldest", "paused"];
     active(SystemTime::now(), queue).only(&columns)
-}
-
-/// Ctrl-C, or SIGTERM.
-async fn told_to_end() {
-    #[cfg(unix)]
-    if let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => return,
-            _ = term.recv() => return,
-        }
-    }
-    let _ = tokio::signal::ctrl_c().await;
 }
 
 /// The terminal has another size now.

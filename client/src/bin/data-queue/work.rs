@@ -104,7 +104,7 @@ impl Work {
     pub(crate) async fn run(self, common: &Common) -> Result<ExitCode, Stop> {
         command::find(&self.command[0])?;
         let session = Session::with(common, self.grace.saturating_add(FAREWELL))?;
-        let signals = Signals::listen().map_err(|error| Stop::failed(format!("cannot watch for signals: {error}")))?;
+        let signals = Signals::listen()?;
         let mut consumer = session.client.consumer(&self.queues[0]).max_outstanding(self.most_at_once());
         for queue in &self.queues[1..] {
             consumer = consumer.queue(queue, 1);

@@ -40,7 +40,7 @@ struct End {
 
 impl End {
     fn new(flag: &str, address: &str) -> Result<Self, Stop> {
-        let client = Client::builder().deadline(PATIENCE).connect(address);
+        let client = Client::builder().deadline(PATIENCE / 2).connect(address);
         let client = client.map_err(|error| Stop::usage(format!("{flag}: {error}")))?;
         let address = address.split_once("://").map_or(address, |(_, rest)| rest.trim_end_matches('/'));
         Ok(Self { admin: client.admin(), address: address.to_owned() })

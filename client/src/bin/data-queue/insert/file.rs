@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{Insert, MAX_VALUE, line, read_line};
-use crate::{Stop, args::random_hex, out::Row, session::Session};
+use crate::{Stop, args::random_hex, out::Row, session::Session, signals::Signals};
 
 /// The most tasks of a batch: what the server takes at the most.
 const MAX_TASKS: usize = 1_000;
@@ -217,10 +217,10 @@ impl Import<'_> {
         let from_line = self.from_line;
         std::thread::spawn(move || reader.run(from_line, &sender));
 
-        let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut signals = Signals::listen()?;
         let ended = loop {
             let batch = tokio::select! {
-                _ = &mut interrupted => break Err(progress.stopped("it was interrupted")),
+                () = signals.next() => break Err(progress.stopped("it was interrupted")),
                 batch = batches.recv() => batch,
             };
             match batch {
@@ -233,7 +233,7 @@ impl Import<'_> {
                     let last = batch.lines.last().copied();
                     let inserted = tokio::select! {
                         inserted = self.insert(batch, &mut progress) => inserted,
-                        _ = &mut interrupted => Err(progress.in_doubt("it was interrupted", last)),
+                        () = signals.next() => Err(progress.in_doubt("it was interrupted", last)),
                     };
                     if let Err(stop) = inserted {
                         break Err(stop);
