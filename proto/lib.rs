@@ -77,6 +77,8 @@ pub mod reason {
     pub const REQUEST_ID_REUSED: &str = "REQUEST_ID_REUSED";
     /// `ABORTED`: another Consume stream has taken over the session of this one.
     pub const SESSION_TAKEN_OVER: &str = "SESSION_TAKEN_OVER";
+    /// `UNAVAILABLE`: the store has lost its data, or is another one, and nobody has said that this is right.
+    pub const DATASET_RESET: &str = "DATASET_RESET";
     /// `INVALID_ARGUMENT`: a setting of a queue is out of its range.
     pub const SETTING_OUT_OF_RANGE: &str = "SETTING_OUT_OF_RANGE";
     /// `UNAVAILABLE`: the server is stopping; another one, or this one later, will serve.

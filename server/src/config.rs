@@ -24,7 +24,7 @@ const MESSAGE_OVERHEAD: usize = 160 * 1024;
 /// The store's file in the data directory.
 const FILE: &str = "data-queue.db";
 
-const EXPECTED: &str = "expected sqlite:PATH, redis://[user:password@]host[:port][/db] or memory";
+const EXPECTED: &str = "expected sqlite:PATH, memory, redis://..., redis+sentinel://... or redis+cluster://...";
 
 /// The least room that can be kept from inserts, in bytes: less would not do for the acks of a full store.
 const MIN_DISK_RESERVE: u64 = 8 << 20;
@@ -49,8 +49,10 @@ pub struct Config {
     pub command: Option<Command>,
 
     /// Where the tasks are kept. `sqlite:PATH`: in a file of this server's own. `redis://[user:password@]host[:port][/db]`: in
-    /// Redis 6.2 or later, which must be set to maxmemory-policy noeviction; any number of servers may share it. `memory`:
-    /// in this process, gone when it ends. Default: the file data-queue.db in --data-dir. Not together with --data-dir,
+    /// Redis 6.2 or later, which must be set to maxmemory-policy noeviction; any number of servers may share it.
+    /// `redis+sentinel://[user:password@]host[:port],.../MASTER[/db]`: in the Redis that these sentinels say is the master of
+    /// that name. `redis+cluster://[user:password@]host[:port],...`: in Redis Cluster; some of its nodes are enough. With
+    /// `rediss` in place of `redis`, over TLS. `memory`: in this process, gone when it ends. Default: the file data-queue.db in --data-dir. Not together with --data-dir,
     /// unless one is given as a flag and the other in the environment: then the flag says where.
     #[arg(long, env = "DATA_QUEUE_STORE", value_name = "URL", hide_env_values = true, global = true)]
     pub store: Option<String>,
@@ -73,6 +75,40 @@ pub struct Config {
     /// the same.
     #[arg(long, env = "DATA_QUEUE_KEY_PREFIX", value_name = "NAME", default_value = "dq", value_parser = key_prefix)]
     pub key_prefix: String,
+
+    /// The user of Redis, if --store does not say.
+    #[arg(long, env = "DATA_QUEUE_REDIS_USER", value_name = "NAME")]
+    pub redis_user: Option<String>,
+
+    /// A file that holds the password of Redis, with or without a newline at its end. It is read at each connect, so that it can
+    /// be changed while the server runs.
+    #[arg(long, env = "DATA_QUEUE_REDIS_PASSWORD_FILE", value_name = "FILE")]
+    pub redis_password_file: Option<PathBuf>,
+
+    /// The user of the sentinels, whose logins are not those of Redis.
+    #[arg(long, env = "DATA_QUEUE_SENTINEL_USER", value_name = "NAME")]
+    pub sentinel_user: Option<String>,
+
+    /// A file that holds the password of the sentinels, as --redis-password-file does.
+    #[arg(long, env = "DATA_QUEUE_SENTINEL_PASSWORD_FILE", value_name = "FILE")]
+    pub sentinel_password_file: Option<PathBuf>,
+
+    /// A file of certificates, in PEM, that sign those of Redis and of the sentinels. Default: what this machine trusts.
+    #[arg(long, env = "DATA_QUEUE_REDIS_CA", value_name = "FILE")]
+    pub redis_ca: Option<PathBuf>,
+
+    /// The certificate that this server shows to Redis, in PEM, with those that sign it. Together with --redis-key.
+    #[arg(long, env = "DATA_QUEUE_REDIS_CERT", value_name = "FILE", requires = "redis_key")]
+    pub redis_cert: Option<PathBuf>,
+
+    /// The key of --redis-cert, in PEM.
+    #[arg(long, env = "DATA_QUEUE_REDIS_KEY", value_name = "FILE", requires = "redis_cert")]
+    pub redis_key: Option<PathBuf>,
+
+    /// Go on when Redis has lost its data, with a warning. Without it a server that finds its Redis emptied is not ready, and
+    /// refuses calls with DATASET_RESET, until it is started anew: so that nobody takes an accident for an empty queue.
+    #[arg(long, env = "DATA_QUEUE_ACCEPT_RESET", value_parser = clap::builder::BoolishValueParser::new())]
+    pub accept_reset: bool,
 
     /// How long a call waits for the store, connecting included, before it answers UNAVAILABLE. 100ms to 60s. Redis can
     /// stand still for a second or two while it syncs its file; a call that was given up may still have been done.
@@ -261,12 +297,13 @@ impl Config {
             Place::Redis(url) => {
                 let config = redis::RedisConfig {
                     url: url.to_owned(),
+                    access: self.access(),
+                    accept_reset: self.accept_reset,
                     key_prefix: self.key_prefix.clone(),
                     timeout: self.store_timeout,
                     rules: self.rules(),
                 };
-                let wrong = |error| StoreProblem::Usage(format!("--store: {error}; {EXPECTED}"));
-                redis::RedisShared::new(&config).map(Backend::redis).map_err(wrong)
+                redis::RedisShared::new(&config).map(Backend::redis).map_err(StoreProblem::Usage)
             }
         }
     }
@@ -332,7 +369,7 @@ impl Config {
         if store == "memory" {
             return Ok(Place::Memory);
         }
-        if store.starts_with("redis://") {
+        if store.starts_with("redis") && store.contains("://") {
             return Ok(Place::Redis(store));
         }
         match store.strip_prefix("sqlite:") {
@@ -342,6 +379,18 @@ impl Config {
             }
             Some(path) if !path.is_empty() && !path.ends_with('/') => absolute(Path::new(path)).map(Place::File),
             _ => Err(format!("--store: no store of this kind; {EXPECTED}")),
+        }
+    }
+
+    /// Who asks Redis.
+    fn access(&self) -> redis::Access {
+        redis::Access {
+            user: self.redis_user.clone(),
+            password_file: self.redis_password_file.clone(),
+            sentinel_user: self.sentinel_user.clone(),
+            sentinel_password_file: self.sentinel_password_file.clone(),
+            ca: self.redis_ca.clone(),
+            certificate: self.redis_cert.clone().zip(self.redis_key.clone()),
         }
     }
 

@@ -45,6 +45,10 @@ impl From<Error> for Status {
                 let details = retry(info(reason::STORE_UNAVAILABLE, HashMap::new()), RETRY_STORE_AFTER);
                 refuse(Code::Unavailable, format!("the store is not available: {message}"), details)
             }
+            Error::Store(StoreError::DatasetReset(message)) => {
+                let details = retry(info(reason::DATASET_RESET, HashMap::new()), RETRY_STORE_AFTER);
+                refuse(Code::Unavailable, format!("the store is not available: {message}"), details)
+            }
             Error::Store(StoreError::Full(message)) => {
                 let details = retry(info(reason::STORE_FULL, HashMap::new()), RETRY_STORE_AFTER);
                 let message = format!("the store is full: {message}; tasks in it can be popped and acked");

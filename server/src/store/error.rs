@@ -13,6 +13,9 @@ pub enum StoreError {
         /// True if the step was certainly not done.
         did_not_run: bool,
     },
+    /// It has lost its data, and nobody said that this is right. Nothing was done.
+    #[error("{0}")]
+    DatasetReset(String),
     /// It has no room for more. Nothing was done.
     #[error("{0}")]
     Full(String),

@@ -92,8 +92,6 @@ pub(super) struct OnRedis {
     pub(super) shared: Arc<RedisShared>,
     redis: Arc<Redis>,
     rules: Rules,
-    /// Kept, because the clock is set often.
-    clock: Mutex<Option<Connection>>,
 }
 
 /// Of a call; the tests should not meet it.
@@ -105,28 +103,21 @@ pub(super) fn redis(rules: Rules) -> Rig {
 
 /// Of every store that a test opens there.
 pub(super) fn config_of(redis: &Redis, rules: Rules) -> RedisConfig {
-    RedisConfig { url: redis.url(), key_prefix: "test".to_owned(), timeout: TIMEOUT, rules }
+    RedisConfig {
+        url: redis.url(),
+        access: Access::default(),
+        key_prefix: "test".to_owned(),
+        accept_reset: true,
+        timeout: TIMEOUT,
+        rules,
+    }
 }
 
 impl OnRedis {
     pub(super) fn connect(redis: &Arc<Redis>, rules: Rules) -> Self {
         let shared = Arc::new(RedisShared::new(&config_of(redis, rules)).unwrap());
         let (store, redis) = (RedisStore::new(Arc::clone(&shared)), Arc::clone(redis));
-        Self { store, shared, redis, rules, clock: Mutex::default() }
-    }
-
-    /// A script, and DEL first, because a full Redis refuses a bare SET.
-    fn write_clock(&self, now: Millis) -> RedisResult<()> {
-        let mut kept = self.clock.lock().unwrap();
-        let mut connection = match kept.take() {
-            Some(connection) => connection,
-            None => Client::open(self.redis.url())?.get_connection()?,
-        };
-        let set = "redis.call('DEL', KEYS[2]) redis.call('SET', KEYS[1], ARGV[1])";
-        let keys = (self.shared.test_clock(), "test:none");
-        cmd("EVAL").arg(set).arg(2).arg(keys).arg(now).exec(&mut connection)?;
-        *kept = Some(connection);
-        Ok(())
+        Self { store, shared, redis, rules }
     }
 }
 
@@ -137,8 +128,7 @@ impl Engine for OnRedis {
     }
 
     fn set_clock(&self, now: Millis) {
-        // The connection that was kept may be one to a Redis that has ended since.
-        self.write_clock(now).or_else(|_| self.write_clock(now)).unwrap();
+        self.shared.set_test_clock(now);
     }
 
     async fn fill(&self) {
@@ -147,7 +137,7 @@ impl Engine for OnRedis {
 
     fn start_over(&mut self, rules: Rules) {
         self.redis.flush();
-        *self = Self { clock: std::mem::take(&mut self.clock), ..Self::connect(&self.redis, rules) };
+        *self = Self::connect(&self.redis, rules);
     }
 
     fn disturbances(&self) -> &'static [Disturbance] {
@@ -156,9 +146,7 @@ impl Engine for OnRedis {
 
     async fn disturb(&mut self, disturbance: Disturbance) {
         match disturbance {
-            Disturbance::Reconnect => {
-                *self = Self { clock: std::mem::take(&mut self.clock), ..Self::connect(&self.redis, self.rules) };
-            }
+            Disturbance::Reconnect => *self = Self::connect(&self.redis, self.rules),
             Disturbance::Forget => self.redis.script_flush(),
             other => panic!("Redis is not part of the server: {other:?}"),
         }

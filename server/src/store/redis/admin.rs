@@ -11,7 +11,7 @@ use super::{
     answer::{self, bytes, changed, page, seen, seen_by_id, unreadable},
     call_id, fitness,
     gather::Job,
-    script::{self, Call, Source},
+    script::{self, Call, Sources},
     unless_broken,
 };
 use crate::store::{
@@ -89,7 +89,7 @@ impl RedisStore {
     /// Does something to tasks by id, of which a second run has to answer as the first; a digit tells of each what became of it.
     async fn of_each<T>(
         &self,
-        script: &'static Source,
+        script: &'static Sources,
         queue: &QueueName,
         ids: &[TaskId],
         read: fn(u8) -> Option<T>,

@@ -45,6 +45,15 @@ impl Keys {
         format!("{}:format", self.prefix)
     }
 
+    /// The keys that tell which history the data are of: on a cluster so many that each master has some, most likely.
+    pub(super) fn epochs(&self, is_cluster: bool) -> Vec<String> {
+        const IN_CLUSTER: u32 = 64;
+        match is_cluster {
+            false => vec![format!("{}:epoch", self.prefix)],
+            true => (0..IN_CLUSTER).map(|part| format!("{}:epoch.{part}", self.prefix)).collect(),
+        }
+    }
+
     /// The set that knows this queue.
     pub(super) fn registry_of(&self, queue: &QueueName) -> String {
         let hash = Md5::digest(queue.as_str());
@@ -58,11 +67,6 @@ impl Keys {
     /// A server's channel is this and its name.
     pub(super) fn channels(&self) -> String {
         format!("{}:wake:", self.prefix)
-    }
-
-    #[cfg(test)]
-    pub(super) fn test_clock(&self) -> String {
-        format!("{}:now", self.prefix)
     }
 }
 

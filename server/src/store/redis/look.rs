@@ -5,7 +5,7 @@ use bb8_redis::redis::Value;
 use super::{
     RedisStore,
     answer::from_value,
-    script::{self, Call},
+    script::{self, Together},
 };
 use crate::store::{Millis, QueueName, Sight, StoreError};
 
@@ -23,13 +23,19 @@ impl RedisStore {
         if queues.is_empty() {
             return Ok(Vec::new());
         }
-        let calls = queues.iter().map(|queue| self.call(&script::LOOK, queue).arg(announce)).collect::<Vec<_>>();
-        let answers = self.link.run(async |connection| Call::run_together(calls, connection).await).await?;
+        let calls = queues.iter().map(|queue| self.call(&script::LOOK, queue).arg(announce)).collect();
+        let answers = self.link.run(&Together(calls)).await?;
         let mut looks = Vec::with_capacity(queues.len());
         for (queue, answer) in queues.iter().zip(answers) {
             let look = match answer {
                 Ok(answer) => Look::read(&answer),
                 Err(error) if script::is_unknown_script(&error) => self.look_once(queue, announce).await,
+                // Its node is away, and those of others are not.
+                Err(error) if self.shared.route.address().is_cluster() => {
+                    tracing::debug!(?queue, %error, "cannot look at a queue");
+                    looks.push(None);
+                    continue;
+                }
                 Err(error) => Err(self.shared.presence.store_error(&error)),
             };
             looks.push(unless_broken(queue, look)?);

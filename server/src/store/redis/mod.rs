@@ -3,6 +3,7 @@
 //! Every step is one script of `server/lua`; `common.lua` there describes the keys. This module and those below are the
 //! only ones that name the engine.
 
+mod address;
 mod admin;
 mod answer;
 mod fitness;
@@ -11,6 +12,7 @@ mod keys;
 mod link;
 mod look;
 mod registry;
+mod route;
 mod script;
 mod shared;
 
@@ -20,7 +22,10 @@ use async_trait::async_trait;
 use bb8_redis::redis::{FromRedisValue, RedisError, Value};
 use futures_util::StreamExt;
 
-pub use self::shared::{RedisConfig, RedisShared};
+pub use self::{
+    address::{Access, FORMS},
+    shared::{RedisConfig, RedisShared},
+};
 use self::{
     answer::{
         PopAnswer, bytes, cancelled, from_value, inserted_ids, outcomes, queue_full, released, sixteen,
@@ -29,7 +34,7 @@ use self::{
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
     link::Link,
     look::{Look, unless_broken},
-    script::{Call, Source, holder},
+    script::{Call, Sources, holder},
 };
 use super::{
     Attempt, Beaten, Consumer, Insert, Inserted, Kept, Millis, NumberedInsert, OnWake, Outcome, PRODUCER_ANSWERS, Pop,
@@ -61,17 +66,17 @@ pub struct RedisStore {
 impl RedisStore {
     /// Opens the connections of the thread whose runtime this is called in.
     pub fn new(shared: Arc<RedisShared>) -> Self {
-        let link = Arc::new(Link::new(shared.client.clone(), &shared.presence, shared.timeout));
+        let link = Arc::new(Link::new(Arc::clone(&shared.route), &shared.presence, shared.timeout));
         let gatherer = Arc::new(Gatherer::new(Arc::clone(&shared), Arc::clone(&link)));
         Self { shared, link, gatherer }
     }
 
-    fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
+    fn call(&self, script: &'static Sources, queue: &QueueName) -> Call {
         self.shared.call(script, queue)
     }
 
     async fn run<T: FromRedisValue>(&self, call: Call) -> Result<T, StoreError> {
-        self.link.run(async |connection| call.run(connection).await).await
+        from_value(&self.link.run(&call).await?)
     }
 
     /// Bounds a call that may take several steps as one step is bounded.
@@ -384,7 +389,7 @@ impl Store for RedisStore {
     async fn listen(&self, on_wake: OnWake) -> Result<(), StoreError> {
         let lost = |error: RedisError| self.shared.presence.store_error(&error);
         let silent = |_| self.shared.presence.timed_out(self.shared.timeout, true);
-        let connecting = tokio::time::timeout(self.shared.timeout, self.shared.client.get_async_pubsub());
+        let connecting = tokio::time::timeout(self.shared.timeout, self.shared.route.listen());
         let mut pubsub = connecting.await.map_err(silent)?.map_err(lost)?;
         pubsub.subscribe(format!("{}{}", self.shared.keys.channels(), self.shared.server)).await.map_err(lost)?;
         let (mut commands, mut messages) = pubsub.split();
@@ -411,7 +416,7 @@ impl Store for RedisStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         let mut probe = self.shared.probe.lock().await;
-        let found = probe.ask(&self.shared.keys.format(), &self.shared.presence).await;
+        let found = probe.ask(&self.shared.keys, &self.shared.epochs(), &self.shared.presence).await;
         self.shared.note(found)
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bb8_redis::redis::cmd;
 
-use super::{RedisStore, keys::REGISTRY_PARTS};
+use super::{RedisStore, answer::from_value, keys::REGISTRY_PARTS};
 use crate::store::{QueueName, ReapCursor, StoreError};
 
 /// How many queues this process remembers to have registered.
@@ -19,7 +19,7 @@ impl RedisStore {
     pub(super) async fn register(&self, queue: &QueueName) -> Result<(), StoreError> {
         let mut add = cmd("SADD");
         add.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
-        self.link.run(async |connection| add.query_async::<()>(connection).await).await?;
+        self.link.run(&add).await?;
         self.shared.known(|known| {
             if known.registered.len() >= REGISTERED_MAX {
                 known.registered.clear();
@@ -58,8 +58,7 @@ impl RedisStore {
     ) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
         let mut scan = cmd("SSCAN");
         scan.arg(self.shared.keys.registry(cursor.part)).arg(cursor.position).arg("COUNT").arg(budget);
-        let (position, names): (u64, Vec<String>) =
-            self.link.run(async |connection| scan.query_async(connection).await).await?;
+        let (position, names): (u64, Vec<String>) = from_value(&self.link.run(&scan).await?)?;
         let next = match position {
             0 => ReapCursor { part: (cursor.part + 1) % REGISTRY_PARTS, position: 0 },
             position => ReapCursor { position, ..cursor },
@@ -86,7 +85,7 @@ impl RedisStore {
         let mut remove = cmd("SREM");
         remove.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
         let removing = async {
-            self.link.run(async |connection| remove.query_async::<()>(connection).await).await?;
+            self.link.run(&remove).await?;
             // Another server may have made the queue since, and registered it before the name went.
             Ok(self.look_once(queue, 0).await?.exists)
         };

@@ -2,12 +2,10 @@
 
 use std::sync::LazyLock;
 
-use bb8_redis::redis::{
-    Arg, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, Script, ServerErrorKind, ToRedisArgs, Value,
-    aio::MultiplexedConnection, cmd,
-};
+use bb8_redis::redis::{Arg, Cmd, ErrorKind, Pipeline, RedisError, Script, ServerErrorKind, ToRedisArgs, Value, cmd};
+use futures_util::future;
 
-use super::{ANNOUNCED_FOR, gather::PopCall};
+use super::{ANNOUNCED_FOR, gather::PopCall, link::Ask, route::Wire};
 use crate::store::{
     Attempt, Cause, Due, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, Past, PopRequest, RECLAIM_STEP, Rules,
     TaskId, Token, hex,
@@ -28,12 +26,15 @@ const PRELUDE: &str = include_str!("../../../lua/prelude.lua");
 #[cfg(test)]
 const PRELUDE: &str = include_str!("../../../lua/prelude_test.lua");
 
+/// In a cluster, what comes next.
+const GUARD: &str = include_str!("../../../lua/guard.lua");
+
 /// A script is what all share, what it needs beside, and its own file. What it does not need would cost it time.
 macro_rules! scripts {
     ($($name:ident = $($file:literal)+;)*) => {$(
-        pub(super) static $name: LazyLock<Source> = LazyLock::new(|| {
+        pub(super) static $name: LazyLock<Sources> = LazyLock::new(|| {
             let [lines, sizes, rare] = RARE;
-            Source::new([PRELUDE, COMMON, lines, sizes, rare, $(include_str!(concat!("../../../lua/", $file))),+].join("\n"))
+            Sources::new(&[COMMON, lines, sizes, rare, $(include_str!(concat!("../../../lua/", $file))),+])
         });
     )*};
 }
@@ -194,6 +195,22 @@ pub(super) struct Source {
     hash: String,
 }
 
+/// A script in its two forms.
+pub(super) struct Sources {
+    one: Source,
+    cluster: Source,
+}
+
+impl Sources {
+    fn new(parts: &[&str]) -> Self {
+        let code = parts.join("\n");
+        Self {
+            cluster: Source::new(format!("{PRELUDE}\n{GUARD}\n{code}")),
+            one: Source::new(format!("{PRELUDE}\n{code}")),
+        }
+    }
+}
+
 impl Source {
     fn new(code: String) -> Self {
         let hash = Script::new(&code).get_hash().to_owned();
@@ -209,7 +226,8 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn new(source: &'static Source, meta: &str) -> Self {
+    pub(super) fn new(sources: &'static Sources, is_cluster: bool, meta: &str) -> Self {
+        let source = if is_cluster { &sources.cluster } else { &sources.one };
         let mut command = Cmd::with_capacity(ARGS, ARGS_BYTES);
         command.arg("EVALSHA").arg(&source.hash).arg(1).arg(meta);
         Self { source, command }
@@ -256,28 +274,6 @@ impl Call {
         self
     }
 
-    /// Runs it. A script that Redis does not know did not run: it is sent whole then, in one step with its run, for
-    /// Redis might forget it again in between.
-    pub(super) async fn run<T: FromRedisValue>(&self, connection: &mut MultiplexedConnection) -> Result<T, RedisError> {
-        match self.command.query_async(connection).await {
-            Err(error) if is_unknown_script(&error) => self.whole().query_async(connection).await,
-            other => other,
-        }
-    }
-
-    /// Runs several in one write, and waits for all of their answers: when the connection breaks, none of them is known to have
-    /// run. Nor did those that answer that their script is not known.
-    pub(super) async fn run_together(
-        calls: Vec<Self>,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<Vec<Result<Value, RedisError>>, RedisError> {
-        let mut pipeline = Pipeline::with_capacity(calls.len());
-        for call in calls {
-            pipeline.add_command(call.command);
-        }
-        pipeline.ignore_errors().query_async(connection).await
-    }
-
     fn whole(&self) -> Cmd {
         let mut command = cmd("EVAL");
         command.arg(&self.source.code);
@@ -287,5 +283,41 @@ impl Call {
             }
         }
         command
+    }
+}
+
+/// A script that Redis does not know did not run: it is sent whole then, in one step with its run, for Redis might forget it again
+/// in between.
+impl Ask for Call {
+    type Answer = Value;
+
+    async fn send(&self, wire: &mut Wire) -> Result<Value, RedisError> {
+        match self.command.query_async(wire).await {
+            Err(error) if is_unknown_script(&error) => self.whole().query_async(wire).await,
+            other => other,
+        }
+    }
+}
+
+/// Several in one write to each node, and all of their answers: when the connection breaks, none of them is known to have run. Nor
+/// did those that answer that their script is not known.
+pub(super) struct Together(pub(super) Vec<Call>);
+
+impl Ask for Together {
+    type Answer = Vec<Result<Value, RedisError>>;
+
+    async fn send(&self, wire: &mut Wire) -> Result<Self::Answer, RedisError> {
+        let Wire::Cluster(cluster) = wire else {
+            let mut pipeline = Pipeline::with_capacity(self.0.len());
+            for call in &self.0 {
+                pipeline.add_command(call.command.clone());
+            }
+            return pipeline.ignore_errors().query_async(wire).await;
+        };
+        let answers = self.0.iter().map(|call| {
+            let mut cluster = cluster.clone();
+            async move { call.command.query_async(&mut cluster).await }
+        });
+        Ok(future::join_all(answers).await)
     }
 }

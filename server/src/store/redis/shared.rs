@@ -6,25 +6,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bb8_redis::redis::{Client, IntoConnectionInfo, io::tcp::TcpSettings};
-
 use super::{
-    fitness,
+    Access, fitness,
+    fitness::{Epochs, Unfit},
     keys::Keys,
-    link::{self, Presence, Probe, Standing},
-    script::{Call, Source},
+    link::{Presence, Probe, Standing},
+    route::Route,
+    script::{Call, Sources},
 };
 use crate::store::{QueueName, Rules, StoreError, hex};
 
 /// What the stores of all threads of a process share.
 pub struct RedisShared {
-    pub(super) client: Client,
+    pub(super) route: Arc<Route>,
     pub(super) keys: Keys,
     pub(super) server: String,
     pub(super) rules: Rules,
     pub(super) timeout: Duration,
     pub(super) presence: Arc<Presence>,
     pub(super) probe: tokio::sync::Mutex<Probe>,
+    accept_reset: bool,
+    #[cfg(test)]
+    clock: Arc<std::sync::atomic::AtomicU64>,
+    epochs: Mutex<Epochs>,
     pub(super) known: Mutex<Known>,
 }
 
@@ -41,10 +45,14 @@ pub(super) struct Known {
 /// How to reach Redis.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
-    /// `redis://[user:password@]host[:port][/db]`.
+    /// One of [`FORMS`](super::FORMS).
     pub url: String,
+    /// Who asks, if the address does not say.
+    pub access: Access,
     /// In front of every key: letters, digits, `_` and `-`.
     pub key_prefix: String,
+    /// Go on when the data are gone.
+    pub accept_reset: bool,
     /// Bounds a call, connecting included.
     pub timeout: Duration,
     /// The rules of its queues.
@@ -54,10 +62,7 @@ pub struct RedisConfig {
 impl RedisShared {
     /// Reads the address; connects to nothing.
     pub fn new(config: &RedisConfig) -> Result<Self, String> {
-        // redis-rs' own message says what is wrong with the address without repeating it.
-        let address = config.url.as_str().into_connection_info().map_err(|error| link::describe(&error))?;
-        let address = address.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let client = Client::open(address).map_err(|error| link::describe(&error))?;
+        let route = Arc::new(Route::new(&config.url, &config.access, config.timeout)?);
         let mut name = [0; 8];
         getrandom::fill(&mut name).map_err(|error| error.to_string())?;
         Ok(Self {
@@ -65,27 +70,43 @@ impl RedisShared {
             server: hex(&name),
             rules: config.rules,
             timeout: config.timeout,
-            presence: Arc::new(Presence::new(client.get_connection_info().addr().to_string())),
-            probe: tokio::sync::Mutex::new(Probe::new(client.clone(), config.timeout)),
+            presence: Arc::new(Presence::new(route.address().to_string())),
+            probe: tokio::sync::Mutex::new(Probe::new(Arc::clone(&route), config.timeout)),
             known: Mutex::default(),
-            client,
+            accept_reset: config.accept_reset,
+            #[cfg(test)]
+            clock: test_clock(&config.url),
+            epochs: Mutex::default(),
+            route,
         })
     }
 
-    pub(super) fn call(&self, script: &'static Source, queue: &QueueName) -> Call {
-        Call::new(script, &self.keys.meta(queue))
+    pub(super) fn call(&self, script: &'static Sources, queue: &QueueName) -> Call {
+        Call::new(script, self.route.address().is_cluster(), &self.keys.meta(queue))
             .arg(self.rules.remember.window)
             .arg((self.rules.remember.entries / 2).max(1))
             .arg(&self.server)
             .arg(queue.as_str())
-            .arg(self.keys.channels())
+            .arg(self.channels())
             .arg(self.rules.max_expiries)
     }
 
-    /// The key that holds the time of the tests.
+    /// In front of the names of servers.
+    #[cfg(not(test))]
+    fn channels(&self) -> String {
+        self.keys.channels()
+    }
+
+    /// Behind it is the time that the tests' prelude reads.
     #[cfg(test)]
-    pub(in crate::store) fn test_clock(&self) -> String {
-        self.keys.test_clock()
+    fn channels(&self) -> String {
+        format!("{}\n{}", self.keys.channels(), self.clock.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    /// The time of all scripts on this Redis.
+    #[cfg(test)]
+    pub(in crate::store) fn set_test_clock(&self, now: crate::store::Millis) {
+        self.clock.store(now, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// A key of a queue, by the name of its part.
@@ -98,10 +119,16 @@ impl RedisShared {
         with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The histories that were seen, which the next check has to find again.
+    pub(super) fn epochs(&self) -> Epochs {
+        self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Notes what a check found: logs changes, and forgets what was known about another run of Redis.
-    pub(super) fn note(&self, found: Result<fitness::Report, String>) -> Result<(), StoreError> {
+    pub(super) fn note(&self, found: Result<fitness::Report, Unfit>) -> Result<(), StoreError> {
         match found {
             Ok(report) => {
+                self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&report.epochs);
                 let news = self.known(|known| {
                     let news = known.report.as_ref() != Some(&report);
                     if news {
@@ -129,7 +156,27 @@ impl RedisShared {
                 }
                 Ok(())
             }
-            Err(message) => {
+            Err(Unfit::Reset(key)) if self.accept_reset => {
+                let address = self.presence.address();
+                tracing::warn!(address, key, "Redis came back without its data; this server goes on (--accept-reset)");
+                self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.presence.begin_epoch();
+                let message = format!("Redis at {address} came back without its data, which is accepted; one moment");
+                self.presence.set(Standing::Away(message.as_str().into()));
+                Err(StoreError::Unavailable { message, did_not_run: true })
+            }
+            Err(Unfit::Reset(key)) => {
+                let message = format!(
+                    "Redis at {} has lost its data, or is another one: {key} is not what it was; bring the data back, or start the servers \
+                     anew if it is right",
+                    self.presence.address()
+                );
+                if self.presence.set(Standing::Reset(message.as_str().into())) {
+                    self.presence.begin_epoch();
+                }
+                Err(StoreError::DatasetReset(message))
+            }
+            Err(Unfit::Problem(message)) => {
                 if self.presence.set(Standing::Away(message.as_str().into())) {
                     self.presence.begin_epoch();
                 }
@@ -137,4 +184,13 @@ impl RedisShared {
             }
         }
     }
+}
+
+/// All servers of a Redis have one time, as they have without a test.
+#[cfg(test)]
+fn test_clock(url: &str) -> Arc<std::sync::atomic::AtomicU64> {
+    static CLOCKS: Mutex<std::collections::BTreeMap<String, Arc<std::sync::atomic::AtomicU64>>> =
+        Mutex::new(std::collections::BTreeMap::new());
+    let mut clocks = CLOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    Arc::clone(clocks.entry(url.to_owned()).or_default())
 }
