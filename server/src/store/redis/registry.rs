@@ -58,7 +58,12 @@ impl RedisStore {
     ) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
         let mut scan = cmd("SSCAN");
         scan.arg(self.shared.keys.registry(cursor.part)).arg(cursor.position).arg("COUNT").arg(budget);
-        let (position, names): (u64, Vec<String>) = from_value(&self.link.run(&scan).await?)?;
+        let (position, names): (u64, Vec<String>) = match self.link.run(&scan).await {
+            Ok(names) => from_value(&names)?,
+            // A node that is away must not keep the queues of others waiting.
+            Err(StoreError::Unavailable { .. }) if self.shared.route.address().is_cluster() => (0, Vec::new()),
+            Err(error) => return Err(error),
+        };
         let next = match position {
             0 => ReapCursor { part: (cursor.part + 1) % REGISTRY_PARTS, position: 0 },
             position => ReapCursor { position, ..cursor },
