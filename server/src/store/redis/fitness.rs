@@ -37,6 +37,8 @@ pub(super) struct Report {
     pub(super) run_id: String,
     /// Which histories the data are of: the keys that tell, and what they tell.
     pub(super) epochs: Epochs,
+    /// Of a cluster: the last slot of each range, in their order, and a number for the master that has it.
+    pub(super) owners: Vec<(u16, u16)>,
     /// Masters of a cluster that did not answer: their queues stand still, the others do not.
     pub(super) absent: Vec<String>,
 }
@@ -56,6 +58,13 @@ impl From<String> for Unfit {
     }
 }
 
+/// As [`Report`] has them.
+struct Masters {
+    masters: Vec<Master>,
+    absent: Vec<String>,
+    owners: Vec<(u16, u16)>,
+}
+
 /// A master, and what it said.
 struct Master {
     node: SingleNodeRoutingInfo,
@@ -67,7 +76,7 @@ struct Master {
 /// time.
 pub(super) async fn examine(wire: &mut Wire, keys: &Keys, known: &Epochs, patience: Duration) -> Result<Report, Unfit> {
     let patience = patience / 4;
-    let (masters, absent) = masters(wire, patience).await?;
+    let Masters { masters, absent, owners } = masters(wire, patience).await?;
     for master in &masters {
         refuse_unfit(&fields(&master.info)).map_err(|problem| match wire {
             Wire::One(_) => problem,
@@ -86,6 +95,7 @@ pub(super) async fn examine(wire: &mut Wire, keys: &Keys, known: &Epochs, patien
     let mut report = report.ok_or_else(|| format!("no master answers: {}", absent.join(", ")))?;
     report.epochs = epochs(wire, keys, known, patience).await?;
     report.absent = absent;
+    report.owners = owners;
     Ok(report)
 }
 
@@ -113,12 +123,12 @@ async fn report_of(wire: &mut Wire, master: &Master) -> Report {
         durable: info.get("aof_enabled") == Some(&"1"),
         run_id: info.get("run_id").copied().unwrap_or_default().to_owned(),
         epochs: BTreeMap::new(),
+        owners: Vec::new(),
         absent: Vec::new(),
     }
 }
 
-/// The masters, and the addresses of those that did not answer.
-async fn masters(wire: &mut Wire, patience: Duration) -> Result<(Vec<Master>, Vec<String>), String> {
+async fn masters(wire: &mut Wire, patience: Duration) -> Result<Masters, String> {
     let asking = wire.clone();
     let info = async |node: SingleNodeRoutingInfo| match asking.clone().ask(cmd("INFO"), node).await.and_then(text) {
         // What may not be read is unknown, and does not keep the server from serving.
@@ -128,9 +138,16 @@ async fn masters(wire: &mut Wire, patience: Duration) -> Result<(Vec<Master>, Ve
     let Wire::Cluster(_) = wire else {
         let node = SingleNodeRoutingInfo::Random;
         let info = info(node.clone()).await.map_err(|error| describe(&error))?;
-        return Ok((vec![Master { node, address: String::new(), info }], Vec::new()));
+        let masters = vec![Master { node, address: String::new(), info }];
+        return Ok(Masters { masters, absent: Vec::new(), owners: Vec::new() });
     };
-    let addresses = addresses(wire, patience).await?;
+    let ranges = ranges(wire, patience).await?;
+    let mut addresses: Vec<_> = ranges.iter().map(|(_, address)| address.clone()).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let number = |address| addresses.binary_search(address).map_or(0, |at| u16::try_from(at).unwrap_or(u16::MAX));
+    let mut owners: Vec<_> = ranges.iter().map(|(last, address)| (*last, number(address))).collect();
+    owners.sort_unstable();
     let asked = future::join_all(addresses.into_iter().map(async |(host, port)| {
         let address = format!("{host}:{port}");
         let node = SingleNodeRoutingInfo::ByAddress { host, port };
@@ -146,48 +163,35 @@ async fn masters(wire: &mut Wire, patience: Duration) -> Result<(Vec<Master>, Ve
             Err(address) => absent.push(address),
         }
     }
-    Ok((masters, absent))
+    Ok(Masters { masters, absent, owners })
 }
 
-/// Where the masters of a cluster are. Any node knows, if it answers.
-async fn addresses(wire: &mut Wire, patience: Duration) -> Result<Vec<(String, u16)>, String> {
+/// The last slot of each range, and where its master is. Any node knows, if it answers.
+async fn ranges(wire: &mut Wire, patience: Duration) -> Result<Vec<(u16, (String, u16))>, String> {
     const TRIES: u32 = 4;
-    let mut why = String::new();
+    let mut why = "a node does not answer".to_owned();
     for _ in 0..TRIES {
         let mut slots = cmd("CLUSTER");
         slots.arg("SLOTS");
         match timeout(patience / TRIES, wire.ask(slots, SingleNodeRoutingInfo::Random)).await {
-            Ok(Ok(slots)) => {
-                let ranges: Vec<(Value, Value, Vec<Value>)> = ranges(slots).map_err(|error| describe(&error))?;
-                let mut addresses = ranges.into_iter().filter_map(|(_, _, master)| {
-                    let [host, port, ..] = master.as_slice() else { return None };
-                    Some((text(host.clone()).ok()?, from_redis_value(port.clone()).ok()?))
-                });
-                let mut found: Vec<(String, u16)> = addresses.by_ref().collect();
-                found.sort_unstable();
-                found.dedup();
-                return Ok(found);
-            }
+            Ok(Ok(slots)) => return read_ranges(slots).map_err(|error| describe(&error)),
             Ok(Err(error)) => why = describe(&error),
-            Err(_) => why = "a node does not answer".to_owned(),
+            Err(_) => {}
         }
     }
     Err(format!("cannot tell where the masters are: {why}"))
 }
 
-/// Of each range of slots: its first, its last and its master.
-fn ranges(slots: Value) -> Result<Vec<(Value, Value, Vec<Value>)>, RedisError> {
-    let ranges: Vec<Vec<Value>> = from_redis_value(slots)?;
-    let mut read = Vec::with_capacity(ranges.len());
-    for mut range in ranges {
-        if range.len() >= 3 {
-            range.truncate(3);
-            if let [first, last, master] = range.as_slice() {
-                read.push((first.clone(), last.clone(), from_redis_value(master.clone())?));
-            }
-        }
+fn read_ranges(slots: Value) -> Result<Vec<(u16, (String, u16))>, RedisError> {
+    let mut ranges = Vec::new();
+    for range in from_redis_value::<Vec<Vec<Value>>>(slots)? {
+        // First, last, then the nodes, the master before its replicas.
+        let [_, last, master, ..] = range.as_slice() else { continue };
+        let master: Vec<Value> = from_redis_value(master.clone())?;
+        let [host, port, ..] = master.as_slice() else { continue };
+        ranges.push((from_redis_value(last.clone())?, (text(host.clone())?, from_redis_value(port.clone())?)));
     }
-    Ok(read)
+    Ok(ranges)
 }
 
 fn text(value: Value) -> Result<String, RedisError> {

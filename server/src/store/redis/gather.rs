@@ -5,7 +5,7 @@
 //! full Redis refuses only them; and a queue that cannot be read fails only its own calls.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -187,8 +187,11 @@ pub(super) struct Gatherer {
     state: Mutex<State>,
 }
 
+/// By node: while one does not answer, the calls of others do not wait for it.
+type State = BTreeMap<u16, Node>;
+
 #[derive(Default)]
-struct State {
+struct Node {
     lanes: Lanes<(QueueName, Job)>,
     in_flight: usize,
 }
@@ -198,8 +201,8 @@ impl Gatherer {
         Self { shared, link, state: Mutex::default() }
     }
 
-    fn state<T>(&self, with: impl FnOnce(&mut State) -> T) -> T {
-        with(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    fn state<T>(&self, node: u16, with: impl FnOnce(&mut Node) -> T) -> T {
+        with(self.state.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default())
     }
 
     /// Lets a job wait for its turn, and answers what became of it.
@@ -213,14 +216,15 @@ impl Gatherer {
         let (reply, answer) = oneshot::channel();
         let job = job(vec![Ask { call, reply }]);
         let load = job.load();
-        let may_start = self.state(|state| {
+        let node = self.shared.node_of(queue);
+        let may_start = self.state(node, |state| {
             state.lanes.push(lane, load, (queue.clone(), job))?;
             let may_start = state.in_flight < BATCHES_IN_FLIGHT;
             state.in_flight += usize::from(may_start);
             Ok::<_, StoreError>(may_start)
         })?;
         if may_start {
-            tokio::spawn(Runner { gatherer: Arc::clone(self), is_in_flight: true }.run());
+            tokio::spawn(Runner { gatherer: Arc::clone(self), node, is_in_flight: true }.run());
         }
         answer.await.unwrap_or_else(|_| {
             let message = "the call was dropped; the log has the cause".to_owned();
@@ -241,13 +245,14 @@ impl Gatherer {
 /// One of those who take batches, until nothing waits.
 struct Runner {
     gatherer: Arc<Gatherer>,
+    node: u16,
     is_in_flight: bool,
 }
 
 impl Runner {
     async fn run(mut self) {
         loop {
-            let jobs = self.gatherer.state(|state| {
+            let jobs = self.gatherer.state(self.node, |state| {
                 let jobs = state.lanes.take(BATCH_WEIGHT);
                 // In the same breath, so that whoever comes next knows that there is nobody to wait for.
                 self.is_in_flight = !jobs.is_empty();
@@ -265,7 +270,7 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if self.is_in_flight {
-            self.gatherer.state(|state| state.in_flight -= 1);
+            self.gatherer.state(self.node, |state| state.in_flight -= 1);
         }
     }
 }

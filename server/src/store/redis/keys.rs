@@ -36,9 +36,19 @@ impl Keys {
 
     /// A part of a queue, as `common.lua` names it.
     pub(super) fn part_of(&self, queue: &QueueName, part: &str) -> String {
+        let (tag, name) = (Self::tag(queue), URL_SAFE_NO_PAD.encode(queue.as_str()));
+        format!("{}:{{{tag}}}:{name}:{part}", self.prefix)
+    }
+
+    /// The slot of Redis Cluster that a queue is in.
+    pub(super) fn slot(&self, queue: &QueueName) -> u16 {
+        const SLOTS: u16 = 16_384;
+        crc16::State::<crc16::XMODEM>::calculate(Self::tag(queue).as_bytes()) % SLOTS
+    }
+
+    fn tag(queue: &QueueName) -> String {
         const SHARD: u8 = 0;
-        let (tag, name) = (URL_SAFE_NO_PAD.encode(queue.tag()), URL_SAFE_NO_PAD.encode(queue.as_str()));
-        format!("{}:{{{tag}.{SHARD}}}:{name}:{part}", self.prefix)
+        format!("{}.{SHARD}", URL_SAFE_NO_PAD.encode(queue.tag()))
     }
 
     pub(super) fn format(&self) -> String {
@@ -93,5 +103,7 @@ mod tests {
         assert_eq!(tag_of("a::b"), tag_of("a::c"));
         assert_eq!(tag_of("a::b"), tag_of("a"));
         assert_ne!(tag_of("a:b"), tag_of("a"));
+        // What CLUSTER KEYSLOT says of `{YQ.0}`.
+        assert_eq!(keys.slot(&QueueName::parse("a").unwrap()), 15368);
     }
 }

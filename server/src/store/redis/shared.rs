@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,7 @@ pub struct RedisShared {
     #[cfg(test)]
     clock: Arc<std::sync::atomic::AtomicU64>,
     epochs: Mutex<Epochs>,
+    owners: RwLock<Vec<(u16, u16)>>,
     pub(super) known: Mutex<Known>,
 }
 
@@ -77,6 +78,7 @@ impl RedisShared {
             #[cfg(test)]
             clock: test_clock(&config.url),
             epochs: Mutex::default(),
+            owners: RwLock::default(),
             route,
         })
     }
@@ -119,6 +121,17 @@ impl RedisShared {
         with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// A number for the node that has this queue, as far as is known: the same for all of its queues.
+    pub(super) fn node_of(&self, queue: &QueueName) -> u16 {
+        if !self.route.address().is_cluster() {
+            return 0;
+        }
+        let slot = self.keys.slot(queue);
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let at = owners.partition_point(|(last, _)| *last < slot);
+        owners.get(at).map_or(0, |(_, node)| *node)
+    }
+
     /// The histories that were seen, which the next check has to find again.
     pub(super) fn epochs(&self) -> Epochs {
         self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -127,8 +140,9 @@ impl RedisShared {
     /// Notes what a check found: logs changes, and forgets what was known about another run of Redis.
     pub(super) fn note(&self, found: Result<fitness::Report, Unfit>) -> Result<(), StoreError> {
         match found {
-            Ok(report) => {
-                self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&report.epochs);
+            Ok(mut report) => {
+                *self.epochs.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut report.epochs);
+                *self.owners.write().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut report.owners);
                 let news = self.known(|known| {
                     let news = known.report.as_ref() != Some(&report);
                     if news {
@@ -138,6 +152,13 @@ impl RedisShared {
                 });
                 if news {
                     self.presence.begin_epoch();
+                }
+                if news && !report.absent.is_empty() {
+                    let masters = report.absent.join(", ");
+                    tracing::warn!(
+                        masters,
+                        "masters of the cluster do not answer; their queues stand still until others take over"
+                    );
                 }
                 if self.presence.set(Standing::Fit) || news {
                     let (address, version, survives) = (self.presence.address(), report.version, report.note);
