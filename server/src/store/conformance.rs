@@ -46,7 +46,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use self::{
-    engines::{memory, redis, sqlite},
+    engines::{cluster, memory, redis, sqlite},
     rig::{Disturbance, Engine, Rig},
 };
 use super::{
@@ -58,9 +58,9 @@ use super::{
 
 /// Runs every case on every store that is named here.
 macro_rules! conformance {
-    ($($store:ident => $open:ident),+ $(,)?) => { $(
+    ($($store:ident => $run:ident $open:ident),+ $(,)?) => { $(
         mod $store {
-            cases! {
+            $run! {
                 $open,
                 insert {
                     what_was_inserted_is_delivered_byte_for_byte,
@@ -343,10 +343,25 @@ macro_rules! cases {
     )+ };
 }
 
+/// The same in one test, so that all of them share what takes long to start.
+macro_rules! in_turn {
+    ($open:ident, $($noun:ident { $($case:ident),+ $(,)? })+) => {
+        #[tokio::test]
+        async fn every_case() {
+            let _node = crate::store::conformance::engines::start_cluster();
+            $( $(
+                println!("{} {}", stringify!($noun), stringify!($case));
+                crate::store::conformance::$noun::$case(crate::store::conformance::$open).await;
+            )+ )+
+        }
+    };
+}
+
 conformance! {
-    memory => memory,
-    redis => redis,
-    sqlite => sqlite,
+    memory => cases memory,
+    redis => cases redis,
+    sqlite => cases sqlite,
+    redis_cluster => in_turn cluster,
 }
 
 /// Opens an empty store.
