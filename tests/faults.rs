@@ -4,7 +4,7 @@ mod disk;
 mod durability;
 mod full;
 mod idle;
-mod load;
+pub mod load;
 mod replicas;
 mod rights;
 mod scripts;

@@ -18,3 +18,4 @@ mod life;
 mod produce;
 mod program;
 mod support;
+mod topologies;

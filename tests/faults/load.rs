@@ -41,6 +41,10 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
     /// Waits until this share of the load is done, in hundredths.
     pub async fn reached(&self, percent: usize) {
         let wanted = self.total * percent / 100;

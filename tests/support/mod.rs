@@ -14,6 +14,7 @@ pub mod redis;
 pub mod server;
 pub mod status;
 pub mod strace;
+pub mod topology;
 
 use std::{
     env,

@@ -43,6 +43,8 @@ pub struct Options {
     /// As in redis.conf: `allkeys-lru`.
     pub maxmemory_policy: Option<String>,
     pub requirepass: Option<String>,
+    /// A sentinel's own settings: then it is one, and of those above only the password counts.
+    pub sentinel: Option<String>,
     /// More settings, each a name and its arguments as on the command line: `["--replicaof", "127.0.0.1", "1"]`.
     pub extra: Vec<String>,
 }
@@ -85,6 +87,8 @@ impl Redis {
             if redis.launch().is_ok() {
                 return redis;
             }
+            // It has the port in it.
+            let _ = fs::remove_file(redis.directory.join("sentinel.conf"));
         }
         panic!("redis-server did not start:\n{}", redis.log());
     }
@@ -232,6 +236,17 @@ impl Redis {
 
     fn arguments(&self) -> Vec<String> {
         let mut arguments = Vec::new();
+        if let Some(settings) = &self.options.sentinel {
+            // It writes into its settings, and goes on with what it wrote when it is started again.
+            let path = self.directory.join("sentinel.conf");
+            if !path.exists() {
+                let login = self.options.requirepass.as_ref();
+                let login = login.map_or_else(String::new, |password| format!("requirepass {password}\n"));
+                let own = format!("port {}\nbind 127.0.0.1\nlogfile redis.log\n{login}{settings}", self.port);
+                fs::write(&path, own).expect("settings for a sentinel");
+            }
+            return vec![path.display().to_string(), "--sentinel".to_owned()];
+        }
         let mut set = |name: &str, value: &str| arguments.extend([format!("--{name}"), value.to_owned()]);
         set("port", &self.port.to_string());
         set("bind", "127.0.0.1");

@@ -139,8 +139,8 @@ mod tests {
         for (url, shown, is_encrypted) in [
             ("redis://localhost", "localhost:6379", false),
             ("rediss://u:p%40@10.0.0.1:7000/3", "10.0.0.1:7000", true),
-            ("redis+sentinel://:p@a,b:1,[::1]:2/mymaster/2", "a:26379,b:1,[::1]:2/mymaster", false),
-            ("redis+sentinel://[::1]/m", "[::1]:26379/m", false),
+            ("redis+sentinel://:p@a,b:1,[::1]:2/mymaster/2", "a:26379,b:1,::1:2/mymaster", false),
+            ("redis+sentinel://[::1]/m", "::1:26379/m", false),
             ("rediss+cluster://u:p@a:7000,b:7001", "a:7000,b:7001", true),
             ("redis+cluster://a,b/0", "a:6379,b:6379", false),
         ] {
