@@ -7,7 +7,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use data_queue_proto::reason;
+use data_queue_proto::{reason, v1::Task};
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -15,7 +15,7 @@ use crate::{
     faults::load::survive,
     support::{
         PATIENCE,
-        call::{ack, insert_json, insert_request, json, pop, pop_waiting},
+        call::{ack, insert_json, insert_request, json, pop_request},
         directory::Directory,
         poll_until,
         redis::{Options, Persistence, Redis},
@@ -44,12 +44,17 @@ async fn on(store: &str, flags: &[&str]) -> Server {
     server
 }
 
-/// What a life is: it is inserted, delivered and acked.
+/// What a life is: it is inserted, delivered and acked, once what went before is noticed.
 async fn serves(server: &Server) {
     let (mut client, queue) = (server.client().await, unique_queue("served"));
-    insert_json(&mut client, &queue, &["1"]).await;
-    let task = pop_waiting(&mut client, &queue).await;
+    poll_until("an insert", PATIENCE, async || client.insert(insert_request(&queue, vec![json("1")])).await.ok()).await;
+    let task = popped(server, &queue).await;
     ack(&mut client, &queue, &task.lease_token).await;
+}
+
+async fn popped(server: &Server, queue: &str) -> Task {
+    let mut client = server.client().await;
+    poll_until("a pop", PATIENCE, async || client.pop(pop_request(queue)).await.ok()?.into_inner().task).await
 }
 
 /// Waits until this queue takes a task again, and says for how long it did not, once others were masters.
@@ -170,9 +175,11 @@ wire_tests! {
             let queues = queues(&cluster);
             let (lost, others) = queues.split_first().unwrap();
             for (queue, _) in &queues {
-                insert_json(&mut server.client().await, queue, &["1"]).await;
+                let mut client = server.client().await;
+                poll_until("an insert", PATIENCE, async || client.insert(insert_request(queue, vec![json("1")])).await.ok()).await;
             }
             let master = cluster.owner(lost.1);
+            println!("{queues:?}: {} goes; {:?}", master.port(), cluster.masters().iter().map(|master| master.port()).collect::<Vec<_>>());
             if stands_still { master.stop() } else { master.kill() }
             // Until its replica takes over, calls to others are answered.
             let (mut client, mut answered) = (server.client().await, 0);
@@ -188,7 +195,7 @@ wire_tests! {
             if stands_still { master.cont() } else { master.restart() }
             cluster.await_whole();
             for (queue, _) in &queues {
-                assert!(pop(&mut client, queue).await.is_some());
+                popped(&server, queue).await;
             }
         }
     }
@@ -247,7 +254,7 @@ wire_tests! {
         insert_json(&mut wary.client().await, &queue, &["1"]).await;
         redis.restart();
         poll_until("the reset to be noticed", PATIENCE, async || {
-            let refused = wary.client().await.pop(crate::support::call::pop_request(&queue)).await.err()?;
+            let refused = wary.client().await.pop(pop_request(&queue)).await.err()?;
             (refused.reason().as_deref() == Some(reason::DATASET_RESET)).then_some(())
         })
         .await;
@@ -273,7 +280,7 @@ wire_tests! {
         insert_json(&mut server.client().await, &queue, &["1"]).await;
         redis.restart();
         server.ready().await;
-        assert!(pop(&mut server.client().await, &queue).await.is_some());
+        popped(&server, &queue).await;
     }
 
     /// Row 47: addresses and logins that cannot work are told in one line, without a password.

@@ -287,6 +287,8 @@ impl Cluster {
         let id = Self::id(&node);
         let known = |node: &Redis| matches!(node.try_command(&["CLUSTER", "NODES"]), Ok(Reply::Bytes(told)) if String::from_utf8_lossy(&told).contains(&id));
         wait_for("all to know the new node", || self.nodes.iter().all(known).then_some(()));
+        let is_well = || matches!(node.try_command(&["CLUSTER", "INFO"]), Ok(Reply::Bytes(info)) if info.starts_with(b"cluster_state:ok"));
+        wait_for("the new node", || is_well().then_some(()));
         self.nodes.push(node);
         port
     }
@@ -295,6 +297,7 @@ impl Cluster {
     pub fn migrate(&self, slot: u16, to: u16, mut meanwhile: impl FnMut()) {
         let from = self.owner(slot);
         let to = self.nodes.iter().find(|node| node.port() == to).expect("a node");
+        let slot_number = slot;
         let (slot, from_id, to_id) = (slot.to_string(), Self::id(from), Self::id(to));
         to.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]);
         from.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]);
@@ -305,9 +308,10 @@ impl Cluster {
             from.command(&["MIGRATE", "127.0.0.1", &to.port().to_string(), &key, "0", "10000"]);
             meanwhile();
         }
-        for node in [to, from] {
-            node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
-        }
+        // The one that loses its last slot may have become a replica by then.
+        to.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+        let _ = from.try_command(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]);
+        wait_for("the slot to be there", || self.owner_now(slot_number).filter(|owner| owner.port() == to.port()));
     }
 }
 

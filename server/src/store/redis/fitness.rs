@@ -1,21 +1,13 @@
 //! Whether a Redis is fit to serve, and what OK survives on it.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashMap};
 
-use bb8_redis::redis::{
-    ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value, cluster_routing::SingleNodeRoutingInfo, cmd,
-    from_redis_value,
-};
-use futures_util::future;
-use tokio::time::timeout;
+use bb8_redis::redis::{ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedConnection, cmd};
 
 use super::{
-    keys::{FORMAT, Keys, OLDEST_FORMAT},
-    link::{describe, is_elsewhere},
-    route::Wire,
+    keys::{FORMAT, OLDEST_FORMAT},
+    link::describe,
+    nodes::Node,
 };
 use crate::store::{Survives, hex};
 
@@ -35,12 +27,10 @@ pub(super) struct Report {
     pub(super) durable: bool,
     /// Differs when Redis was started again, or another one is the master now: what was known about its data may be wrong then.
     pub(super) run_id: String,
-    /// Which histories the data are of: the keys that tell, and what they tell.
-    pub(super) epochs: Epochs,
-    /// Of a cluster: the last slot of each range, in their order, and a number for the master that has it.
-    pub(super) owners: Vec<(u16, u16)>,
     /// Masters of a cluster that did not answer: their queues stand still, the others do not.
-    pub(super) absent: Vec<String>,
+    pub(super) absent: Vec<Node>,
+    /// Those that did.
+    pub(super) answered: Vec<Node>,
 }
 
 /// Why it cannot serve.
@@ -58,182 +48,71 @@ impl From<String> for Unfit {
     }
 }
 
-/// As [`Report`] has them.
-struct Masters {
-    masters: Vec<Master>,
-    absent: Vec<String>,
-    owners: Vec<(u16, u16)>,
+/// Which histories the data are of: the keys that tell, and what they tell.
+pub(super) type Epochs = BTreeMap<String, String>;
+
+/// Reads INFO. What may not be read is unknown, and does not keep the server from serving.
+pub(super) async fn info(connection: &mut MultiplexedConnection) -> Result<String, RedisError> {
+    match cmd("INFO").query_async(connection).await {
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(String::new()),
+        answer => answer,
+    }
 }
 
-/// A master, and what it said.
-struct Master {
-    node: SingleNodeRoutingInfo,
-    address: String,
-    info: String,
-}
-
-/// Reads INFO, CONFIG where it is allowed, and the version of the layout; of a cluster, of each master that answers in a part of this
-/// time.
-pub(super) async fn examine(wire: &mut Wire, keys: &Keys, known: &Epochs, patience: Duration) -> Result<Report, Unfit> {
-    let patience = patience / 4;
-    let Masters { masters, absent, owners } = masters(wire, patience).await?;
-    for master in &masters {
-        refuse_unfit(&fields(&master.info)).map_err(|problem| match wire {
-            Wire::One(_) => problem,
-            Wire::Cluster(_) => format!("{}: {problem}", master.address),
-        })?;
+/// Whether a master is fit, by its INFO, and by CONFIG where that is allowed.
+pub(super) async fn examine(connection: &mut MultiplexedConnection, info: &str) -> Result<Report, String> {
+    let info = fields(info);
+    refuse_unfit(&info)?;
+    let (mut appendfsync, mut not_on_rewrite) = (None, None);
+    if info.get("aof_enabled") == Some(&"1") {
+        appendfsync = setting(connection, "appendfsync").await;
+        not_on_rewrite = setting(connection, "no-appendfsync-on-rewrite").await;
     }
-    claim_format(wire, &keys.format(), patience).await?;
-    let mut report: Option<Report> = None;
-    for master in &masters {
-        let of_this = report_of(wire, master).await;
-        report = Some(match report {
-            None => of_this,
-            Some(others) => others.and(of_this),
-        });
-    }
-    let mut report = report.ok_or_else(|| format!("no master answers: {}", absent.join(", ")))?;
-    report.epochs = epochs(wire, keys, known, patience).await?;
-    report.absent = absent;
-    report.owners = owners;
-    Ok(report)
+    let (survives, note) = survives(&info, appendfsync.as_deref(), not_on_rewrite.as_deref());
+    Ok(Report {
+        version: info.get("redis_version").copied().unwrap_or("unknown").to_owned(),
+        survives,
+        note,
+        durable: info.get("aof_enabled") == Some(&"1"),
+        run_id: info.get("run_id").copied().unwrap_or_default().to_owned(),
+        absent: Vec::new(),
+        answered: Vec::new(),
+    })
 }
 
 impl Report {
     /// What is true of both, at the least.
-    fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         let is_weaker = other.survives < self.survives || !other.durable && self.durable;
         let run_id = format!("{} {}", self.run_id, other.run_id);
         Self { run_id, ..if is_weaker { other } else { self } }
     }
 }
 
-async fn report_of(wire: &mut Wire, master: &Master) -> Report {
-    let info = fields(&master.info);
-    let (mut appendfsync, mut not_on_rewrite) = (None, None);
-    if info.get("aof_enabled") == Some(&"1") {
-        appendfsync = setting(wire, master, "appendfsync").await;
-        not_on_rewrite = setting(wire, master, "no-appendfsync-on-rewrite").await;
-    }
-    let (survives, note) = survives(&info, appendfsync.as_deref(), not_on_rewrite.as_deref());
-    Report {
-        version: info.get("redis_version").copied().unwrap_or("unknown").to_owned(),
-        survives,
-        note,
-        durable: info.get("aof_enabled") == Some(&"1"),
-        run_id: info.get("run_id").copied().unwrap_or_default().to_owned(),
-        epochs: BTreeMap::new(),
-        owners: Vec::new(),
-        absent: Vec::new(),
-    }
+/// Whether a node says that it is a master.
+pub(super) fn is_master(info: &str) -> bool {
+    fields(info).get("role") != Some(&"slave")
 }
 
-async fn masters(wire: &mut Wire, patience: Duration) -> Result<Masters, String> {
-    let asking = wire.clone();
-    let info = async |node: SingleNodeRoutingInfo| match asking.clone().ask(cmd("INFO"), node).await.and_then(text) {
-        // What may not be read is unknown, and does not keep the server from serving.
-        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(String::new()),
-        answer => answer,
-    };
-    let Wire::Cluster(_) = wire else {
-        let node = SingleNodeRoutingInfo::Random;
-        let info = info(node.clone()).await.map_err(|error| describe(&error))?;
-        let masters = vec![Master { node, address: String::new(), info }];
-        return Ok(Masters { masters, absent: Vec::new(), owners: Vec::new() });
-    };
-    let ranges = ranges(wire, patience).await?;
-    let mut addresses: Vec<_> = ranges.iter().map(|(_, address)| address.clone()).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    let number = |address| addresses.binary_search(address).map_or(0, |at| u16::try_from(at).unwrap_or(u16::MAX));
-    let mut owners: Vec<_> = ranges.iter().map(|(last, address)| (*last, number(address))).collect();
-    owners.sort_unstable();
-    let asked = future::join_all(addresses.into_iter().map(async |(host, port)| {
-        let address = format!("{host}:{port}");
-        let node = SingleNodeRoutingInfo::ByAddress { host, port };
-        match timeout(patience, info(node.clone())).await {
-            Ok(Ok(info)) if fields(&info).get("role") != Some(&"slave") => Ok(Master { node, address, info }),
-            _ => Err(address),
-        }
-    }));
-    let (mut masters, mut absent) = (Vec::new(), Vec::new());
-    for answer in asked.await {
-        match answer {
-            Ok(master) => masters.push(master),
-            Err(address) => absent.push(address),
-        }
+/// Which history the data are of that this key is among. Begins one where none is told, unless one is known.
+pub(super) async fn epoch(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    is_known: bool,
+) -> Result<Option<String>, RedisError> {
+    let mut read = cmd("GET");
+    read.arg(key);
+    let told: Option<String> = read.query_async(connection).await?;
+    if told.is_some() || is_known {
+        return Ok(told);
     }
-    Ok(Masters { masters, absent, owners })
-}
-
-/// The last slot of each range, and where its master is. Any node knows, if it answers.
-async fn ranges(wire: &mut Wire, patience: Duration) -> Result<Vec<(u16, (String, u16))>, String> {
-    const TRIES: u32 = 4;
-    let mut why = "a node does not answer".to_owned();
-    for _ in 0..TRIES {
-        let mut slots = cmd("CLUSTER");
-        slots.arg("SLOTS");
-        match timeout(patience / TRIES, wire.ask(slots, SingleNodeRoutingInfo::Random)).await {
-            Ok(Ok(slots)) => return read_ranges(slots).map_err(|error| describe(&error)),
-            Ok(Err(error)) => why = describe(&error),
-            Err(_) => {}
-        }
-    }
-    Err(format!("cannot tell where the masters are: {why}"))
-}
-
-fn read_ranges(slots: Value) -> Result<Vec<(u16, (String, u16))>, RedisError> {
-    let mut ranges = Vec::new();
-    for range in from_redis_value::<Vec<Vec<Value>>>(slots)? {
-        // First, last, then the nodes, the master before its replicas.
-        let [_, last, master, ..] = range.as_slice() else { continue };
-        let master: Vec<Value> = from_redis_value(master.clone())?;
-        let [host, port, ..] = master.as_slice() else { continue };
-        ranges.push((from_redis_value(last.clone())?, (text(host.clone())?, from_redis_value(port.clone())?)));
-    }
-    Ok(ranges)
-}
-
-fn text(value: Value) -> Result<String, RedisError> {
-    Ok(String::from_redis_value(value)?)
-}
-
-/// Which histories the data are of: the keys that tell, and what they tell.
-pub(super) type Epochs = BTreeMap<String, String>;
-
-/// Reads which histories the data are of, and begins one where none is told. A key of which something else was known before has
-/// lost its data, and with it what else was there, unless that is accepted. Who does not answer, or is full, tells nothing.
-async fn epochs(wire: &mut Wire, keys: &Keys, known: &Epochs, patience: Duration) -> Result<Epochs, Unfit> {
-    let names = keys.epochs(matches!(wire, Wire::Cluster(_)));
     let mut fresh = [0; 16];
-    getrandom::fill(&mut fresh).map_err(|error| Unfit::Problem(error.to_string()))?;
-    let fresh = hex(&fresh);
-    let told = future::join_all(names.into_iter().map(async |key| {
-        let (mut wire, fresh) = (wire.clone(), &fresh);
-        let is_known = known.contains_key(&key);
-        let asking = async {
-            let mut read = cmd("GET");
-            read.arg(&key);
-            let told: Option<String> = read.query_async(&mut wire).await.ok()?;
-            if told.is_some() || is_known {
-                return Some(told);
-            }
-            cmd("SET").arg(&key).arg(fresh).arg("NX").exec_async(&mut wire).await.ok()?;
-            // Another server may have been first.
-            read.query_async(&mut wire).await.ok()
-        };
-        let told = timeout(patience, asking).await.ok().flatten();
-        (key, told)
-    }));
-    let mut epochs = known.clone();
-    for (key, told) in told.await {
-        match (told, known.get(&key)) {
-            (Some(told), Some(before)) if told.as_ref() != Some(before) => return Err(Unfit::Reset(key)),
-            (Some(Some(told)), _) => drop(epochs.insert(key, told)),
-            _ => {}
-        }
+    if getrandom::fill(&mut fresh).is_err() {
+        return Ok(None);
     }
-    Ok(epochs)
+    // A full Redis refuses it; the next check tries again. Another server may have been first.
+    let _: Result<(), _> = cmd("SET").arg(key).arg(hex(&fresh)).arg("NX").exec_async(connection).await;
+    read.query_async(connection).await
 }
 
 fn fields(info: &str) -> HashMap<&str, &str> {
@@ -265,16 +144,8 @@ fn refuse_unfit(info: &HashMap<&str, &str>) -> Result<(), String> {
 }
 
 /// Writes the layout's version on first use and over one whose data can be used as they are, and refuses another one.
-async fn claim_format(connection: &mut Wire, key: &str, patience: Duration) -> Result<(), String> {
-    let read = async { cmd("GET").arg(key).query_async::<Option<String>>(&mut connection.clone()).await };
-    let found = match (timeout(patience, read).await, &*connection) {
-        (Ok(Ok(found)), _) => found,
-        // Of a cluster, the one master that has it; the others need not wait for it.
-        (Err(_), Wire::Cluster(_)) => return Ok(()),
-        (Ok(Err(error)), Wire::Cluster(_)) if is_elsewhere(&error) || error.is_io_error() => return Ok(()),
-        (Ok(Err(error)), _) => return Err(describe(&error)),
-        (Err(_), Wire::One(_)) => return Err("it does not answer".to_owned()),
-    };
+pub(super) async fn claim_format(connection: &mut MultiplexedConnection, key: &str) -> Result<(), String> {
+    let found: Option<String> = cmd("GET").arg(key).query_async(connection).await.map_err(|error| describe(&error))?;
     let Some(found) = found else {
         // Redis may be full; the next check tries again.
         let _: Result<(), _> = cmd("SET").arg(key).arg(FORMAT).arg("NX").query_async(connection).await;
@@ -308,11 +179,9 @@ fn newer(key: &str, found: &str) -> String {
 }
 
 /// Unknown where CONFIG is refused.
-async fn setting(wire: &mut Wire, master: &Master, name: &str) -> Option<String> {
-    let mut get = cmd("CONFIG");
-    get.arg("GET").arg(name);
-    let answer: Vec<String> = from_redis_value(wire.ask(get, master.node.clone()).await.ok()?).ok()?;
-    answer.into_iter().nth(1)
+async fn setting(connection: &mut MultiplexedConnection, name: &str) -> Option<String> {
+    let answer: Result<Vec<String>, _> = cmd("CONFIG").arg("GET").arg(name).query_async(connection).await;
+    answer.ok()?.into_iter().nth(1)
 }
 
 /// What nothing is known of.

@@ -15,7 +15,8 @@ use tokio::sync::oneshot;
 use super::{
     RedisShared,
     answer::{self, InsertAnswer, PopAnswer},
-    link::Link,
+    link::Links,
+    nodes::Node,
     script::{self, Call},
 };
 use crate::store::{
@@ -183,26 +184,30 @@ impl PopCall {
 /// One thread's calls that wait.
 pub(super) struct Gatherer {
     shared: Arc<RedisShared>,
-    link: Arc<Link>,
+    links: Arc<Links>,
     state: Mutex<State>,
 }
 
 /// By node: while one does not answer, the calls of others do not wait for it.
-type State = BTreeMap<u16, Node>;
+type State = BTreeMap<Node, Waiting>;
 
 #[derive(Default)]
-struct Node {
+struct Waiting {
     lanes: Lanes<(QueueName, Job)>,
     in_flight: usize,
 }
 
 impl Gatherer {
-    pub(super) fn new(shared: Arc<RedisShared>, link: Arc<Link>) -> Self {
-        Self { shared, link, state: Mutex::default() }
+    pub(super) fn new(shared: Arc<RedisShared>, links: Arc<Links>) -> Self {
+        Self { shared, links, state: Mutex::default() }
     }
 
-    fn state<T>(&self, node: u16, with: impl FnOnce(&mut Node) -> T) -> T {
-        with(self.state.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default())
+    fn state<T>(&self, node: &Node, with: impl FnOnce(&mut Waiting) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.get_mut(node) {
+            Some(waiting) => with(waiting),
+            None => with(state.entry(node.clone()).or_default()),
+        }
     }
 
     /// Lets a job wait for its turn, and answers what became of it.
@@ -216,8 +221,8 @@ impl Gatherer {
         let (reply, answer) = oneshot::channel();
         let job = job(vec![Ask { call, reply }]);
         let load = job.load();
-        let node = self.shared.node_of(queue);
-        let may_start = self.state(node, |state| {
+        let node = self.shared.owner(queue);
+        let may_start = self.state(&node, |state| {
             state.lanes.push(lane, load, (queue.clone(), job))?;
             let may_start = state.in_flight < BATCHES_IN_FLIGHT;
             state.in_flight += usize::from(may_start);
@@ -235,7 +240,7 @@ impl Gatherer {
     async fn run_batch(&self, jobs: Vec<(QueueName, Job)>) {
         let jobs = joined(jobs);
         let calls: Vec<Call> = jobs.iter().map(|(queue, job)| job.script(&self.shared, queue)).collect();
-        let answers = self.link.run_all(&calls).await;
+        let answers = self.links.run_all(&calls).await;
         for ((_, job), answer) in jobs.into_iter().zip(answers) {
             job.finish(answer);
         }
@@ -245,14 +250,14 @@ impl Gatherer {
 /// One of those who take batches, until nothing waits.
 struct Runner {
     gatherer: Arc<Gatherer>,
-    node: u16,
+    node: Node,
     is_in_flight: bool,
 }
 
 impl Runner {
     async fn run(mut self) {
         loop {
-            let jobs = self.gatherer.state(self.node, |state| {
+            let jobs = self.gatherer.state(&self.node, |state| {
                 let jobs = state.lanes.take(BATCH_WEIGHT);
                 // In the same breath, so that whoever comes next knows that there is nobody to wait for.
                 self.is_in_flight = !jobs.is_empty();
@@ -270,7 +275,7 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if self.is_in_flight {
-            self.gatherer.state(self.node, |state| state.in_flight -= 1);
+            self.gatherer.state(&self.node, |state| state.in_flight -= 1);
         }
     }
 }

@@ -40,10 +40,12 @@ impl Keys {
         format!("{}:{{{tag}}}:{name}:{part}", self.prefix)
     }
 
-    /// The slot of Redis Cluster that a queue is in.
-    pub(super) fn slot(&self, queue: &QueueName) -> u16 {
+    /// The slot of Redis Cluster that a key is in: that of what is in braces, if there is something.
+    pub(super) fn slot(key: &str) -> u16 {
         const SLOTS: u16 = 16_384;
-        crc16::State::<crc16::XMODEM>::calculate(Self::tag(queue).as_bytes()) % SLOTS
+        let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+        let hashed = tag.filter(|tag| !tag.is_empty()).unwrap_or(key);
+        crc16::State::<crc16::XMODEM>::calculate(hashed.as_bytes()) % SLOTS
     }
 
     fn tag(queue: &QueueName) -> String {
@@ -104,6 +106,6 @@ mod tests {
         assert_eq!(tag_of("a::b"), tag_of("a"));
         assert_ne!(tag_of("a:b"), tag_of("a"));
         // What CLUSTER KEYSLOT says of `{YQ.0}`.
-        assert_eq!(keys.slot(&QueueName::parse("a").unwrap()), 15368);
+        assert_eq!(Keys::slot(&keys.meta(&QueueName::parse("a").unwrap())), 15368);
     }
 }

@@ -1,8 +1,9 @@
 //! Connections: how they are made, when they are thrown away, and whether the Redis behind them is fit to serve.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -10,23 +11,18 @@ use std::{
 
 use bb8_redis::{
     bb8::{ManageConnection, Pool},
-    redis::{self, Cmd, ErrorKind, RedisError, ServerErrorKind, Value},
+    redis::{self, Cmd, ErrorKind, RedisError, ServerErrorKind, Value, aio::MultiplexedConnection},
 };
 use futures_util::future;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
-    fitness::{self, Epochs, Report, Unfit},
-    keys::Keys,
-    route::{Route, Wire},
-    script::Call,
+    nodes::{Node, Nodes},
+    route::Route,
 };
 use crate::store::StoreError;
 
-/// Connections of one thread to Redis. Each carries many calls at once, so few are needed.
+/// Connections of one thread to a node. Each carries many calls at once, so few are needed.
 const CONNECTIONS_PER_THREAD: u32 = 2;
 
 /// A connection on which nothing was said for so long is asked whether it is alive before it is used: Redis closes idle
@@ -55,14 +51,27 @@ pub(super) enum Standing {
 pub(super) trait Ask: Sync {
     type Answer: Send;
 
-    fn send(&self, wire: &mut Wire) -> impl Future<Output = Result<Self::Answer, RedisError>> + Send;
+    /// Where it is asked, in a cluster.
+    fn slot(&self) -> u16;
+
+    fn send(&self, wire: &mut MultiplexedConnection) -> impl Future<Output = Result<Self::Answer, RedisError>> + Send;
 }
 
-impl Ask for Cmd {
+/// A command, and the slot of its key.
+pub(super) struct Keyed {
+    pub(super) slot: u16,
+    pub(super) command: Cmd,
+}
+
+impl Ask for Keyed {
     type Answer = Value;
 
-    async fn send(&self, wire: &mut Wire) -> Result<Value, RedisError> {
-        self.query_async(wire).await
+    fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    async fn send(&self, wire: &mut MultiplexedConnection) -> Result<Value, RedisError> {
+        self.command.query_async(wire).await
     }
 }
 
@@ -113,8 +122,98 @@ impl Presence {
     }
 }
 
-/// Connections of one thread.
-pub(super) struct Link {
+/// Connections of one thread, to every node that it needs.
+pub(super) struct Links {
+    nodes: Arc<Nodes>,
+    links: Mutex<HashMap<Node, Arc<Link>>>,
+    timeout: Duration,
+}
+
+impl Links {
+    pub(super) fn new(nodes: Arc<Nodes>, timeout: Duration) -> Self {
+        Self { nodes, links: Mutex::default(), timeout }
+    }
+
+    /// Asks whoever has the slot, within the timeout for all that it takes. What certainly was not done is asked again where the slot
+    /// is by then.
+    pub(super) async fn run<A: Ask>(&self, ask: &A) -> Result<A::Answer, StoreError> {
+        let (slot, until) = (ask.slot(), Instant::now() + self.timeout);
+        let mut pause = AGAIN_AFTER.0;
+        loop {
+            let failure = match self.nodes.owner(slot) {
+                Some(node) => {
+                    let link = self.link(&node);
+                    match link.connected(until).await {
+                        Ok(connection) => match link.run_on(connection, until, ask).await {
+                            Ok(answer) => return Ok(answer),
+                            Err(failure) => failure,
+                        },
+                        Err(error) => Failure { error, is_passing: true, now_at: None },
+                    }
+                }
+                None => Failure { error: unknown_owner(), is_passing: true, now_at: None },
+            };
+            let Failure { error, is_passing, now_at } = failure;
+            let next = Instant::now() + pause.mul_f64(1.0 + chance());
+            if !self.nodes.is_cluster() || !is_passing || next > until {
+                return Err(error);
+            }
+            if let Some(node) = now_at {
+                self.nodes.moved(slot, node);
+            }
+            tokio::time::sleep_until(next).await;
+            pause = (pause * 2).min(AGAIN_AFTER.1);
+        }
+    }
+
+    /// Asks for all of these, sent together where one node has them, each as if it were alone.
+    pub(super) async fn run_all<A: Ask>(&self, asks: &[A]) -> Vec<Result<A::Answer, StoreError>> {
+        if self.nodes.is_cluster() {
+            return future::join_all(asks.iter().map(|ask| self.run(ask))).await;
+        }
+        let until = Instant::now() + self.timeout;
+        let link = self.link(&Node::default());
+        match link.connected(until).await {
+            Ok(connection) => {
+                let run =
+                    async |ask| link.run_on(connection.clone(), until, ask).await.map_err(|failure| failure.error);
+                future::join_all(asks.iter().map(run)).await
+            }
+            Err(error) => asks.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
+    fn link(&self, node: &Node) -> Arc<Link> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(node) {
+            return Arc::clone(link);
+        }
+        // Those that nobody asks any more are not kept.
+        let owners = self.nodes.owners();
+        links.retain(|node, _| owners.contains(node));
+        let link =
+            Arc::new(Link::new(Arc::clone(self.nodes.route()), node.clone(), &self.nodes.presence(node), self.timeout));
+        links.insert(node.clone(), Arc::clone(&link));
+        link
+    }
+}
+
+fn unknown_owner() -> StoreError {
+    let message = "no node of the cluster is known to have this queue".to_owned();
+    StoreError::Unavailable { message, did_not_run: true }
+}
+
+/// Why it was not done, or is not known to have been.
+struct Failure {
+    error: StoreError,
+    /// It certainly was not done, and may be in a moment.
+    is_passing: bool,
+    /// Who has the slot, by who was asked.
+    now_at: Option<Node>,
+}
+
+/// Connections of one thread to a node.
+struct Link {
     pool: Pool<Manager>,
     standing: watch::Receiver<Standing>,
     presence: Arc<Presence>,
@@ -122,8 +221,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(route: Arc<Route>, presence: &Arc<Presence>, timeout: Duration) -> Self {
-        let manager = Manager { route, presence: Arc::clone(presence) };
+    fn new(route: Arc<Route>, node: Node, presence: &Arc<Presence>, timeout: Duration) -> Self {
+        let manager = Manager { route, node, presence: Arc::clone(presence) };
         let pool = Pool::builder()
             .max_size(CONNECTIONS_PER_THREAD)
             .connection_timeout(timeout)
@@ -134,53 +233,31 @@ impl Link {
         Self { pool, standing: presence.standing.subscribe(), presence: Arc::clone(presence), timeout }
     }
 
-    /// Asks on a connection, within the timeout for both.
-    pub(super) async fn run<A: Ask>(&self, ask: &A) -> Result<A::Answer, StoreError> {
-        let until = Instant::now() + self.timeout;
-        let connection = self.connected(until).await?;
-        self.run_on(connection, until, ask).await
-    }
-
-    /// Runs scripts, sent together, each as if it were alone.
-    pub(super) async fn run_all(&self, calls: &[Call]) -> Vec<Result<Value, StoreError>> {
-        let until = Instant::now() + self.timeout;
-        match self.connected(until).await {
-            Ok(connection) => {
-                let run = |call| self.run_on(connection.clone(), until, call);
-                future::join_all(calls.iter().map(run)).await
-            }
-            Err(error) => calls.iter().map(|_| Err(error.clone())).collect(),
-        }
-    }
-
     async fn connected(&self, until: Instant) -> Result<Connection, StoreError> {
         let connected = tokio::time::timeout_at(until, self.checked_out()).await;
         connected.unwrap_or_else(|_| Err(self.presence.timed_out(self.timeout, true)))
     }
 
-    async fn run_on<A: Ask>(&self, connection: Connection, until: Instant, ask: &A) -> Result<A::Answer, StoreError> {
+    async fn run_on<A: Ask>(&self, connection: Connection, until: Instant, ask: &A) -> Result<A::Answer, Failure> {
         let Connection { mut wire, state } = connection;
-        let mut pause = AGAIN_AFTER.0;
-        loop {
-            let error = match tokio::time::timeout_at(until, ask.send(&mut wire)).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    // Its answer may still come, but whoever is next should not have to wait behind it.
+        match tokio::time::timeout_at(until, ask.send(&mut wire)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                let is_passing = is_elsewhere(&error);
+                let now_at = error.redirect_node().filter(|_| is_moved(&error));
+                let now_at = now_at.and_then(|(address, _)| Node::parse(address));
+                // A master that is none any more, or not yet, says so for as long as it is asked.
+                if error.is_io_error() || error.is_unrecoverable_error() || is_no_master(&error) {
                     state.broken.store(true, Ordering::Relaxed);
-                    return Err(self.presence.timed_out(self.timeout, false));
                 }
-            };
-            if ends_connection(&wire, &error) {
+                Err(Failure { error: self.presence.store_error(&error), is_passing, now_at })
+            }
+            Err(_) => {
+                // Its answer may still come, but whoever is next should not have to wait behind it.
                 state.broken.store(true, Ordering::Relaxed);
+                let error = self.presence.timed_out(self.timeout, false);
+                Err(Failure { error, is_passing: false, now_at: None })
             }
-            let until_then = pause.mul_f64(1.0 + chance());
-            let is_passing = matches!(wire, Wire::Cluster(_)) && is_elsewhere(&error);
-            if !is_passing || Instant::now() + until_then > until {
-                return Err(self.presence.store_error(&error));
-            }
-            sleep(until_then).await;
-            pause = (pause * 2).min(AGAIN_AFTER.1);
         }
     }
 
@@ -210,7 +287,7 @@ impl Link {
 /// A handle of a shared connection.
 #[derive(Clone)]
 pub(super) struct Connection {
-    wire: Wire,
+    wire: MultiplexedConnection,
     state: Arc<ConnectionState>,
 }
 
@@ -231,6 +308,7 @@ impl ConnectionState {
 /// Makes connections for the pool. bb8-redis' own manager would ping at every checkout and never see a broken connection.
 struct Manager {
     route: Arc<Route>,
+    node: Node,
     presence: Arc<Presence>,
 }
 
@@ -248,7 +326,7 @@ impl ManageConnection for Manager {
 
     async fn connect(&self) -> Result<Connection, ConnectError> {
         let epoch = self.presence.epoch.load(Ordering::Relaxed);
-        match self.route.connect().await {
+        match self.route.connect(&self.node).await {
             Ok(wire) => {
                 let (broken, used) = (AtomicBool::new(false), AtomicU64::new(0));
                 let state = Arc::new(ConnectionState { broken, epoch, made: std::time::Instant::now(), used });
@@ -272,11 +350,8 @@ impl ManageConnection for Manager {
         let state = &connection.state;
         let now = state.age();
         let idle = now.saturating_sub(state.used.swap(now, Ordering::Relaxed));
-        // A cluster's connections are many, and look after themselves.
-        if let Wire::One(multiplexed) = &mut connection.wire
-            && u128::from(idle) > IDLE.as_millis()
-        {
-            redis::cmd("PING").exec_async(multiplexed).await?;
+        if u128::from(idle) > IDLE.as_millis() {
+            redis::cmd("PING").exec_async(&mut connection.wire).await?;
         }
         Ok(())
     }
@@ -287,16 +362,6 @@ impl ManageConnection for Manager {
     }
 }
 
-/// Whether whoever is next should have another connection, which finds the servers anew.
-fn ends_connection(wire: &Wire, error: &RedisError) -> bool {
-    match wire {
-        // A master that is none any more, or not yet, says so for as long as it is asked.
-        Wire::One(_) => error.is_io_error() || error.is_unrecoverable_error() || is_elsewhere(error),
-        // One of its nodes does not answer; it would not ask others where that one's tasks are now.
-        Wire::Cluster(_) => error.is_timeout(),
-    }
-}
-
 /// It did not run, and would where the queue is now, or in a moment.
 pub(super) fn is_elsewhere(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, ReadOnly, TryAgain};
@@ -304,9 +369,22 @@ pub(super) fn is_elsewhere(error: &RedisError) -> bool {
         ErrorKind::Server(kind) => {
             matches!(kind, Moved | Ask | TryAgain | ClusterDown | BusyLoading | MasterDown | ReadOnly)
         }
-        ErrorKind::ClusterConnectionNotFound => true,
+        _ => is_no_master(error),
+    }
+}
+
+fn is_no_master(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, MasterDown, ReadOnly};
+    match error.kind() {
+        ErrorKind::Server(BusyLoading | MasterDown | ReadOnly) => true,
+        // Of commands in a script, Redis 6.2 tells in one long text.
+        ErrorKind::Server(_) => error.to_string().contains("READONLY"),
         _ => false,
     }
+}
+
+fn is_moved(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::Moved)
 }
 
 /// From 0 to 1. Without random numbers all wait alike.
@@ -314,57 +392,6 @@ fn chance() -> f64 {
     let mut byte = [0];
     let _ = getrandom::fill(&mut byte);
     f64::from(byte[0]) / 255.0
-}
-
-/// The connection on which the check asks whether Redis is fit.
-pub(super) struct Probe {
-    route: Arc<Route>,
-    timeout: Duration,
-    connection: Option<Wire>,
-}
-
-impl Probe {
-    pub(super) fn new(route: Arc<Route>, timeout: Duration) -> Self {
-        Self { route, timeout, connection: None }
-    }
-
-    /// Connects if need be and asks. `Err` says why Redis cannot serve.
-    pub(super) async fn ask(&mut self, keys: &Keys, known: &Epochs, presence: &Presence) -> Result<Report, Unfit> {
-        let timeout = self.timeout;
-        let asking = async {
-            let had_connection = self.connection.is_some();
-            let first = self.ask_now(keys, known, presence).await;
-            if !had_connection || !matches!(first, Err(Unfit::Problem(_))) {
-                return first;
-            }
-            // It may be that only this connection was lost, and then the others were too.
-            self.connection = None;
-            presence.begin_epoch();
-            self.ask_now(keys, known, presence).await
-        };
-        let asked = tokio::time::timeout(timeout, asking).await;
-        let answer = asked.unwrap_or_else(|_| Err(Unfit::Problem(presence.timed_out(timeout, true).to_string())));
-        // Who does not answer may have a successor.
-        if answer.as_ref().map_or(true, |report| !report.absent.is_empty()) {
-            self.connection = None;
-        }
-        answer
-    }
-
-    async fn ask_now(&mut self, keys: &Keys, known: &Epochs, presence: &Presence) -> Result<Report, Unfit> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            none => {
-                let connected = self.route.connect().await;
-                none.insert(connected.map_err(|error| presence.cannot_connect(&error))?)
-            }
-        };
-        let examined = fitness::examine(connection, keys, known, self.timeout).await;
-        examined.map_err(|unfit| match unfit {
-            Unfit::Problem(reason) => Unfit::Problem(format!("Redis at {}: {reason}", presence.address)),
-            reset => reset,
-        })
-    }
 }
 
 /// What went wrong: redis-rs never puts the password in its messages, but the names of its types.

@@ -1,10 +1,15 @@
 //! Looks at queues: what their time has come for is done, and what they have is told.
 
+use std::collections::BTreeMap;
+
 use bb8_redis::redis::Value;
+use futures_util::future;
 
 use super::{
     RedisStore,
     answer::from_value,
+    link::is_elsewhere,
+    nodes::Node,
     script::{self, Together},
 };
 use crate::store::{Millis, QueueName, Sight, StoreError};
@@ -23,22 +28,38 @@ impl RedisStore {
         if queues.is_empty() {
             return Ok(Vec::new());
         }
-        let calls = queues.iter().map(|queue| self.call(&script::LOOK, queue).arg(announce)).collect();
-        let answers = self.link.run(&Together(calls)).await?;
-        let mut looks = Vec::with_capacity(queues.len());
-        for (queue, answer) in queues.iter().zip(answers) {
-            let look = match answer {
-                Ok(answer) => Look::read(&answer),
-                Err(error) if script::is_unknown_script(&error) => self.look_once(queue, announce).await,
-                // Its node is away, and those of others are not.
-                Err(error) if self.shared.route.address().is_cluster() => {
-                    tracing::debug!(?queue, %error, "cannot look at a queue");
-                    looks.push(None);
+        let look = |queue: &QueueName| self.call(&script::LOOK, queue).arg(announce);
+        // What one node has, in one write.
+        let mut by_node: BTreeMap<Node, Vec<usize>> = BTreeMap::new();
+        for (at, queue) in queues.iter().enumerate() {
+            by_node.entry(self.shared.owner(queue)).or_default().push(at);
+        }
+        let asked = future::join_all(by_node.into_values().map(async |of_node| {
+            let together = Together(of_node.iter().map(|at| look(&queues[*at])).collect());
+            (of_node, self.links.run(&together).await)
+        }));
+        let mut looks: Vec<Option<Look>> = queues.iter().map(|_| None).collect();
+        for (of_node, answers) in asked.await {
+            let answers = match answers {
+                Ok(answers) => answers,
+                // A node is away, and others are not.
+                Err(error @ StoreError::Unavailable { .. }) if self.shared.nodes.is_cluster() => {
+                    tracing::debug!(%error, "cannot look at the queues of a node");
                     continue;
                 }
-                Err(error) => Err(self.shared.presence.store_error(&error)),
+                Err(error) => return Err(error),
             };
-            looks.push(unless_broken(queue, look)?);
+            for (at, answer) in of_node.into_iter().zip(answers) {
+                let queue = &queues[at];
+                let look = match answer {
+                    Ok(answer) => Look::read(&answer),
+                    Err(error) if script::is_unknown_script(&error) => self.look_once(queue, announce).await,
+                    // It has moved since.
+                    Err(error) if self.shared.nodes.is_cluster() && is_elsewhere(&error) => continue,
+                    Err(error) => Err(self.shared.presence.store_error(&error)),
+                };
+                looks[at] = unless_broken(queue, look)?;
+            }
         }
         Ok(looks)
     }

@@ -11,6 +11,8 @@ mod gather;
 mod keys;
 mod link;
 mod look;
+mod nodes;
+mod probe;
 mod registry;
 mod route;
 mod script;
@@ -32,7 +34,7 @@ use self::{
         tokens_under_stem, unreadable,
     },
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
-    link::Link,
+    link::Links,
     look::{Look, unless_broken},
     script::{Call, Sources, holder},
 };
@@ -59,16 +61,16 @@ const NAMES_PER_STEP: usize = 1_000;
 /// One thread's store.
 pub struct RedisStore {
     shared: Arc<RedisShared>,
-    link: Arc<Link>,
+    links: Arc<Links>,
     gatherer: Arc<Gatherer>,
 }
 
 impl RedisStore {
     /// Opens the connections of the thread whose runtime this is called in.
     pub fn new(shared: Arc<RedisShared>) -> Self {
-        let link = Arc::new(Link::new(Arc::clone(&shared.route), &shared.presence, shared.timeout));
-        let gatherer = Arc::new(Gatherer::new(Arc::clone(&shared), Arc::clone(&link)));
-        Self { shared, link, gatherer }
+        let links = Arc::new(Links::new(Arc::clone(&shared.nodes), shared.timeout));
+        let gatherer = Arc::new(Gatherer::new(Arc::clone(&shared), Arc::clone(&links)));
+        Self { shared, links, gatherer }
     }
 
     fn call(&self, script: &'static Sources, queue: &QueueName) -> Call {
@@ -76,15 +78,14 @@ impl RedisStore {
     }
 
     async fn run<T: FromRedisValue>(&self, call: Call) -> Result<T, StoreError> {
-        from_value(&self.link.run(&call).await?)
+        from_value(&self.links.run(&call).await?)
     }
 
     /// Bounds a call that may take several steps as one step is bounded.
     async fn within_timeout<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
         let timeout = self.shared.timeout;
-        tokio::time::timeout(timeout, call)
-            .await
-            .unwrap_or_else(|_| Err(self.shared.presence.timed_out(timeout, false)))
+        let ended = tokio::time::timeout(timeout, call).await;
+        ended.unwrap_or_else(|_| Err(self.shared.presence.timed_out(timeout, false)))
     }
 
     /// Does the first of some inserts: those that the producer has numbered before, or else all.
@@ -360,6 +361,7 @@ impl Store for RedisStore {
     }
 
     async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
+        self.register_owed().await;
         let (next, names) = self.registered_in(cursor, budget).await?;
         let looks = self.look_at_all(&names, 0).await?;
         let mut reaped = Reaped { visited: names.len(), reclaimed: Vec::new(), next };
@@ -389,7 +391,7 @@ impl Store for RedisStore {
     async fn listen(&self, on_wake: OnWake) -> Result<(), StoreError> {
         let lost = |error: RedisError| self.shared.presence.store_error(&error);
         let silent = |_| self.shared.presence.timed_out(self.shared.timeout, true);
-        let connecting = tokio::time::timeout(self.shared.timeout, self.shared.route.listen());
+        let connecting = tokio::time::timeout(self.shared.timeout, self.shared.nodes.route().listen());
         let mut pubsub = connecting.await.map_err(silent)?.map_err(lost)?;
         pubsub.subscribe(format!("{}{}", self.shared.keys.channels(), self.shared.server)).await.map_err(lost)?;
         let (mut commands, mut messages) = pubsub.split();
@@ -416,7 +418,7 @@ impl Store for RedisStore {
 
     async fn check(&self) -> Result<(), StoreError> {
         let mut probe = self.shared.probe.lock().await;
-        let found = probe.ask(&self.shared.keys, &self.shared.epochs(), &self.shared.presence).await;
+        let found = probe.ask(&self.shared.keys, &self.shared.epochs()).await;
         self.shared.note(found)
     }
 }

@@ -7,6 +7,9 @@ use bb8_redis::redis::cmd;
 use super::{RedisStore, answer::from_value, keys::REGISTRY_PARTS};
 use crate::store::{QueueName, ReapCursor, StoreError};
 
+/// Of the time for a call, what a name in a cluster may take before the insert.
+const REGISTER_PART: u32 = 8;
+
 /// How many queues this process remembers to have registered.
 const REGISTERED_MAX: usize = 100_000;
 
@@ -17,9 +20,10 @@ const FORGET_NAME_AFTER: Duration = Duration::from_secs(60);
 impl RedisStore {
     /// Enters the queue in the registry, so that the reapers of all servers find it.
     pub(super) async fn register(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let key = self.shared.keys.registry_of(queue);
         let mut add = cmd("SADD");
-        add.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
-        self.link.run(&add).await?;
+        add.arg(&key).arg(queue.as_str());
+        self.links.run(&self.shared.keyed(&key, add)).await?;
         self.shared.known(|known| {
             if known.registered.len() >= REGISTERED_MAX {
                 known.registered.clear();
@@ -30,8 +34,36 @@ impl RedisStore {
     }
 
     pub(super) async fn register_before_insert(&self, queue: &QueueName) -> Result<(), StoreError> {
-        let is_registered = self.shared.known(|known| known.registered.contains(queue));
-        if is_registered { Ok(()) } else { self.register(queue).await }
+        let is_registered = self.shared.known(|known| known.registered.contains(queue) || known.owed.contains(queue));
+        if is_registered {
+            return Ok(());
+        }
+        if !self.shared.nodes.is_cluster() {
+            return self.register(queue).await;
+        }
+        // The names are on other nodes than the queue, which must not keep it from being used. They get it later.
+        let limit = self.shared.timeout / REGISTER_PART;
+        match tokio::time::timeout(limit, self.register(queue)).await {
+            Ok(Err(StoreError::Unavailable { .. })) | Err(_) => {
+                self.shared.known(|known| {
+                    if known.owed.len() < REGISTERED_MAX {
+                        known.owed.insert(queue.clone());
+                    }
+                });
+                Ok(())
+            }
+            Ok(registered) => registered,
+        }
+    }
+
+    /// Registers the queues whose names no node took when they were used first.
+    pub(super) async fn register_owed(&self) {
+        for queue in self.shared.known(|known| known.owed.iter().cloned().collect::<Vec<_>>()) {
+            if self.register(&queue).await.is_err() {
+                return;
+            }
+            self.shared.known(|known| known.owed.remove(&queue));
+        }
     }
 
     /// The tasks are in, so this must not fail the call that made the queue; whoever inserts next does it again, also where
@@ -56,12 +88,13 @@ impl RedisStore {
         cursor: ReapCursor,
         budget: usize,
     ) -> Result<(ReapCursor, Vec<QueueName>), StoreError> {
+        let key = self.shared.keys.registry(cursor.part);
         let mut scan = cmd("SSCAN");
-        scan.arg(self.shared.keys.registry(cursor.part)).arg(cursor.position).arg("COUNT").arg(budget);
-        let (position, names): (u64, Vec<String>) = match self.link.run(&scan).await {
+        scan.arg(&key).arg(cursor.position).arg("COUNT").arg(budget);
+        let (position, names): (u64, Vec<String>) = match self.links.run(&self.shared.keyed(&key, scan)).await {
             Ok(names) => from_value(&names)?,
             // A node that is away must not keep the queues of others waiting.
-            Err(StoreError::Unavailable { .. }) if self.shared.route.address().is_cluster() => (0, Vec::new()),
+            Err(StoreError::Unavailable { .. }) if self.shared.nodes.is_cluster() => (0, Vec::new()),
             Err(error) => return Err(error),
         };
         let next = match position {
@@ -87,10 +120,12 @@ impl RedisStore {
             known.without_keys.remove(queue);
             known.registered.remove(queue);
         });
+        let key = self.shared.keys.registry_of(queue);
         let mut remove = cmd("SREM");
-        remove.arg(self.shared.keys.registry_of(queue)).arg(queue.as_str());
+        remove.arg(&key).arg(queue.as_str());
+        let remove = self.shared.keyed(&key, remove);
         let removing = async {
-            self.link.run(&remove).await?;
+            self.links.run(&remove).await?;
             // Another server may have made the queue since, and registered it before the name went.
             Ok(self.look_once(queue, 0).await?.exists)
         };

@@ -3,20 +3,17 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use bb8_redis::redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline,
-    RedisConnectionInfo, RedisError, RedisFuture, TlsCertificates, TlsMode, Value,
-    aio::{ConnectionLike, MultiplexedConnection, PubSub},
-    cluster::ClusterClientBuilder,
-    cluster_async::ClusterConnection,
-    cluster_routing::{RoutingInfo, SingleNodeRoutingInfo},
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, RedisConnectionInfo,
+    RedisError, TlsCertificates, TlsMode,
+    aio::{MultiplexedConnection, PubSub},
     io::tcp::TcpSettings,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 
-use super::{Access, FORMS, address::Address};
+use super::{Access, FORMS, address::Address, nodes::Node};
 
-/// Of the time that a connection may take, a node of a cluster gets this part: others are there when one is not.
-const NODES_PER_CONNECT: u32 = 4;
+/// Of the time that a connection may take, a server that need not be there gets this part.
+const SERVERS_PER_CONNECT: u32 = 4;
 
 pub(super) struct Route {
     address: Address,
@@ -64,33 +61,34 @@ impl Route {
         &self.address
     }
 
-    pub(super) async fn connect(&self) -> Result<Wire, RedisError> {
+    /// To this node of a cluster, or to the only server.
+    pub(super) async fn connect(&self, node: &Node) -> Result<MultiplexedConnection, RedisError> {
         let proof = self.proof().await?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
         match &self.address {
             Address::One(info) => {
-                let client = proof.client(&proof.redis(info))?;
-                client.get_multiplexed_async_connection_with_config(&config).await.map(Wire::One)
+                proof.client(&proof.redis(info))?.get_multiplexed_async_connection_with_config(&config).await
             }
             Address::Sentinel { sentinels, master, redis } => {
-                let mut master = proof.master(sentinels, master, redis)?;
-                master.get_async_connection_with_config(&config).await.map(Wire::One)
+                proof.master(sentinels, master, redis)?.get_async_connection_with_config(&config).await
             }
             Address::Cluster(nodes) => {
-                let mut builder = ClusterClientBuilder::new(nodes.iter().map(|info| proof.redis(info)))
-                    // A call may run twice only if whoever calls is told that it may have: `Link` repeats what did not run.
-                    .retries(0)
-                    .connection_timeout(self.timeout / NODES_PER_CONNECT)
-                    .response_timeout(self.timeout)
-                    .tcp_settings(no_delay());
-                if self.address.is_encrypted() {
-                    builder = builder.certs(proof.certificates.clone());
-                }
-                builder.build()?.get_async_connection().await.map(Wire::Cluster)
+                let any = nodes.first().ok_or_else(|| RedisError::from((ErrorKind::InvalidClientConfig, "no node")))?;
+                let info = at(proof.redis(any), node);
+                proof.client(&info)?.get_multiplexed_async_connection_with_config(&config).await
             }
         }
+    }
+
+    /// The nodes of a cluster that the address names.
+    pub(super) fn seeds(&self) -> Vec<Node> {
+        let seed = |info: &ConnectionInfo| match info.addr() {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some(Node::at(host, *port)),
+            _ => None,
+        };
+        self.address.servers().iter().filter_map(seed).collect()
     }
 
     /// A connection that hears what is published. In a cluster every node tells all of it.
@@ -104,7 +102,7 @@ impl Route {
                 let mut last = RedisError::from((ErrorKind::InvalidClientConfig, "no server"));
                 for info in self.address.servers() {
                     let connecting = async { proof.client(&proof.redis(info))?.get_async_pubsub().await };
-                    match tokio::time::timeout(self.timeout / NODES_PER_CONNECT, connecting).await {
+                    match tokio::time::timeout(self.timeout / SERVERS_PER_CONNECT, connecting).await {
                         Ok(Ok(listening)) => return Ok(listening),
                         Ok(Err(error)) => last = error,
                         Err(_) => last = RedisError::from((ErrorKind::Io, "timed out")),
@@ -214,55 +212,22 @@ impl Proof {
     }
 }
 
+/// The same, at this node.
+fn at(info: ConnectionInfo, node: &Node) -> ConnectionInfo {
+    let Some((host, port)) = node.host_and_port() else { return info };
+    let address = match info.addr() {
+        ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+            ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: *insecure, tls_params: tls_params.clone() }
+        }
+        _ => ConnectionAddr::Tcp(host.to_owned(), port),
+    };
+    info.set_addr(address)
+}
+
 fn is_encrypted(info: &ConnectionInfo) -> bool {
     matches!(info.addr(), ConnectionAddr::TcpTls { .. })
 }
 
 fn no_delay() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
-}
-
-/// A connection that many calls share: to a server, or to all masters of a cluster.
-#[derive(Clone)]
-pub(super) enum Wire {
-    One(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl Wire {
-    /// To one server of a cluster, or to the only one.
-    pub(super) async fn ask(&mut self, command: Cmd, node: SingleNodeRoutingInfo) -> Result<Value, RedisError> {
-        match self {
-            Self::One(connection) => command.query_async(connection).await,
-            Self::Cluster(connection) => connection.route_command(command, RoutingInfo::SingleNode(node)).await,
-        }
-    }
-}
-
-impl ConnectionLike for Wire {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::One(connection) => connection.req_packed_command(command),
-            Self::Cluster(connection) => connection.req_packed_command(command),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::One(connection) => connection.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::One(connection) => connection.get_db(),
-            Self::Cluster(connection) => connection.get_db(),
-        }
-    }
 }

@@ -2,10 +2,12 @@
 
 use std::sync::LazyLock;
 
-use bb8_redis::redis::{Arg, Cmd, ErrorKind, Pipeline, RedisError, Script, ServerErrorKind, ToRedisArgs, Value, cmd};
-use futures_util::future;
+use bb8_redis::redis::{
+    Arg, Cmd, ErrorKind, Pipeline, RedisError, Script, ServerErrorKind, ToRedisArgs, Value, aio::MultiplexedConnection,
+    cmd,
+};
 
-use super::{ANNOUNCED_FOR, gather::PopCall, link::Ask, route::Wire};
+use super::{ANNOUNCED_FOR, gather::PopCall, keys::Keys, link::Ask};
 use crate::store::{
     Attempt, Cause, Due, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, Past, PopRequest, RECLAIM_STEP, Rules,
     TaskId, Token, hex,
@@ -222,15 +224,16 @@ impl Source {
 #[derive(Clone)]
 pub(super) struct Call {
     source: &'static Source,
+    slot: u16,
     command: Cmd,
 }
 
 impl Call {
     pub(super) fn new(sources: &'static Sources, is_cluster: bool, meta: &str) -> Self {
-        let source = if is_cluster { &sources.cluster } else { &sources.one };
+        let (source, slot) = if is_cluster { (&sources.cluster, Keys::slot(meta)) } else { (&sources.one, 0) };
         let mut command = Cmd::with_capacity(ARGS, ARGS_BYTES);
         command.arg("EVALSHA").arg(&source.hash).arg(1).arg(meta);
-        Self { source, command }
+        Self { source, slot, command }
     }
 
     pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
@@ -291,7 +294,11 @@ impl Call {
 impl Ask for Call {
     type Answer = Value;
 
-    async fn send(&self, wire: &mut Wire) -> Result<Value, RedisError> {
+    fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    async fn send(&self, wire: &mut MultiplexedConnection) -> Result<Value, RedisError> {
         match self.command.query_async(wire).await {
             Err(error) if is_unknown_script(&error) => self.whole().query_async(wire).await,
             other => other,
@@ -299,25 +306,22 @@ impl Ask for Call {
     }
 }
 
-/// Several in one write to each node, and all of their answers: when the connection breaks, none of them is known to have run. Nor
+/// Several that one node has, in one write, and all of their answers: when the connection breaks, none of them is known to have run. Nor
 /// did those that answer that their script is not known.
 pub(super) struct Together(pub(super) Vec<Call>);
 
 impl Ask for Together {
     type Answer = Vec<Result<Value, RedisError>>;
 
-    async fn send(&self, wire: &mut Wire) -> Result<Self::Answer, RedisError> {
-        let Wire::Cluster(cluster) = wire else {
-            let mut pipeline = Pipeline::with_capacity(self.0.len());
-            for call in &self.0 {
-                pipeline.add_command(call.command.clone());
-            }
-            return pipeline.ignore_errors().query_async(wire).await;
-        };
-        let answers = self.0.iter().map(|call| {
-            let mut cluster = cluster.clone();
-            async move { call.command.query_async(&mut cluster).await }
-        });
-        Ok(future::join_all(answers).await)
+    fn slot(&self) -> u16 {
+        self.0.first().map_or(0, |call| call.slot)
+    }
+
+    async fn send(&self, wire: &mut MultiplexedConnection) -> Result<Self::Answer, RedisError> {
+        let mut pipeline = Pipeline::with_capacity(self.0.len());
+        for call in &self.0 {
+            pipeline.add_command(call.command.clone());
+        }
+        pipeline.ignore_errors().query_async(wire).await
     }
 }

@@ -2,15 +2,19 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use bb8_redis::redis::Cmd;
+
 use super::{
-    Access, fitness,
-    fitness::{Epochs, Unfit},
+    Access,
+    fitness::{Epochs, Report, Unfit},
     keys::Keys,
-    link::{Presence, Probe, Standing},
+    link::{Keyed, Presence, Standing},
+    nodes::{Node, Nodes},
+    probe::Probe,
     route::Route,
     script::{Call, Sources},
 };
@@ -18,7 +22,7 @@ use crate::store::{QueueName, Rules, StoreError, hex};
 
 /// What the stores of all threads of a process share.
 pub struct RedisShared {
-    pub(super) route: Arc<Route>,
+    pub(super) nodes: Arc<Nodes>,
     pub(super) keys: Keys,
     pub(super) server: String,
     pub(super) rules: Rules,
@@ -29,15 +33,16 @@ pub struct RedisShared {
     #[cfg(test)]
     clock: Arc<std::sync::atomic::AtomicU64>,
     epochs: Mutex<Epochs>,
-    owners: RwLock<Vec<(u16, u16)>>,
     pub(super) known: Mutex<Known>,
 }
 
 /// What this process knows about Redis' data.
 #[derive(Default)]
 pub(super) struct Known {
-    pub(super) report: Option<fitness::Report>,
+    pub(super) report: Option<Report>,
     pub(super) registered: HashSet<QueueName>,
+    /// Those that could not be registered, and will be.
+    pub(super) owed: HashSet<QueueName>,
     pub(super) without_keys: HashMap<QueueName, Instant>,
     /// Queues that a list left out, which the log was told.
     pub(super) left_out: HashSet<QueueName>,
@@ -64,6 +69,12 @@ impl RedisShared {
     /// Reads the address; connects to nothing.
     pub fn new(config: &RedisConfig) -> Result<Self, String> {
         let route = Arc::new(Route::new(&config.url, &config.access, config.timeout)?);
+        let nodes = Arc::new(Nodes::new(Arc::clone(&route)));
+        // Of all of it, for people; and where that is one node, of that.
+        let presence = match nodes.is_cluster() {
+            true => Arc::new(Presence::new(route.address().to_string())),
+            false => nodes.presence(&Node::default()),
+        };
         let mut name = [0; 8];
         getrandom::fill(&mut name).map_err(|error| error.to_string())?;
         Ok(Self {
@@ -71,20 +82,19 @@ impl RedisShared {
             server: hex(&name),
             rules: config.rules,
             timeout: config.timeout,
-            presence: Arc::new(Presence::new(route.address().to_string())),
-            probe: tokio::sync::Mutex::new(Probe::new(Arc::clone(&route), config.timeout)),
+            probe: tokio::sync::Mutex::new(Probe::new(Arc::clone(&nodes), Arc::clone(&presence), config.timeout)),
+            presence,
             known: Mutex::default(),
             accept_reset: config.accept_reset,
             #[cfg(test)]
             clock: test_clock(&config.url),
             epochs: Mutex::default(),
-            owners: RwLock::default(),
-            route,
+            nodes,
         })
     }
 
     pub(super) fn call(&self, script: &'static Sources, queue: &QueueName) -> Call {
-        Call::new(script, self.route.address().is_cluster(), &self.keys.meta(queue))
+        Call::new(script, self.nodes.is_cluster(), &self.keys.meta(queue))
             .arg(self.rules.remember.window)
             .arg((self.rules.remember.entries / 2).max(1))
             .arg(&self.server)
@@ -121,15 +131,17 @@ impl RedisShared {
         with(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A number for the node that has this queue, as far as is known: the same for all of its queues.
-    pub(super) fn node_of(&self, queue: &QueueName) -> u16 {
-        if !self.route.address().is_cluster() {
-            return 0;
+    /// The node that has this queue, as far as is known.
+    pub(super) fn owner(&self, queue: &QueueName) -> Node {
+        match self.nodes.is_cluster() {
+            true => self.nodes.owner(Keys::slot(&self.keys.meta(queue))).unwrap_or_default(),
+            false => Node::default(),
         }
-        let slot = self.keys.slot(queue);
-        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
-        let at = owners.partition_point(|(last, _)| *last < slot);
-        owners.get(at).map_or(0, |(_, node)| *node)
+    }
+
+    /// A command about this key.
+    pub(super) fn keyed(&self, key: &str, command: Cmd) -> Keyed {
+        Keyed { slot: if self.nodes.is_cluster() { Keys::slot(key) } else { 0 }, command }
     }
 
     /// The histories that were seen, which the next check has to find again.
@@ -138,52 +150,19 @@ impl RedisShared {
     }
 
     /// Notes what a check found: logs changes, and forgets what was known about another run of Redis.
-    pub(super) fn note(&self, found: Result<fitness::Report, Unfit>) -> Result<(), StoreError> {
+    pub(super) fn note(&self, found: Result<(Report, Epochs), Unfit>) -> Result<(), StoreError> {
         match found {
-            Ok(mut report) => {
-                *self.epochs.lock().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut report.epochs);
-                *self.owners.write().unwrap_or_else(PoisonError::into_inner) = std::mem::take(&mut report.owners);
-                let news = self.known(|known| {
-                    let news = known.report.as_ref() != Some(&report);
-                    if news {
-                        *known = Known { report: Some(report.clone()), ..Known::default() };
-                    }
-                    news
-                });
-                if news {
-                    self.presence.begin_epoch();
-                }
-                if news && !report.absent.is_empty() {
-                    let masters = report.absent.join(", ");
-                    tracing::warn!(
-                        masters,
-                        "masters of the cluster do not answer; their queues stand still until others take over"
-                    );
-                }
-                if self.presence.set(Standing::Fit) || news {
-                    let (address, version, survives) = (self.presence.address(), report.version, report.note);
-                    match report.durable {
-                        true => tracing::info!(
-                            address,
-                            version,
-                            "connected to Redis; what was answered OK survives {survives}"
-                        ),
-                        false => tracing::warn!(
-                            address,
-                            version,
-                            "connected to Redis; what was answered OK survives {survives}"
-                        ),
-                    }
-                }
+            Ok((report, epochs)) => {
+                *self.epochs.lock().unwrap_or_else(PoisonError::into_inner) = epochs;
+                self.note_fit(report);
                 Ok(())
             }
             Err(Unfit::Reset(key)) if self.accept_reset => {
                 let address = self.presence.address();
                 tracing::warn!(address, key, "Redis came back without its data; this server goes on (--accept-reset)");
                 self.epochs.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                self.presence.begin_epoch();
                 let message = format!("Redis at {address} came back without its data, which is accepted; one moment");
-                self.presence.set(Standing::Away(message.as_str().into()));
+                self.stand(&Standing::Away(message.as_str().into()));
                 Err(StoreError::Unavailable { message, did_not_run: true })
             }
             Err(Unfit::Reset(key)) => {
@@ -192,16 +171,67 @@ impl RedisShared {
                      anew if it is right",
                     self.presence.address()
                 );
-                if self.presence.set(Standing::Reset(message.as_str().into())) {
-                    self.presence.begin_epoch();
-                }
+                self.stand(&Standing::Reset(message.as_str().into()));
                 Err(StoreError::DatasetReset(message))
             }
             Err(Unfit::Problem(message)) => {
-                if self.presence.set(Standing::Away(message.as_str().into())) {
-                    self.presence.begin_epoch();
-                }
+                self.stand(&Standing::Away(message.as_str().into()));
                 Err(StoreError::Unavailable { message, did_not_run: true })
+            }
+        }
+    }
+
+    /// No node is fit.
+    fn stand(&self, standing: &Standing) {
+        let is_news = self.presence.set(standing.clone());
+        if self.nodes.set_all(standing) || is_news {
+            self.nodes.begin_epoch();
+        }
+    }
+
+    fn note_fit(&self, report: Report) {
+        let news = self.known(|known| {
+            let news = known.report.as_ref() != Some(&report);
+            if news {
+                let owed = std::mem::take(&mut known.owed);
+                *known = Known { report: Some(report.clone()), owed, ..Known::default() };
+            }
+            news
+        });
+        // Of what is no cluster, there are none.
+        for node in self.nodes.owners() {
+            let presence = self.nodes.presence(&node);
+            if report.answered.contains(&node) {
+                presence.set(Standing::Fit);
+            } else if report.absent.contains(&node)
+                && presence.set(Standing::Away(format!("Redis at {node} does not answer").into()))
+            {
+                presence.begin_epoch();
+            }
+        }
+        if news {
+            if self.nodes.is_cluster() {
+                self.nodes.forget_others();
+            } else {
+                self.nodes.begin_epoch();
+            }
+            if !report.absent.is_empty() {
+                let masters = report.absent.iter().map(Node::to_string).collect::<Vec<_>>().join(", ");
+                tracing::warn!(
+                    masters,
+                    "masters of the cluster do not answer; their queues stand still until others take over"
+                );
+            }
+        }
+        if self.presence.set(Standing::Fit) || news {
+            let (address, version, survives) = (self.presence.address(), report.version, report.note);
+            match report.durable {
+                true => {
+                    tracing::info!(address, version, "connected to Redis; what was answered OK survives {survives}")
+                }
+                false => {
+                    tracing::warn!(address, version, "connected to Redis; what was answered OK survives {survives}")
+                }
             }
         }
     }

@@ -1,0 +1,128 @@
+//! The nodes that have the data: the only Redis, or the masters of a cluster, and which slots each of them has.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use super::{
+    link::{Presence, Standing},
+    route::Route,
+};
+
+/// Where a node is: `host:port`. Of what is no cluster, nothing: its address says how to find it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Node(String);
+
+impl Node {
+    pub(super) fn at(host: &str, port: u16) -> Self {
+        Self(format!("{host}:{port}"))
+    }
+
+    /// As redis-rs tells of a redirection.
+    pub(super) fn parse(address: &str) -> Option<Self> {
+        let node = Self(address.to_owned());
+        node.host_and_port().map(|_| node.clone())
+    }
+
+    pub(super) fn host_and_port(&self) -> Option<(&str, u16)> {
+        let (host, port) = self.0.rsplit_once(':')?;
+        Some((host, port.parse().ok()?)).filter(|(host, _)| !host.is_empty())
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Of each range of slots, in their order, the last one, and who has them.
+pub(super) type Ranges = Vec<(u16, Node)>;
+
+/// What a process knows of them.
+pub(super) struct Nodes {
+    route: Arc<Route>,
+    owners: RwLock<Owners>,
+    presences: Mutex<HashMap<Node, Arc<Presence>>>,
+}
+
+#[derive(Default)]
+struct Owners {
+    ranges: Ranges,
+    /// What was heard since the ranges were read.
+    moved: HashMap<u16, Node>,
+}
+
+impl Nodes {
+    pub(super) fn new(route: Arc<Route>) -> Self {
+        Self { route, owners: RwLock::default(), presences: Mutex::default() }
+    }
+
+    pub(super) fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.route.address().is_cluster()
+    }
+
+    /// Who has a slot, as far as is known; nobody before the first check.
+    pub(super) fn owner(&self, slot: u16) -> Option<Node> {
+        if !self.is_cluster() {
+            return Some(Node::default());
+        }
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let of_range = || owners.ranges.get(owners.ranges.partition_point(|(last, _)| *last < slot));
+        owners.moved.get(&slot).or_else(|| of_range().map(|(_, node)| node)).cloned()
+    }
+
+    /// All that have slots.
+    pub(super) fn owners(&self) -> Vec<Node> {
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes: Vec<_> = owners.ranges.iter().map(|(_, node)| node.clone()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        nodes
+    }
+
+    pub(super) fn set_owners(&self, ranges: Ranges) {
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        *owners = Owners { ranges, moved: HashMap::new() };
+    }
+
+    /// A node says that another one has the slot.
+    pub(super) fn moved(&self, slot: u16, to: Node) {
+        self.owners.write().unwrap_or_else(PoisonError::into_inner).moved.insert(slot, to);
+    }
+
+    /// What is known of a node.
+    pub(super) fn presence(&self, node: &Node) -> Arc<Presence> {
+        let mut presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let address = if self.is_cluster() { node.to_string() } else { self.route.address().to_string() };
+            Arc::new(Presence::new(address))
+        };
+        Arc::clone(presences.entry(node.clone()).or_insert_with(new))
+    }
+
+    /// The same of all that anybody has asked for. True if it is news of one.
+    pub(super) fn set_all(&self, standing: &Standing) -> bool {
+        let presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
+        presences.values().fold(false, |news, presence| presence.set(standing.clone()) || news)
+    }
+
+    /// All connections made so far are to be made anew.
+    pub(super) fn begin_epoch(&self) {
+        let presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
+        presences.values().for_each(|presence| presence.begin_epoch());
+    }
+
+    /// Drops what is known of nodes that have no slots any more.
+    pub(super) fn forget_others(&self) {
+        let owners = self.owners();
+        let mut presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
+        presences.retain(|node, presence| owners.contains(node) || Arc::strong_count(presence) > 1);
+    }
+}
