@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::OpenOptions,
     net::TcpListener,
     process::{Child, Command, Stdio},
     time::{Duration, Instant, SystemTime},
@@ -316,6 +317,43 @@ async fn what_cannot_go_stays_and_is_told() {
     assert_eq!(counts(&source).await, [2, 0, 1, 0]);
     assert!(!source.admin().get_queue("q").await.unwrap().counts.paused);
     assert_eq!(ready_numbers(&target).await, [0, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]);
+}
+
+#[tokio::test]
+async fn all_goes_whether_anybody_reads_of_it_or_not() {
+    for is_full in [false, true] {
+        let (from, to) = (Server::start(&[]), Server::start(&[]));
+        let (source, target) = (from.client(), to.client());
+        for queue in ["a", "b"] {
+            source.insert(queue, NewTask::json_text("1")).await.unwrap();
+        }
+        let (reader, unread) = std::io::pipe().unwrap();
+        drop(reader);
+        let full = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let stdout = if is_full { Stdio::from(full()) } else { Stdio::from(unread) };
+        let mut command = copying(&from.address, &to.address, &["--all"]);
+        let ran = Ran::of(command.stdout(stdout).stderr(Stdio::piped()).output().unwrap());
+        if is_full {
+            ran.refused(1, &["cannot write to stdout: No space left on device"]);
+        } else {
+            assert_eq!((ran.code, ran.stderr.as_str()), (Some(0), ""));
+        }
+        for queue in ["a", "b"] {
+            assert_eq!(target.admin().get_queue(queue).await.map(|queue| queue.counts.ready).unwrap_or_default(), 1);
+        }
+    }
+}
+
+/// What stays behind is told on stderr, and by the exit code.
+#[tokio::test]
+async fn what_cannot_go_is_told_though_nobody_reads_of_the_rest() {
+    let (from, to) = (Server::start(&[]), Server::start(&["--max-value", "1000"]));
+    from.client().insert("q", NewTask::bytes(vec![7; 2_000])).await.unwrap();
+    let (reader, stdout) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = copying(&from.address, &to.address, &["q"]);
+    let ran = Ran::of(command.stdout(stdout).stderr(Stdio::piped()).output().unwrap());
+    assert!(ran.code == Some(1) && ran.stderr.contains("1 task stays"), "{ran:?}");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::{
 use data_queue_client::{NewTask, Pop};
 use serde_json::{Value, json};
 
-use crate::server::{PATIENCE, Ran, Server, binary, columns, command};
+use crate::server::{PATIENCE, Ran, Server, binary, columns, command, ended};
 
 /// An address where nobody listens.
 fn nobody() -> String {
@@ -130,6 +130,20 @@ fn top_in_lines_ends_with_ctrl_c_as_it_should() {
     signal(child.id(), "INT");
     lines.for_each(drop);
     assert!(child.wait().unwrap().success());
+}
+
+/// The first table has more than a pipe holds, and nobody goes on reading it.
+#[tokio::test]
+async fn top_in_lines_ends_with_ctrl_c_though_its_reader_hangs() {
+    let server = Server::start(&[]);
+    let client = server.client();
+    for number in 0..1_000 {
+        client.insert(&format!("{number:0>120}"), NewTask::json_text("1")).await.unwrap();
+    }
+    let mut top = server.command(&["top"]).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    top.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    signal(top.id(), "INT");
+    assert_eq!(ended(&mut top), Some(0));
 }
 
 fn signal(pid: u32, name: &str) {

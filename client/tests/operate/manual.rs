@@ -164,4 +164,12 @@ fn a_disk_that_is_full_is_one_line() {
         Ran::of(output).refused(1, &["cannot write to stdout: No space left on device"]);
     }
     assert_eq!(server.objects(&["queues", "q"])[0]["acked"], 0);
+
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut child = server.command(&["insert", "r"]);
+    let mut child = child.stdin(Stdio::piped()).stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"2\n3\n4\n").unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    ran.refused(1, &["cannot write to stdout: No space left on device", "from line 1 on"]);
+    assert_eq!(server.objects(&["queues", "r"])[0]["ready"], 4, "what is sent is inserted");
 }

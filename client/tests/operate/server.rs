@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use data_queue_client::Client;
@@ -92,6 +92,22 @@ pub(crate) fn command(address: &str, line: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.env("DATA_QUEUE_ADDR", address).env_remove("NO_COLOR").args(line);
     command
+}
+
+/// Waits for the end of a program, of which nobody reads what it writes; answers its exit code.
+#[track_caller]
+pub(crate) fn ended(child: &mut Child) -> Option<i32> {
+    let start = Instant::now();
+    loop {
+        if let Some(ended) = child.try_wait().unwrap() {
+            return ended.code();
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("it does not end");
+        }
+        thread::park_timeout(Duration::from_millis(10));
+    }
 }
 
 /// What came of a run.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, OpenOptions},
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, ChildStderr, Stdio},
@@ -15,7 +15,7 @@ use data_queue_client::{Client, NewTask, Page, QueueCounts, SettingsUpdate, Task
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::server::{PATIENCE, Ran, Server, command};
+use crate::server::{PATIENCE, Ran, Server, command, ended};
 
 /// Waits until it is so.
 #[track_caller]
@@ -374,4 +374,37 @@ async fn it_ends_when_nobody_reads_what_commands_say() {
     assert_eq!(working.child.wait().unwrap().code(), Some(0));
     let counts = counts(&client).await;
     assert!(counts.leased == 0 && counts.ready > 0 && counts.ready + counts.acked == 1_000, "{counts:?}");
+}
+
+#[tokio::test]
+async fn it_ends_at_a_disk_that_is_full_and_says_so() {
+    let server = Server::start(&[]);
+    let client = server.client();
+    insert(&client, 1_000).await;
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = server.command(&["work", "q", "--", "cat"]);
+    let ran = Ran::of(command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped()).output().unwrap());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(summary(&ran).contains("cannot write to stdout: No space left on device"), "{ran:?}");
+    let counts = counts(&client).await;
+    assert!(counts.leased == 0 && counts.ready > 0 && counts.ready + counts.acked == 1_000, "{counts:?}");
+}
+
+/// More is said than pipes and lines that wait have room for, and whoever should read it has stopped.
+#[tokio::test]
+async fn a_reader_that_hangs_does_not_keep_it_from_ending() {
+    let server = Server::start(&[]);
+    let client = server.client();
+    insert(&client, 1).await;
+    let folder = TempDir::new().unwrap();
+    let much = folder.path().join("much");
+    let script = "line=$(head -c 4095 /dev/zero | tr '\\0' x); yes $line | head -n 285; : > \"$1\"; yes $line";
+    let line = ["work", "q", "--grace", "10m", "--", "sh", "-c", script, "sh", much.to_str().unwrap()];
+    let mut working = Working::start(&server.address, &line);
+    until("it says much", || much.exists());
+    working.signal(Signal::TERM);
+    working.signal(Signal::INT);
+    assert_eq!(ended(&mut working.child), Some(0));
+    let counts = counts(&client).await;
+    assert_eq!((counts.ready, counts.leased, counts.acked), (1, 0, 0));
 }

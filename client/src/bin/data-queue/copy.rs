@@ -114,7 +114,7 @@ impl CopyQueues {
             ends.known(name).await.map_err(Trouble::stop)?;
         }
         let mut out = Out::new(common.output);
-        let mut stays = false;
+        let (mut stays, mut written) = (false, Ok(()));
         for name in &names {
             if *stopped.borrow() {
                 return Err(Stop::failed(format!("ended before {name} was moved: run it again")));
@@ -123,12 +123,19 @@ impl CopyQueues {
             let mut moving = Moving::new(ends, name, self.force, self.wait, stopped.clone(), bar(name));
             let ended = moving.run().await;
             let moved = moving.moved();
-            out.rows(&[row(name, &moved, began.elapsed())])?;
+            // Whether anybody reads of it or not, all goes, and what goes wrong is told.
+            if written.is_ok() {
+                written = out.rows(&[row(name, &moved, began.elapsed())]);
+            }
             tell(name, &self.from, &self.to, &moved);
             stays |= moved.duplicates + moved.refused + moved.held > 0;
             ended?;
         }
-        Ok(if stays { ExitCode::from(EXIT_FAILED) } else { ExitCode::SUCCESS })
+        match written {
+            Err(stop) if !stop.is_unread() => Err(stop),
+            _ if stays => Ok(ExitCode::from(EXIT_FAILED)),
+            _ => Ok(ExitCode::SUCCESS),
+        }
     }
 }
 

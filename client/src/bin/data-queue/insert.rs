@@ -237,7 +237,8 @@ impl Insert {
 struct Tally {
     lines: u64,
     refused: u64,
-    is_unread: bool,
+    /// What to exit with since ids could not be written; nothing as long as they can.
+    unwritten: Option<u8>,
 }
 
 impl Tally {
@@ -261,9 +262,17 @@ impl Tally {
                 return Err(Stop(code, format!("line {number}: {why}; those before it were inserted")));
             }
         };
-        if !self.is_unread {
+        if self.unwritten.is_none()
+            && let Err(Stop(code, why)) = session.out.rows(&inserted.iter().map(row).collect::<Vec<_>>())
+        {
             // What is sent is inserted, whether anybody reads its id or not.
-            self.is_unread = session.out.rows(&inserted.iter().map(row).collect::<Vec<_>>()).is_err();
+            self.unwritten = Some(code);
+            if !why.is_empty() {
+                let _ = writeln!(
+                    stderr(),
+                    "data-queue: {why}; lines are inserted nevertheless, from line {number} on without their ids"
+                );
+            }
         }
         Ok(())
     }
@@ -275,7 +284,7 @@ impl Tally {
 
     fn end(self) -> Result<ExitCode, Stop> {
         match self.refused {
-            0 => Ok(ExitCode::SUCCESS),
+            0 => Ok(ExitCode::from(self.unwritten.unwrap_or_default())),
             refused => {
                 let _ = writeln!(stderr(), "data-queue: {refused} of {} lines were not inserted", self.lines);
                 Ok(ExitCode::from(EXIT_FAILED))

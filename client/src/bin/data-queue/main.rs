@@ -32,7 +32,7 @@ const EXIT_NOTHING: u8 = 3;
 const EXIT_USAGE: u8 = 64;
 
 /// Why a verb ended without what it was asked for: an exit code and one line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Stop(u8, String);
 
 impl Stop {
@@ -47,6 +47,10 @@ impl Stop {
     /// Nobody reads any more what is written: all is well, and there is nothing to say.
     fn unread() -> Self {
         Self(0, String::new())
+    }
+
+    fn is_unread(&self) -> bool {
+        self.1.is_empty()
     }
 
     /// Writes the line; answers what to exit with.

@@ -128,7 +128,13 @@ impl Top {
                 Heard::Queues(mut queues) => {
                     self.sort.sort(&mut queues);
                     let now = SystemTime::now();
-                    out.again(&queues.into_iter().map(|queue| active(now, queue)).collect::<Vec<_>>())?;
+                    let rows: Vec<_> = queues.into_iter().map(|queue| active(now, queue)).collect();
+                    // A reader that hangs does not keep it from ending.
+                    let writing = tokio::task::spawn_blocking(move || out.again(&rows).map(|()| out));
+                    out = tokio::select! {
+                        () = signals.next() => return Ok(()),
+                        written = writing => written.map_err(|error| Stop::failed(error.to_string()))??,
+                    };
                     left -= 1;
                 }
                 Heard::Away(why) => {

@@ -112,9 +112,9 @@ impl Work {
         if let Some(lease) = self.lease {
             consumer = consumer.lease(lease);
         }
-        let (output, written) = lines::start();
-        tokio::spawn(tell_if_away(session.admin(), self.queues[0].clone(), common.addr.clone(), output.clone()));
         let (hurry, hurried) = watch::channel(false);
+        let (output, written) = lines::start(hurried.clone());
+        tokio::spawn(tell_if_away(session.admin(), self.queues[0].clone(), common.addr.clone(), output.clone()));
         let handler = Handler::new(&self, &common.addr, output.clone(), hurried);
         let mut crew =
             Crew { handler: Arc::new(handler), running: JoinSet::new(), tally: Tally::default(), signals, output };
@@ -122,9 +122,8 @@ impl Work {
 
         let ended = self.take(&mut crew, &mut consumer, &session).await;
         let closed = crew.finish(consumer, &ended, self.grace, &hurry).await;
-        crew.output.say(crew.tally.line()).await;
-        drop(crew);
-        written.wait().await;
+        let (output, line) = crew.last_line();
+        written.end(output, line).await;
         match ended {
             Ended::Failed(stop) => Err(stop),
             Ended::Signal | Ended::Done => session.take(closed).map(|_| ExitCode::SUCCESS),
@@ -149,7 +148,7 @@ impl Work {
             tokio::select! {
                 () = signals.next() => return Ended::Signal,
                 // What the commands say would be lost.
-                () = output.unread() => return Ended::Signal,
+                stop = output.unwritten() => return Ended::Failed(stop),
                 Some(fate) = running.join_next(), if !is_idle => {
                     if let Err(stop) = tally.note(fate.unwrap_or(Fate::GivenBack)) {
                         return Ended::Failed(stop);
@@ -161,7 +160,10 @@ impl Work {
                         running.spawn(Arc::clone(handler).work_on(task));
                     }
                     Ok(None) => return Ended::Done,
-                    Err(error) if error.kind() == ErrorKind::Corrupt => output.say(error.to_string()).await,
+                    Err(error) if error.kind() == ErrorKind::Corrupt => tokio::select! {
+                        () = output.say(error.to_string()) => {}
+                        () = signals.next() => return Ended::Signal,
+                    },
                     Err(error) => return Ended::Failed(session.explain(&error)),
                 },
                 () = empty(&admin, &self.queues), if self.until_empty && is_idle => return Ended::Done,
@@ -204,8 +206,12 @@ impl Crew {
                 signals.next().await;
             }
             let left = humantime::format_duration(grace);
-            output.say(format!("ends: commands that run may go on for {left}, or until the next signal")).await;
-            let _ = timeout(grace, signals.next()).await;
+            let line = format!("ends: commands that run may go on for {left}, or until the next signal");
+            // It is no reason to wait for longer that nobody reads it.
+            tokio::select! {
+                _ = timeout(grace, signals.next()) => {}
+                () = async { output.say(line).await; pending().await } => {}
+            }
             hurry.send_replace(true);
             pending::<()>().await;
         };
@@ -220,6 +226,11 @@ impl Crew {
             closed = closed => closed,
             () = impatience => Ok(0),
         }
+    }
+
+    /// And where it goes. Nobody else writes any more.
+    fn last_line(self) -> (Output, String) {
+        (self.output, self.tally.line())
     }
 }
 

@@ -14,6 +14,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::{Stop, out::written};
+
 /// How many lines wait to be written.
 const AHEAD: usize = 256;
 /// A longer line is passed on in pieces of so many bytes.
@@ -37,24 +39,26 @@ pub(super) enum Place {
 #[derive(Clone)]
 pub(super) struct Output {
     lines: mpsc::Sender<(Place, Vec<u8>)>,
-    is_unread: watch::Receiver<bool>,
+    unwritten: watch::Receiver<Option<Stop>>,
+    hurried: watch::Receiver<bool>,
 }
 
 /// The thread that writes.
 pub(super) struct Written(oneshot::Receiver<()>);
 
-pub(super) fn start() -> (Output, Written) {
+/// In a hurry, lines that find no room are lost.
+pub(super) fn start(hurried: watch::Receiver<bool>) -> (Output, Written) {
     let (lines, mut waiting) = mpsc::channel::<(Place, Vec<u8>)>(AHEAD);
-    let (unread, is_unread) = watch::channel(false);
-    let (ended, written) = oneshot::channel();
+    let (failure, unwritten) = watch::channel(None);
+    let (ended, all_written) = oneshot::channel();
     std::thread::spawn(move || {
         while let Some((place, line)) = waiting.blocking_recv() {
             match place {
-                Place::Stdout if *unread.borrow() => {}
+                Place::Stdout if failure.borrow().is_some() => {}
                 Place::Stdout => {
                     let mut stdout = stdout().lock();
-                    if stdout.write_all(&line).and_then(|()| stdout.flush()).is_err() {
-                        unread.send_replace(true);
+                    if let Err(stop) = written(stdout.write_all(&line).and_then(|()| stdout.flush())) {
+                        failure.send_replace(Some(stop));
                     }
                 }
                 Place::Stderr => drop(stderr().write_all(&line)),
@@ -63,7 +67,7 @@ pub(super) fn start() -> (Output, Written) {
         // Nobody waits for ever.
         let _ = ended.send(());
     });
-    (Output { lines, is_unread }, Written(written))
+    (Output { lines, unwritten, hurried }, Written(all_written))
 }
 
 impl Output {
@@ -74,23 +78,34 @@ impl Output {
     }
 
     async fn write(&self, place: Place, line: Vec<u8>) {
-        // The thread ends last.
-        let _ = self.lines.send((place, line)).await;
+        let mut hurried = self.hurried.clone();
+        tokio::select! {
+            biased;
+            // The thread ends last.
+            _ = self.lines.send((place, line)) => {}
+            _ = hurried.wait_for(|hurried| *hurried) => {}
+        }
     }
 
-    /// Waits until nobody reads stdout any more.
-    pub(super) async fn unread(&self) {
-        let mut is_unread = self.is_unread.clone();
-        if is_unread.wait_for(|is| *is).await.is_err() {
-            std::future::pending().await
+    /// Waits until stdout takes no more: answers why, as what to end with.
+    pub(super) async fn unwritten(&self) -> Stop {
+        let mut unwritten = self.unwritten.clone();
+        match unwritten.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(stop)) => stop.clone(),
+            Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 }
 
 impl Written {
-    /// Waits until all is written, if somebody reads it.
-    pub(super) async fn wait(self) {
-        let _ = timeout(FAREWELL, self.0).await;
+    /// Says the last line, and waits until all is written, if somebody reads it.
+    pub(super) async fn end(self, output: Output, line: String) {
+        let end = async {
+            output.say(line).await;
+            drop(output);
+            let _ = self.0.await;
+        };
+        let _ = timeout(FAREWELL, end).await;
     }
 }
 
