@@ -201,7 +201,7 @@ wire_tests! {
     }
 
     /// With the certificates that Redis wants, and only then.
-    async fn redis_behind_tls_is_served_with_certificates_that_match() {
+    async fn tls_is_spoken_with_certificates_that_match() {
         let redis = Tls::start();
         let file = |name: &str| redis.file(name);
         let (ca, other) = (file("ca.crt"), file("other.crt"));
@@ -247,7 +247,7 @@ wire_tests! {
     }
 
     /// A Redis that comes back without its data is not taken for an empty one, unless the server is told to.
-    async fn an_emptied_redis_is_not_served() {
+    async fn an_emptied_store_is_not_served() {
         let redis = std::sync::Arc::new(Redis::start());
         let (wary, trusting) = (on(&redis.url(), &[]).await, on(&redis.url(), &["--accept-reset"]).await);
         let queue = unique_queue("gone");
@@ -273,7 +273,7 @@ wire_tests! {
     }
 
     /// One that comes back with its data is as before.
-    async fn a_redis_that_kept_its_data_is_no_reset() {
+    async fn a_store_that_kept_its_data_is_no_reset() {
         let redis = Redis::with(Options { persistence: Persistence::Always, ..Options::default() });
         let server = on(&redis.url(), &[]).await;
         let queue = unique_queue("kept");

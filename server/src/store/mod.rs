@@ -196,7 +196,7 @@ pub trait Admin: Store {
     /// Makes dead letters ready again, at most [`RECLAIM_STEP`], in this order, whatever limits the queue has.
     async fn redrive(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Redriven>, StoreError>;
 
-    /// Puts in tasks that come from other queues, at most [`RECLAIM_STEP`], in one step: as many inserts, each of one task that has a
+    /// Does what the queue's time has come for, then puts in tasks that come from other queues, at most [`RECLAIM_STEP`], in one step: as many inserts, each of one task that has a
     /// past, and with a request. Each is done or refused on its own, one after the other. One whose task is there already, under
     /// the same id, was done before: it is answered as its request would be.
     async fn import(

@@ -217,7 +217,10 @@ impl Admin for MemoryStore {
         queue: &QueueName,
         inserts: Vec<Insert>,
     ) -> Result<Vec<Result<Inserted, StoreError>>, StoreError> {
-        let queues = &mut self.state().queues;
+        let (now, queues) = (self.clock.now(), &mut self.state().queues);
+        if let Some(known) = queues.get_mut(queue) {
+            known.reclaim(now);
+        }
         Ok(inserts.into_iter().map(|insert| self.insert_into(queues, queue, insert)).collect())
     }
 

@@ -263,6 +263,8 @@ impl Admin for RedisStore {
         let tasks = || inserts.iter().flat_map(|insert| &insert.tasks);
         let load = Load::new(tasks().count(), tasks().map(|task| task.envelope.len()).sum());
         let importing = self.within_timeout(async {
+            // What has ended is not there any more.
+            self.reclaim(queue).await?;
             self.register_before_insert(queue).await?;
             let call = script::insert(self.call(&script::INSERT, queue), inserts.iter());
             let lane = Lane::Ordinary(Some(queue.clone()));

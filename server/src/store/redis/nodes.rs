@@ -44,6 +44,7 @@ pub(super) type Ranges = Vec<(u16, Node)>;
 /// What a process knows of them.
 pub(super) struct Nodes {
     route: Arc<Route>,
+    seeds: Vec<Node>,
     owners: RwLock<Owners>,
     presences: Mutex<HashMap<Node, Arc<Presence>>>,
 }
@@ -57,7 +58,7 @@ struct Owners {
 
 impl Nodes {
     pub(super) fn new(route: Arc<Route>) -> Self {
-        Self { route, owners: RwLock::default(), presences: Mutex::default() }
+        Self { seeds: route.seeds(), route, owners: RwLock::default(), presences: Mutex::default() }
     }
 
     pub(super) fn route(&self) -> &Arc<Route> {
@@ -68,14 +69,15 @@ impl Nodes {
         self.route.address().is_cluster()
     }
 
-    /// Who has a slot, as far as is known; nobody before the first check.
+    /// Who has a slot, as far as is known. Before the first check, one who knows.
     pub(super) fn owner(&self, slot: u16) -> Option<Node> {
         if !self.is_cluster() {
             return Some(Node::default());
         }
         let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
         let of_range = || owners.ranges.get(owners.ranges.partition_point(|(last, _)| *last < slot));
-        owners.moved.get(&slot).or_else(|| of_range().map(|(_, node)| node)).cloned()
+        let owner = owners.moved.get(&slot).or_else(|| of_range().map(|(_, node)| node));
+        owner.or_else(|| self.seeds.get(usize::from(slot) % self.seeds.len().max(1))).cloned()
     }
 
     /// All that have slots.
@@ -110,7 +112,7 @@ impl Nodes {
     /// The same of all that anybody has asked for. True if it is news of one.
     pub(super) fn set_all(&self, standing: &Standing) -> bool {
         let presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
-        presences.values().fold(false, |news, presence| presence.set(standing.clone()) || news)
+        presences.values().filter(|presence| presence.set(standing.clone())).count() > 0
     }
 
     /// All connections made so far are to be made anew.

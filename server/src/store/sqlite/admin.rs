@@ -341,6 +341,8 @@ impl Admin for SqliteStore {
     ) -> Result<Vec<Result<Inserted, StoreError>>, StoreError> {
         let tasks = || inserts.iter().flat_map(|insert| &insert.tasks);
         let load = Load::new(tasks().count(), tasks().map(|task| task.envelope.len()).sum());
+        // What has ended is not there any more.
+        self.up_to_date(Kind::Change, 1, queue, |_, _| Ok(Ok(()))).await?;
         let (lane, queue) = (Lane::Ordinary(Some(queue.clone())), queue.clone());
         self.call(Kind::Insert, lane, load, move |engine| {
             inserts.iter().map(|insert| engine.insert(&queue, insert)).collect::<Sql<_>>().map(Ok)
