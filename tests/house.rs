@@ -126,10 +126,11 @@ fn only_its_store_names_sqlite() {
 /// Each script says what it is given and what it answers; what scripts are put together from, what it is for.
 #[test]
 fn scripts_have_headers() {
-    const PARTS: [&str; 14] = [
+    const PARTS: [&str; 15] = [
         "calls.lua",
         "common.lua",
         "gate.lua",
+        "guard.lua",
         "heads.lua",
         "leases.lua",
         "lines.lua",
@@ -178,13 +179,15 @@ fn lock_files_name_no_hosts() {
 /// or take a time to work, faults at moments that chance chooses, and README's own lines.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 21] = [
+    const MAY: [&str; 23] = [
         "client/tests/operate/copy.rs",
         "client/tests/operate/server.rs",
         "client/tests/operate/work.rs",
+        "server/src/store/conformance/engines.rs",
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
+        "tests/support/topology.rs",
         "tests/bench/load.rs",
         "tests/clients/readme.rs",
         "tests/faults/load.rs",

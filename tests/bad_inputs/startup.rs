@@ -109,7 +109,7 @@ wire_tests! {
             &["--store", "memory", &good],
             &["--store", &bad],
             &["--store", &format!("redis://:{PASSWORD}@127.0.0.1:port")],
-            &["--store", &format!("rediss://:{PASSWORD}@127.0.0.1")],
+            &["--store", &format!("redisx://:{PASSWORD}@127.0.0.1")],
             &["--listen", &good],
             &["--key-prefix", &good, "--store", "memory"],
             &[&format!("--stroe={good}")],
