@@ -148,7 +148,10 @@ impl Links {
                             Ok(answer) => return Ok(answer),
                             Err(failure) => failure,
                         },
-                        Err(error) => Failure { error, is_passing: true, now_at: None },
+                        Err(error) => {
+                            let is_passing = !matches!(error, StoreError::DatasetReset(_));
+                            Failure { error, is_passing, now_at: None }
+                        }
                     }
                 }
                 None => Failure { error: unknown_owner(), is_passing: true, now_at: None },
