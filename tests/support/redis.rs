@@ -56,6 +56,7 @@ pub struct Redis {
     directory: PathBuf,
     options: Options,
     child: Mutex<Option<Child>>,
+    is_stopped: AtomicBool,
 }
 
 /// A reply of Redis.
@@ -81,7 +82,8 @@ impl Redis {
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let directory = env::temp_dir().join(format!("data-queue-redis-{}-{number}", process::id()));
         fs::create_dir_all(&directory).expect("a directory for Redis");
-        let mut redis = Self { port: 0, directory, options, child: Mutex::new(None) };
+        let mut redis =
+            Self { port: 0, directory, options, child: Mutex::new(None), is_stopped: AtomicBool::new(false) };
         for _ in 0..PORT_TRIES {
             redis.port = free_port();
             if redis.launch().is_ok() {
@@ -116,6 +118,7 @@ impl Redis {
 
     /// SIGKILL: what is not on disk is gone.
     pub fn kill(&self) {
+        self.is_stopped.store(false, Ordering::Relaxed);
         if let Some(mut child) = self.child.lock().unwrap().take() {
             // Also ends a stopped process, which no other signal does.
             let _ = child.kill();
@@ -135,12 +138,19 @@ impl Redis {
 
     /// SIGSTOP: the port stays open and nobody answers.
     pub fn stop(&self) {
+        self.is_stopped.store(true, Ordering::Relaxed);
         self.signal("-STOP");
+    }
+
+    /// It stands still, and a command would wait for its end.
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::Relaxed)
     }
 
     /// SIGCONT.
     pub fn cont(&self) {
         self.signal("-CONT");
+        self.is_stopped.store(false, Ordering::Relaxed);
     }
 
     /// Runs one command on a connection of its own.

@@ -198,9 +198,11 @@ impl Cluster {
 
     /// Lines of CLUSTER NODES, by a node that answers.
     fn lines(&self) -> Vec<Vec<String>> {
-        let told = self.nodes.iter().find_map(|node| match node.try_command(&["CLUSTER", "NODES"]) {
-            Ok(Reply::Bytes(told)) => String::from_utf8(told).ok(),
-            _ => None,
+        let told = self.nodes.iter().filter(|node| !node.is_stopped()).find_map(|node| {
+            match node.try_command(&["CLUSTER", "NODES"]) {
+                Ok(Reply::Bytes(told)) => String::from_utf8(told).ok(),
+                _ => None,
+            }
         });
         told.unwrap_or_default().lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
     }
