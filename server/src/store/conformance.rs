@@ -350,8 +350,11 @@ macro_rules! in_turn {
         async fn every_case() {
             let _node = crate::store::conformance::engines::start_cluster();
             $( $(
-                println!("{} {}", stringify!($noun), stringify!($case));
-                crate::store::conformance::$noun::$case(crate::store::conformance::$open).await;
+                // The model's histories take longer than all others together.
+                if stringify!($noun) != "model" || std::env::var("DATA_QUEUE_TEST_LONG").is_ok_and(|long| long == "1") {
+                    println!("{} {}", stringify!($noun), stringify!($case));
+                    crate::store::conformance::$noun::$case(crate::store::conformance::$open).await;
+                }
             )+ )+
         }
     };
