@@ -101,6 +101,8 @@ pub mod reason {
     pub const TTL_OUT_OF_RANGE: &str = "TTL_OUT_OF_RANGE";
     /// `INVALID_ARGUMENT`: a unique key is longer than 128 bytes.
     pub const UNIQUE_KEY_INVALID: &str = "UNIQUE_KEY_INVALID";
+    /// `INVALID_ARGUMENT`: the unique keys of an insert's tasks belong to different shards of the queue.
+    pub const UNIQUE_KEYS_APART: &str = "UNIQUE_KEYS_APART";
     /// `INVALID_ARGUMENT`: the mask is empty, or names what is no setting.
     pub const UPDATE_MASK_INVALID: &str = "UPDATE_MASK_INVALID";
     /// `INVALID_ARGUMENT`: a task without a value.

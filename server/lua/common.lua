@@ -3,7 +3,9 @@
 --
 -- KEYS  1 meta HASH      counters, and where the memories stand; `life`, see sessions.lua. Where it is rare, also: `tail:<priority>`,
 --                        of how many tasks were ever put behind others there (for 0, less those inserted); `schedules`, how many
---                        there were ever; `bytes` of tasks that are not dead, while limited; `measuring`, see `measure_some`
+--                        there were ever; `bytes` of tasks that are not dead, while limited; `measuring`, see `measure_some`.
+--                        Of a queue that was ever spread over shards, which are queues to the scripts, in each shard:
+--                        `generation` of its settings, `shards`, and `spread`, over how many it was at the most; see change.lua
 --       The names of the others are built from that of the first: each that is sent costs a script as much as a read does.
 --       tasks HASH       id -> envelope
 --       ready:0 LIST     of ids, the head first: the tasks of the lowest priority, which is that of most

@@ -4,7 +4,7 @@
 -- ARGV     none of its own
 -- Returns  {1 if more is to be done: ask again, 1 if the queue exists, ready, scheduled, leased, dead, inserted, acked, expired,
 --          deleted, purged, for how many ms the task at the head has been in the queue, or -1 if no task is ready, or none of
---          the first MAX_SKIPPED ids is that of a task that is still there, 1 if nothing is delivered}
+--          the first MAX_SKIPPED ids is that of a task that is still there, 1 if nothing is delivered, the generation of the settings}
 -- The ids of tasks that are gone may still be in the list.
 local MAX_SKIPPED = 100
 
@@ -39,4 +39,5 @@ local ready, leased, inserted, acked, expired, deleted, purged = unpack(counts)
 return {
   more and 1 or 0, redis.call('EXISTS', META), ready, scheduled, leased, redis.call('ZCARD', DEAD), inserted, acked,
   expired, deleted, purged, age_of_head(list), is_paused and 1 or 0,
+  tonumber(redis.call('HGET', META, 'generation') or '0'),
 }

@@ -57,6 +57,12 @@ local function gate_of(given, packed, size_of)
   local CALL, CALL_TTL = BASE .. 'call:', 60000
   local gate, holders, extras, answers = {}, {}, read_extras(), {}
   local max_tasks, max_bytes = rare.setting('max_tasks'), rare.setting('max_bytes')
+  -- A shard has its part.
+  local shards = (max_tasks or max_bytes) and rare.count_of('shards') or 0
+  local function part(max)
+    return max and max > 0 and shards > 1 and math.max(1, math.floor(max / shards)) or max
+  end
+  local tasks_here, bytes_here = part(max_tasks), part(max_bytes)
   local live, bytes = max_tasks and rare.live(), max_bytes and rare.count_of('bytes')
 
   -- What is imported may be over when it comes: by id the sizes of those that have a key, and which of them gave it up.
@@ -108,9 +114,9 @@ local function gate_of(given, packed, size_of)
     end
     if again or tasks == 0 then
       return duplicates
-    elseif max_tasks and live + tasks > max_tasks then
+    elseif max_tasks and live + tasks > tasks_here then
       return duplicates, { 'max_tasks', int(max_tasks) }
-    elseif max_bytes and bytes + size > max_bytes then
+    elseif max_bytes and bytes + size > bytes_here then
       return duplicates, { 'max_bytes', int(max_bytes) }
     end
     live, bytes = live and live + tasks, bytes and bytes + size

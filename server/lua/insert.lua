@@ -1,15 +1,19 @@
 -- Puts the tasks of some calls at the tail, of each call all or none. Its first write is one that a full Redis refuses.
 --
 -- KEYS     as in common.lua
--- ARGV     7 pops that wait on this server, 8 how many tasks each call has, in 2 bytes, 9 how many calls have a request id;
+-- ARGV     7 pops that wait on this server and, behind a space, the generation by which the tasks belong to this shard, 8 how many
+--          tasks each call has, in 2 bytes, 9 how many calls have a request id;
 --          of each of those which call it is, request id, fingerprint; then the ids of all, one behind the other, in one;
 --          then the envelopes of all; then, if some tasks have a plan or fall due later, what `read_extras` reads
--- Returns  {1 if this made the queue, of each call 0: inserted, 2: request id reused, or the ids that were answered before (of what
+-- Returns  {-1} if the generation is another one, and nothing was done; else
+--          {1 if this made the queue, of each call 0: inserted, 2: request id reused, or the ids that were answered before (of what
 --          is imported: or that are there already), one behind the other, or {those}: inserted but for duplicates, or
 --          {setting, its value}: the queue is full}
 --          The ids of duplicates are those of the tasks that have their keys, marked: 16 is added to the 7th byte.
 local sub, byte = string.sub, string.byte
-local waiting, sizes, asked, recalled, at = tonumber(ARGV[7]), ARGV[8], {}, {}, 10
+local sizes, asked, recalled, at = ARGV[8], {}, {}, 10
+local waiting, generation = string.match(ARGV[7], '(%d+) (%d+)')
+waiting = tonumber(waiting)
 for _ = 1, tonumber(ARGV[9]) do
   asked[tonumber(ARGV[at])] = { id = 'i' .. ARGV[at + 1], fingerprint = ARGV[at + 2] }
   at = at + 3
@@ -23,6 +27,9 @@ local there = redis.call('HMGET', TASKS, unpack(given))
 is_rare = redis.call('EXISTS', RARE) == 1
 local extras, gate = ARGV[at + #given + 1]
 if extras or is_rare then
+  if (redis.call('HGET', META, 'generation') or '0') ~= generation then
+    return { -1 }
+  end
   gate = gate_of(given, extras or '', function(task) return #ARGV[at + task] end)
 end
 
@@ -83,7 +90,10 @@ local ready, inserted = n, 0
 if gate then
   ready, inserted = gate.put_in(numbers, tasks)
 elseif n > 0 then
-  local before = redis.call('HMGET', META, 'ready', 'inserted')
+  local before = redis.call('HMGET', META, 'ready', 'inserted', 'generation')
+  if (before[3] or '0') ~= generation then
+    return { -1 }
+  end
   inserted = (before[2] or 0) + n
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(ids))

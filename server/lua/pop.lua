@@ -7,8 +7,8 @@
 --          11 how many calls; a call with one of the following is alone: 12 request id or '', 13 fingerprint, 14 attempt
 --          or '-', 15 session or '', 16 stream, 17 how many spent stems follow; those; of each call its stem and a byte,
 --          the most tasks; then runs of tokens to ack
--- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, 1 if the request is known, of each call
---          {ids, one behind the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
+-- Returns  {0, ready, reclaimed, due in or -1, outcomes, deadline of what is leased now, now, 1 if the request is known, the generation
+--          of the settings, of each call {ids, one behind the other, or {ids, tries, tokens, deadlines}; then envelopes…}}, or with this alone:
 --          {1, reclaimed, outcomes}: there is more to be done before a pop, and nothing was popped for that;
 --          {2}: request id reused; {3, ready, reclaimed, outcomes}: another stream has the session
 --          Tries are 4 bytes for deliveries, for failures and for expiries of each, or '' if all are 0; tokens a stem and
@@ -179,10 +179,11 @@ for i = 1, calls do
     end
   end
 end
-local ready, held, delivered
+local held, delivered
+local counted = redis.call('HMGET', META, 'ready', 'generation', 'leased', 'delivered')
+local ready, generation = tonumber(counted[1] or '0'), counted[2] or '0'
 if #leased > 0 then
-  local before = redis.call('HMGET', META, 'ready', 'leased', 'delivered')
-  ready, held, delivered = (before[1] or 0) - #leased, (before[2] or 0) + #leased, (before[3] or 0) + #leased
+  ready, held, delivered = ready - #leased, (counted[3] or 0) + #leased, (counted[4] or 0) + #leased
 end
 if taken > 0 and rare then
   rare.take_off(taken)
@@ -237,7 +238,7 @@ if #leased > 0 then
   end
 end
 
-ready = ready or ready_count()
+ready = rare and rare.is_paused() and 0 or ready
 local is_empty = false
 if reclaimed > 0 and ready > 0 then
   wake_others(ready)
@@ -249,6 +250,6 @@ if is_empty and ARGV[9] ~= '0' then
   announce(tonumber(ARGV[9]))
 end
 return {
-  0, ready, reclaimed, is_empty and due_in() or -1, outcomes, int(now + lease_ms), int(now), record and 1 or 0,
+  0, ready, reclaimed, is_empty and due_in() or -1, outcomes, int(now + lease_ms), int(now), record and 1 or 0, generation,
   unpack(answers, 1, calls),
 }

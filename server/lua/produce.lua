@@ -4,10 +4,11 @@
 --
 -- KEYS     as in common.lua; built from data: producers ZSET, producer -> when it inserted something last;
 --          producer:<producer> LIST of its last answers: number (8 bytes), fingerprint (16 bytes), ids
--- ARGV     7 producer, 8 pops that wait on this server, 9 answers to remember, 10 of each insert number (8 bytes, the
+-- ARGV     7 producer, 8 as 7 in insert.lua, 9 answers to remember, 10 of each insert number (8 bytes, the
 --          highest first), fingerprint, how many tasks (2 bytes); 11 the ids of all, one behind the other; then the
 --          envelopes of all; then, if some tasks have a plan or fall due later, what `read_extras` reads
 -- Returns  {0 inserted or answered again | 2 the next number has other content | 3 the next number is not known any more |
+--          4 the generation is another one, and nothing was done |
 --          {setting, its value}: the queue is too full for the next one, 1 if this made the queue, how many were inserted, the
 --          ids of each that is answered again, or, if there are duplicates, of each that was inserted…}
 --          The ids of duplicates are as in insert.lua.
@@ -16,6 +17,8 @@ local NUMBER, FINGERPRINT, INSERT = 8, 16, 26
 local FORGOTTEN_AT_ONCE = 200
 local HEAD = NUMBER + FINGERPRINT
 local window, inserts, given = tonumber(ARGV[1]), ARGV[10], ARGV[11]
+local waiting, generation = string.match(ARGV[8], '(%d+) (%d+)')
+waiting = tonumber(waiting)
 local sub = string.sub
 
 -- Numbers have 64 bits, which Lua's own do not; and its order of strings is that of a locale.
@@ -71,6 +74,9 @@ local there = redis.call('HMGET', TASKS, unpack(ids))
 is_rare = redis.call('EXISTS', RARE) == 1
 local extras, gate = ARGV[12 + #ids], nil
 if extras or is_rare then
+  if (redis.call('HGET', META, 'generation') or '0') ~= generation then
+    return { 4, 0, 0 }
+  end
   gate = gate_of(ids, extras or '', function(task) return #ARGV[11 + task] end)
 end
 -- As in insert.lua.
@@ -110,7 +116,10 @@ local ready, inserted = n, 0
 if gate then
   ready, inserted = gate.put_in(numbers, tasks)
 elseif n > 0 then
-  local before = redis.call('HMGET', META, 'ready', 'inserted')
+  local before = redis.call('HMGET', META, 'ready', 'inserted', 'generation')
+  if (before[3] or '0') ~= generation then
+    return { 4, 0, 0 }
+  end
   inserted = (before[2] or 0) + n
   redis.call('HSET', TASKS, unpack(tasks))
   redis.call('RPUSH', READY, unpack(new))
@@ -145,7 +154,7 @@ if old > 0 then
 end
 expire(PRODUCERS, 2 * window)
 expire(PRODUCER, 2 * window)
-if ready > tonumber(ARGV[8]) then
-  wake_others(ready - tonumber(ARGV[8]))
+if ready > waiting then
+  wake_others(ready - waiting)
 end
 return has_duplicates and answer or { answer[1], answer[2], answer[3] }

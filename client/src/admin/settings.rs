@@ -29,6 +29,8 @@ pub struct QueueSettings {
     pub dead_letter_retention: Option<Duration>,
     /// Nothing is delivered.
     pub paused: bool,
+    /// Over how many shards the queue is spread. `None`: 1.
+    pub shards: Option<u32>,
 }
 
 impl From<v1::QueueSettings> for QueueSettings {
@@ -45,6 +47,7 @@ impl From<v1::QueueSettings> for QueueSettings {
             max_bytes: settings.max_bytes,
             dead_letter_retention: time(settings.dead_letter_retention),
             paused: settings.paused,
+            shards: settings.shards,
         }
     }
 }
@@ -121,6 +124,13 @@ impl SettingsUpdate {
     pub fn dead_letter_retention(mut self, retention: impl Into<Option<Duration>>) -> Self {
         self.settings.dead_letter_retention = retention.into().map(duration);
         self.naming("dead_letter_retention")
+    }
+
+    /// Over how many shards the queue is spread: 1, 2, 4 and so on up to 64. `None`: 1. It changes only while the queue has no tasks, else
+    /// [`ErrorKind::QueueNotEmpty`](crate::ErrorKind::QueueNotEmpty).
+    pub fn shards(mut self, shards: impl Into<Option<u32>>) -> Self {
+        self.settings.shards = shards.into();
+        self.naming("shards")
     }
 
     /// Whether nothing is delivered, as [`Admin::pause`](crate::Admin::pause) and [`Admin::resume`](crate::Admin::resume) do it.

@@ -65,9 +65,18 @@ impl From<Error> for Status {
                 refuse(Code::ResourceExhausted, message, details)
             }
             Error::Store(StoreError::NotEmpty) => {
-                let message = "the queue has tasks; force deletes them along with it".to_owned();
+                let message = "the queue has tasks; force deletes them along with it, and its shards change only while it has none";
+                let message = message.to_owned();
                 refuse(Code::FailedPrecondition, message, info(reason::QUEUE_NOT_EMPTY, HashMap::new()))
             }
+            Error::Store(StoreError::KeysApart(shards)) => {
+                let message = format!(
+                    "have unique keys that belong to different ones of the queue's {shards} shards; insert them one by one"
+                );
+                Error::Invalid(Invalid::new("tasks", reason::UNIQUE_KEYS_APART, message)).into()
+            }
+            // The store that answers so goes on with what is right by then.
+            Error::Store(error @ StoreError::Moved) => bug(&error.to_string()),
             Error::Store(StoreError::PlaceUnknown) => {
                 let message = "is not a next_page_token of this call";
                 Error::Invalid(Invalid::new("page_token", reason::PAGE_TOKEN_INVALID, message)).into()

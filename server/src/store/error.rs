@@ -31,6 +31,14 @@ pub enum StoreError {
     /// A queue is at its limit. Nothing was done.
     #[error("the queue is at its {setting} of {max}", setting = .0.name(), max = .1)]
     QueueFull(Setting, u64),
+    /// The queue is spread over other shards by now. Nothing was done. A store answers it to nobody but itself.
+    #[error("the shards of the queue were changed meanwhile")]
+    Moved,
+    /// The tasks of one insert have unique keys that belong to different shards of the queue. Nothing was done.
+    #[error(
+        "the queue has {0} shards, and the unique keys of these tasks do not belong to the same one; insert them one by one"
+    )]
+    KeysApart(u8),
     /// The queue has tasks. Nothing was done.
     #[error("the queue has tasks")]
     NotEmpty,

@@ -5,9 +5,23 @@ use std::{cell::RefCell, collections::HashMap, fmt, sync::Arc};
 /// The longest queue name, in bytes.
 pub(super) const MAX_QUEUE_NAME: usize = 128;
 
+/// The most shards that a queue can have.
+pub const MAX_SHARDS: u8 = 64;
+
 /// A queue's name, checked: 1 to 128 bytes, the first a letter or digit, the rest letters, digits, `.`, `_`, `:`, `/`, `-`.
+///
+/// Within a store that spreads queues it can name a part of one, see [`Shard`]; everywhere else it names the whole.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct QueueName(Arc<str>);
+pub struct QueueName(Arc<str>, Shard);
+
+/// A part of a queue that is spread, and the state of the queue's settings by which somebody thinks that it is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(in crate::store) struct Shard {
+    /// Below [`MAX_SHARDS`]. Of a queue that is not spread there is 0 alone, and of every queue 0 has the settings that hold.
+    pub(in crate::store) number: u8,
+    /// 0 while the queue was never spread, greater with each change of its settings after that.
+    pub(in crate::store) generation: u64,
+}
 
 /// Why a name is not a queue's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,7 +52,7 @@ impl QueueName {
         match name.bytes().enumerate().find(|&(at, b)| !allowed(at, b)) {
             // Whatever is before it is ASCII, so that bytes are characters.
             Some((at, _)) => Err(QueueNameError::Character(at + 1)),
-            None => Ok(Self(name.into())),
+            None => Ok(Self(name.into(), Shard::default())),
         }
     }
 
@@ -50,6 +64,20 @@ impl QueueName {
     /// What queues have in common that are kept together: the name up to its first `::`, or all of it.
     pub fn tag(&self) -> &str {
         self.0.split_once("::").map_or(&self.0, |(tag, _)| tag)
+    }
+
+    /// A part of this queue.
+    pub(in crate::store) fn part(&self, shard: Shard) -> Self {
+        Self(Arc::clone(&self.0), shard)
+    }
+
+    /// The queue that this is a part of.
+    pub(in crate::store) fn whole(&self) -> Self {
+        self.part(Shard::default())
+    }
+
+    pub(in crate::store) fn shard(&self) -> Shard {
+        self.1
     }
 }
 
@@ -66,7 +94,7 @@ pub(crate) type MintedState = foldhash::fast::RandomState;
 /// With tokens, stems or ids for keys.
 pub(crate) type MintedMap<K, V> = HashMap<K, V, MintedState>;
 
-/// The shard that every task belongs to: a queue has one so far, and ids and tokens have a byte for it.
+/// The shard that ids and tokens are made for. Where a queue is spread, the store says which one it is.
 const SHARD: u8 = 0;
 
 /// Names a task for life: a byte for the shard, the rest random. On the wire, a UUID's text.
@@ -115,6 +143,17 @@ impl TaskId {
         // Variant 1 of RFC 9562, and its version 4, so that databases and tools take it for the UUID that it is.
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
         Self(bytes).with_plan(false)
+    }
+
+    /// The same of a task in this shard.
+    pub(in crate::store) fn in_shard(mut self, shard: u8) -> Self {
+        self.0[0] = shard;
+        self
+    }
+
+    /// Which shard its task is in.
+    pub(in crate::store) fn shard(&self) -> u8 {
+        self.0[0]
     }
 
     /// The id of a task that has a plan, or has none. It has version 8 of RFC 9562 then: a random UUID with a meaning of its own.
@@ -178,6 +217,17 @@ impl Stem {
         Ok(Self(bytes))
     }
 
+    /// The same for leases in this shard.
+    pub(in crate::store) fn in_shard(mut self, shard: u8) -> Self {
+        self.0[0] = shard;
+        self
+    }
+
+    /// Which shard its leases are in.
+    pub(in crate::store) fn shard(&self) -> u8 {
+        self.0[0]
+    }
+
     /// The token at a position of the batch.
     pub fn token(&self, position: u16) -> Token {
         let mut bytes = [0; 16];
@@ -203,6 +253,11 @@ pub struct Token(pub [u8; 16]);
 pub struct TokenError;
 
 impl Token {
+    /// Which shard its task is in, if it is one of ours.
+    pub(in crate::store) fn shard(&self) -> u8 {
+        self.0[0]
+    }
+
     /// What it has in common with the others of its pop.
     pub fn stem(&self) -> Stem {
         let [stem @ .., _, _] = self.0;

@@ -38,7 +38,10 @@ pub use delivery::{
 };
 pub use description::{Description, Survives};
 pub use error::StoreError;
-pub use ident::{Attempt, Fingerprint, QueueName, QueueNameError, SessionId, Stem, TaskId, Token, TokenError};
+use ident::Shard;
+pub use ident::{
+    Attempt, Fingerprint, MAX_SHARDS, QueueName, QueueNameError, SessionId, Stem, TaskId, Token, TokenError,
+};
 pub(crate) use ident::{MintedMap, MintedState, hex};
 pub use look::{OnWake, ReapCursor, Reaped, Sight};
 #[cfg(test)]
@@ -168,7 +171,8 @@ pub trait Admin: Store {
     /// What is set for a queue. Nothing for an unknown one.
     async fn settings(&self, queue: &QueueName) -> Result<Option<Settings>, StoreError>;
 
-    /// Changes settings, all of these in one step; nothing leaves one to the rules. Makes an unknown queue. Answers what is set then.
+    /// Changes settings, all of these in one step; nothing leaves one to the rules. Makes an unknown queue. Answers what is set then. The
+    /// number of shards of a queue with tasks, dead ones too, does not change, nor does anything with it: [`StoreError::NotEmpty`].
     async fn change(&self, queue: &QueueName, changes: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError>;
 
     /// Tasks in one state: ready ones in the order in which they would be delivered, those of the highest priority first;

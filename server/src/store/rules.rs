@@ -71,11 +71,14 @@ pub enum Setting {
     DeadLetterRetention,
     /// Anything but 0: nothing is delivered. What is held may be finished.
     Paused,
+    /// Over how many shards a store spreads the queue that can: a power of two up to [`MAX_SHARDS`](super::MAX_SHARDS). Unset: one.
+    /// It changes only while the queue has no tasks.
+    Shards,
 }
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Lease,
         Self::MaxFailures,
         Self::MaxExpiries,
@@ -85,6 +88,7 @@ impl Setting {
         Self::MaxBytes,
         Self::DeadLetterRetention,
         Self::Paused,
+        Self::Shards,
     ];
 
     /// Under which a store keeps it.
@@ -99,6 +103,7 @@ impl Setting {
             Self::MaxBytes => "max_bytes",
             Self::DeadLetterRetention => "dead_letter_retention",
             Self::Paused => "paused",
+            Self::Shards => "shards",
         }
     }
 }
@@ -124,6 +129,17 @@ impl Settings {
     /// Whether nothing is delivered.
     pub fn paused(&self) -> bool {
         self.get(Setting::Paused).is_some_and(|value| value != 0)
+    }
+
+    /// Over how many shards the queue is spread.
+    pub fn shards(&self) -> u64 {
+        self.get(Setting::Shards).unwrap_or(1)
+    }
+
+    /// Whether these changes spread the queue over another number of shards.
+    pub(crate) fn would_spread(&self, changes: &[(Setting, Option<u64>)]) -> bool {
+        let last = changes.iter().rev().find(|(setting, _)| *setting == Setting::Shards);
+        last.is_some_and(|(_, value)| value.unwrap_or(1) != self.shards())
     }
 
     /// The rules of this queue.

@@ -99,6 +99,7 @@ pub(crate) fn shown(row: Row, settings: &QueueSettings) -> Row {
         .with("max_tasks", settings.max_tasks)
         .with("max_bytes", settings.max_bytes)
         .with("dead_letter_retention", Cell::Span(settings.dead_letter_retention))
+        .with("shards", settings.shards)
 }
 
 /// Looked at once when it is read, so that what is wrong is told as bad usage before anything is done.
@@ -120,6 +121,7 @@ fn changed(update: SettingsUpdate, name: &str, value: &str) -> Result<SettingsUp
         "max-tasks" => update.max_tasks(number(given)?),
         "max-bytes" => update.max_bytes(number(given)?),
         "dead-letter-retention" => update.dead_letter_retention(time()?),
+        "shards" => update.shards(number(given)?),
         "paused" => return Err("a queue is paused with pause, and goes on with resume".to_owned()),
         _ => return Err(format!("{name} is no setting: see data-queue set --help")),
     })

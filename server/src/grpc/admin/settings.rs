@@ -15,7 +15,7 @@ use crate::{
 const MAX_PATHS: usize = 100;
 
 /// What a mask may name, and what that is.
-const PATHS: [(&str, &[Setting]); 10] = [
+const PATHS: [(&str, &[Setting]); 11] = [
     ("lease", &[Setting::Lease]),
     ("max_failures", &[Setting::MaxFailures]),
     ("max_expiries", &[Setting::MaxExpiries]),
@@ -26,6 +26,7 @@ const PATHS: [(&str, &[Setting]); 10] = [
     ("max_bytes", &[Setting::MaxBytes]),
     ("dead_letter_retention", &[Setting::DeadLetterRetention]),
     ("paused", &[Setting::Paused]),
+    ("shards", &[Setting::Shards]),
 ];
 
 /// What a message changes, of what the mask names.
@@ -61,6 +62,7 @@ fn value(given: &v1::QueueSettings, setting: Setting) -> Option<Given> {
         Setting::MaxBytes => given.max_bytes.map(Given::Number),
         Setting::DeadLetterRetention => time(given.dead_letter_retention),
         Setting::Paused => given.paused.then_some(Given::Number(1)),
+        Setting::Shards => given.shards.map(|number| Given::Number(number.into())),
     }
 }
 
@@ -79,5 +81,6 @@ pub(super) fn message(settings: &Settings) -> v1::QueueSettings {
         max_bytes: number(Setting::MaxBytes),
         dead_letter_retention: time(Setting::DeadLetterRetention),
         paused: settings.paused(),
+        shards: small(Setting::Shards),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         limits::{self, MAX_DELAY, MAX_LEASE, MIN_LEASE, Span},
         uncancelled::uncancelled,
     },
-    store::{QueueName, Setting, Settings},
+    store::{MAX_SHARDS, QueueName, Setting, Settings},
 };
 
 /// The most failures or expiries that a queue may allow.
@@ -98,6 +98,7 @@ fn value(setting: Setting, given: Given) -> Result<u64, Error> {
         Setting::MaxBytes => "settings.max_bytes",
         Setting::DeadLetterRetention => "settings.dead_letter_retention",
         Setting::Paused => "settings.paused",
+        Setting::Shards => "settings.shards",
     };
     let refuse = |message| Error::Invalid(Invalid::new(field, reason::SETTING_OUT_OF_RANGE, message));
     let (min, max) = match setting {
@@ -113,6 +114,9 @@ fn value(setting: Setting, given: Given) -> Result<u64, Error> {
         Given::Number(number) => match setting {
             Setting::MaxFailures | Setting::MaxExpiries if !(1..=MAX_TRIES).contains(&number) => {
                 Err(refuse(format!("is {number}; 1 to {MAX_TRIES} are allowed")))
+            }
+            Setting::Shards if !number.is_power_of_two() || number > MAX_SHARDS.into() => {
+                Err(refuse(format!("is {number}; 1, 2, 4 and so on up to {MAX_SHARDS} are allowed")))
             }
             // What stores can count exactly.
             _ if number > 1 << 53 => Err(refuse(format!("is {number}; at most {} is allowed", 1_u64 << 53))),

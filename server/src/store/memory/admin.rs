@@ -172,8 +172,16 @@ impl Admin for MemoryStore {
     }
 
     async fn change(&self, queue: &QueueName, changes: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
+        let now = self.clock.now();
         let mut state = self.state();
         let queue = state.queues.entry(queue.clone()).or_insert_with(|| Queue::new(self));
+        if queue.settings.would_spread(changes) {
+            // What the time has come for may end the last ones.
+            queue.reclaim(now);
+            if !queue.tasks.is_empty() {
+                return Err(StoreError::NotEmpty);
+            }
+        }
         changes.iter().for_each(|(setting, value)| queue.settings.set(*setting, *value));
         Ok(queue.settings.clone())
     }

@@ -2,39 +2,40 @@
 
 use std::collections::BTreeSet;
 
-use async_trait::async_trait;
 use bb8_redis::redis::Value;
-use futures_util::future;
 
 use super::{
-    NAMES_PER_STEP, RECLAIM_ROUNDS, RedisStore,
-    answer::{self, bytes, changed, page, seen, seen_by_id, unreadable},
+    NAMES_PER_STEP, RECLAIM_ROUNDS, Unspread,
+    answer::{self, Changed, bytes, changed, page, seen, seen_by_id, unreadable},
     call_id, fitness,
     gather::Job,
     script::{self, Call, Sources},
-    unless_broken,
 };
 use crate::store::{
-    Admin, Counts, Deleted, Description, Insert, Inserted, MAX_PRIORITY, PAGE_BYTES, Place, QueueName, RECLAIM_STEP,
-    ReapCursor, Redriven, Seen, Setting, Settings, State, StoreError, Survives, TaskId, TaskPage,
+    Counts, Deleted, Description, Insert, Inserted, MAX_PRIORITY, PAGE_BYTES, Place, QueueName, RECLAIM_STEP,
+    ReapCursor, Redriven, Seen, State, StoreError, Survives, TaskId, TaskPage,
     lanes::{Lane, Load},
 };
 
 /// How many tasks are read by id in one step: their envelopes may be large.
 const SEEN_AT_ONCE: usize = 16;
 
-impl RedisStore {
-    async fn counts_of(&self, queue: &QueueName) -> Result<Option<Counts>, StoreError> {
+impl Unspread {
+    /// And the generation of the settings.
+    pub(super) async fn counts_of(&self, queue: &QueueName) -> Result<(Option<Counts>, u64), StoreError> {
         for round in 0..=RECLAIM_ROUNDS {
             let counts: Vec<i64> = self.run(self.call(&script::COUNTS, queue)).await?;
-            let [more, exists, numbers @ .., age, paused] = counts.as_slice() else { return Err(unreadable()) };
+            let [more, exists, numbers @ .., age, paused, generation] = counts.as_slice() else {
+                return Err(unreadable());
+            };
             if *more == 0 || round == RECLAIM_ROUNDS {
                 let numbers = numbers.iter().map(|number| u64::try_from(*number).unwrap_or(0)).collect::<Vec<_>>();
                 let [ready, scheduled, leased, dead, inserted, acked, expired, deleted, purged] = numbers[..] else {
                     return Err(unreadable());
                 };
                 let (oldest_ready, paused) = (u64::try_from(*age).ok(), *paused == 1);
-                return Ok((*exists == 1).then_some(Counts {
+                let generation = u64::try_from(*generation).unwrap_or(0);
+                let counts = Counts {
                     ready,
                     scheduled,
                     leased,
@@ -46,14 +47,15 @@ impl RedisStore {
                     purged,
                     oldest_ready,
                     paused,
-                }));
+                };
+                return Ok(((*exists == 1).then_some(counts), generation));
             }
         }
-        Ok(None)
+        Ok((None, 0))
     }
 
     /// A queue that has to be left out of a list is told to the log the first time.
-    fn note_left_out(&self, queue: &QueueName, counts: &Result<Option<Counts>, StoreError>) {
+    pub(super) fn note_left_out(&self, queue: &QueueName, counts: &Result<Option<Counts>, StoreError>) {
         let news = self.shared.known(|known| match counts {
             Err(StoreError::Broken(_)) => known.left_out.insert(queue.clone()),
             Ok(_) => {
@@ -68,7 +70,7 @@ impl RedisStore {
     }
 
     /// Does all that its time has come for, in steps.
-    async fn reclaim(&self, queue: &QueueName) -> Result<(), StoreError> {
+    pub(super) async fn reclaim(&self, queue: &QueueName) -> Result<(), StoreError> {
         while self.look_once(queue, 0).await?.more {}
         Ok(())
     }
@@ -106,6 +108,27 @@ impl RedisStore {
     }
 }
 
+/// A step on settings.
+pub(super) struct Step<'a> {
+    /// As `change.lua` has it.
+    pub(super) what: &'static str,
+    /// The generation that the settings have.
+    pub(super) before: u64,
+    /// The one that they get.
+    pub(super) after: u64,
+    pub(super) only_empty: bool,
+    pub(super) values: &'a [(&'static str, Option<u64>)],
+}
+
+/// What became of a queue that was to be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dropped {
+    Unknown,
+    Gone,
+    NotEmpty,
+    OtherGeneration,
+}
+
 /// As the scripts name it.
 fn name_of(state: State) -> &'static str {
     match state {
@@ -137,22 +160,9 @@ fn within(state: State, place: &Place) -> Result<&[u8], StoreError> {
     if is_one && *first == letter(state) { Ok(place) } else { Err(StoreError::PlaceUnknown) }
 }
 
-#[async_trait]
-impl Admin for RedisStore {
-    async fn counts(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
-        future::join_all(queues.iter().map(|queue| self.counts_of(queue))).await.into_iter().collect()
-    }
-
-    async fn counts_in_list(&self, queues: &[QueueName]) -> Result<Vec<Option<Counts>>, StoreError> {
-        let all = future::join_all(queues.iter().map(|queue| self.counts_of(queue))).await;
-        let readable = |(queue, counts)| {
-            self.note_left_out(queue, &counts);
-            Ok(unless_broken(queue, counts)?.flatten())
-        };
-        queues.iter().zip(all).map(readable).collect()
-    }
-
-    async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
+/// What [`Admin`](crate::store::Admin) has, for a shard.
+impl Unspread {
+    pub(super) async fn queues(&self, after: Option<&QueueName>, max: usize) -> Result<Vec<QueueName>, StoreError> {
         self.within_timeout(async {
             let mut first = BTreeSet::new();
             let mut cursor = ReapCursor::default();
@@ -171,34 +181,41 @@ impl Admin for RedisStore {
         .await
     }
 
-    async fn settings(&self, queue: &QueueName) -> Result<Option<Settings>, StoreError> {
-        let (exists, _, _, settings) = changed(self.run(self.call(&script::CHANGE, queue).arg(0)).await?)?;
-        Ok(exists.then_some(settings))
+    /// What is set.
+    pub(super) async fn settings(&self, queue: &QueueName) -> Result<Changed, StoreError> {
+        changed(self.run(self.call(&script::CHANGE, queue).arg("read")).await?)
     }
 
-    async fn change(&self, queue: &QueueName, changes: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
+    /// A step on settings, of a queue or of a shard, as `change.lua` has it.
+    pub(super) async fn change(&self, queue: &QueueName, step: &Step<'_>) -> Result<Changed, StoreError> {
         let changing = self.within_timeout(async {
-            self.register_before_insert(queue).await?;
-            let mut call = self.call(&script::CHANGE, queue).arg(1);
-            for (setting, value) in changes {
-                call = call.arg(setting.name()).arg(value.map_or_else(String::new, |value| value.to_string()));
+            if step.what == "change" {
+                self.register_before_insert(queue).await?;
             }
+            let call = self.call(&script::CHANGE, queue).arg(step.what).arg(step.before).arg(step.after);
+            let call = call.arg(u8::from(step.only_empty));
+            let call = step.values.iter().fold(call, |call, (name, value)| {
+                call.arg(name).arg(value.map_or_else(String::new, |value| value.to_string()))
+            });
             changed(self.run(call).await?)
         });
-        let (_, mut more, made, settings) = self.doubt(queue, changing.await)?;
-        if made {
+        let answer = self.doubt(queue, changing.await)?;
+        if answer.made {
             self.register_made(queue).await;
         }
+        Ok(answer)
+    }
+
+    /// Measures what has come under a limit of bytes.
+    pub(super) async fn measure(&self, queue: &QueueName) -> Result<(), StoreError> {
         self.within_timeout(async {
-            while more {
-                (_, more, _, _) = changed(self.run(self.call(&script::CHANGE, queue).arg(0)).await?)?;
-            }
-            Ok(settings)
+            while self.settings(queue).await?.more {}
+            Ok(())
         })
         .await
     }
 
-    async fn list(
+    pub(super) async fn list(
         &self,
         queue: &QueueName,
         state: State,
@@ -218,7 +235,7 @@ impl Admin for RedisStore {
         .await
     }
 
-    async fn tasks(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Option<Seen>>, StoreError> {
+    pub(super) async fn tasks(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Option<Seen>>, StoreError> {
         self.within_timeout(async {
             self.reclaim(queue).await?;
             let mut all = Vec::with_capacity(ids.len());
@@ -230,7 +247,7 @@ impl Admin for RedisStore {
         .await
     }
 
-    async fn delete(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Deleted>, StoreError> {
+    pub(super) async fn delete(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Deleted>, StoreError> {
         self.within_timeout(async {
             self.reclaim(queue).await?;
             let deleted = |digit| match digit {
@@ -244,7 +261,7 @@ impl Admin for RedisStore {
         .await
     }
 
-    async fn redrive(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
+    pub(super) async fn redrive(&self, queue: &QueueName, ids: &[TaskId]) -> Result<Vec<Redriven>, StoreError> {
         let redriven = |digit| match digit {
             b'1' => Some(Redriven::Ready),
             b'2' => Some(Redriven::Duplicate),
@@ -255,7 +272,7 @@ impl Admin for RedisStore {
         self.within_timeout(self.of_each(&script::REDRIVE, queue, ids, redriven)).await
     }
 
-    async fn import(
+    pub(super) async fn import(
         &self,
         queue: &QueueName,
         inserts: Vec<Insert>,
@@ -266,7 +283,7 @@ impl Admin for RedisStore {
             // What has ended is not there any more.
             self.reclaim(queue).await?;
             self.register_before_insert(queue).await?;
-            let call = script::insert(self.call(&script::INSERT, queue), inserts.iter());
+            let call = script::insert(self.call(&script::INSERT, queue), queue.shard(), inserts.iter());
             let lane = Lane::Ordinary(Some(queue.clone()));
             let answer = self.gatherer.run(lane, queue, call, |asks| Job::Script(asks, load)).await?;
             answer::inserts(answer, &inserts)
@@ -278,7 +295,7 @@ impl Admin for RedisStore {
         Ok(answers.into_iter().map(|answer| answer.map(|done| done.inserted)).collect())
     }
 
-    async fn purge(&self, queue: &QueueName, state: State) -> Result<u64, StoreError> {
+    pub(super) async fn purge(&self, queue: &QueueName, state: State) -> Result<u64, StoreError> {
         self.within_timeout(async {
             self.reclaim(queue).await?;
             let call = self.call(&script::PURGE, queue).arg(name_of(state)).arg(RECLAIM_STEP);
@@ -287,24 +304,29 @@ impl Admin for RedisStore {
         .await
     }
 
-    async fn drop_queue(&self, queue: &QueueName, force: bool) -> Result<bool, StoreError> {
+    /// Drops a queue, or a shard, into which nothing is inserted then before it is opened by a later generation.
+    pub(super) async fn drop_queue(
+        &self,
+        queue: &QueueName,
+        force: bool,
+        generation: Option<u64>,
+        fence: Option<u64>,
+    ) -> Result<Dropped, StoreError> {
+        let text = |number: Option<u64>| number.map_or_else(String::new, |number| number.to_string());
         let dropping = self.within_timeout(async {
             self.reclaim(queue).await?;
-            self.run::<u64>(self.call(&script::DROP, queue).arg(u8::from(force)).arg(call_id()?)).await
+            let call = self.call(&script::DROP, queue).arg(u8::from(force)).arg(call_id()?);
+            self.run::<u64>(call.arg(text(generation)).arg(text(fence))).await
         });
-        match dropping.await? {
-            0 => return Ok(false),
-            1 => {}
-            _ => return Err(StoreError::NotEmpty),
-        }
-        // The queue is gone whatever becomes of its name, and half of this must not be left out because the time is over.
-        if let Err(error) = self.unregister(queue).await {
-            tracing::warn!(%error, ?queue, "could not take the name of a deleted queue out of the registry; it goes later");
-        }
-        Ok(true)
+        Ok(match dropping.await? {
+            0 => Dropped::Unknown,
+            1 => Dropped::Gone,
+            2 => Dropped::NotEmpty,
+            _ => Dropped::OtherGeneration,
+        })
     }
 
-    fn describe(&self) -> Description {
+    pub(super) fn describe(&self) -> Description {
         match self.shared.known(|known| known.report.clone()) {
             Some(report) => Description {
                 engine: format!("Redis {}", report.version),

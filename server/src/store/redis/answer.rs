@@ -24,6 +24,28 @@ pub(super) struct InsertAnswer {
 pub(super) struct PopAnswer {
     pub(super) popped: Popped,
     pub(super) more: bool,
+    /// Of the settings; of a pop that did nothing, none.
+    pub(super) generation: u64,
+}
+
+/// What is set for a queue, and what a script did about it.
+pub(super) struct Changed {
+    pub(super) exists: bool,
+    /// More is to be measured.
+    pub(super) more: bool,
+    pub(super) made: bool,
+    pub(super) done: Done,
+    pub(super) now: Millis,
+    pub(super) generation: u64,
+    pub(super) spread: u8,
+    pub(super) settings: Settings,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    Done,
+    OtherGeneration,
+    NotEmpty,
 }
 
 /// Of each call, in order.
@@ -146,6 +168,9 @@ impl Outcomes {
 pub(super) fn inserts(value: Value, calls: &[Insert]) -> Answers<InsertAnswer> {
     let values = array(value)?;
     let [made, statuses @ ..] = values.as_slice() else { return Err(unreadable()) };
+    if *made == Value::Int(-1) {
+        return Ok(calls.iter().map(|_| Err(StoreError::Moved)).collect());
+    }
     let made = from_value(made)?;
     let one = |(status, call): (&Value, &Insert)| {
         let inserted = match status {
@@ -194,7 +219,7 @@ pub(super) fn pops(value: Value, calls: &[PopCall]) -> Answers<PopAnswer> {
     let mut values = array(value)?.into_iter();
     let status = values.next().ok_or_else(unreadable)?;
     let of_acks = || calls.iter().map(|call| call.pop.acks.len());
-    let head: Vec<Value> = values.by_ref().take(if status == Value::Int(0) { 7 } else { 3 }).collect();
+    let head: Vec<Value> = values.by_ref().take(if status == Value::Int(0) { 8 } else { 3 }).collect();
     let nothing = Popped {
         acks: Vec::new(),
         tasks: Vec::new(),
@@ -210,18 +235,21 @@ pub(super) fn pops(value: Value, calls: &[PopCall]) -> Answers<PopAnswer> {
         let of_first = |at| if at == 0 { popped.reclaimed } else { 0 };
         let one = |(at, call): (usize, &PopCall)| {
             let acks = acks.next(call.pop.acks.len());
-            Ok(PopAnswer { popped: Popped { acks, reclaimed: of_first(at), ..popped.clone() }, more })
+            let popped = Popped { acks, reclaimed: of_first(at), ..popped.clone() };
+            Ok(PopAnswer { popped, more, generation: 0 })
         };
         Ok(calls.iter().enumerate().map(one).collect())
     };
     match (status, head.as_slice()) {
-        (Value::Int(0), [ready, reclaimed, due_in, acks, deadline, now, known]) => {
+        (Value::Int(0), [ready, reclaimed, due_in, acks, deadline, now, known, generation]) => {
+            let generation = from_value(generation)?;
             let (ready, reclaimed) = (from_value(ready)?, from_value(reclaimed)?);
             let due_in = u64::try_from(from_value::<i64>(due_in)?).ok();
             let (deadline, now): (Millis, Millis) = (from_value(deadline)?, from_value(now)?);
             let answers = all_alike(Popped { ready, reclaimed, known: from_value(known)?, ..nothing }, acks, false)?;
             let with_tasks = |((answer, call), leased): ((Result<PopAnswer, StoreError>, &PopCall), Value)| {
                 let mut answer = answer?;
+                answer.generation = generation;
                 answer.popped.tasks = deliveries(leased, &call.pop, deadline, now)?;
                 answer.popped.due_in = if answer.popped.tasks.is_empty() { due_in } else { None };
                 Ok(answer)
@@ -281,18 +309,31 @@ pub(super) fn split_envelope(value: Value) -> Result<(Bytes, Millis), StoreError
     Ok((Bytes::from(envelope).slice(..at), u64::from_le_bytes(inserted_at)))
 }
 
-/// Of a script on settings: whether the queue exists, whether more is to be measured, whether the script made it, what is set.
-pub(super) fn changed(value: Value) -> Result<(bool, bool, bool, Settings), StoreError> {
+/// Of a script on settings.
+pub(super) fn changed(value: Value) -> Result<Changed, StoreError> {
     let values = array(value)?;
-    let [exists, more, made, pairs @ ..] = values.as_slice() else { return Err(unreadable()) };
-    let mut settings = Settings::default();
+    let [exists, more, made, done, now, pairs @ ..] = values.as_slice() else { return Err(unreadable()) };
+    let done = match done {
+        Value::Int(0) => Done::Done,
+        Value::Int(1) => Done::OtherGeneration,
+        Value::Int(2) => Done::NotEmpty,
+        _ => return Err(unreadable()),
+    };
+    let (exists, more, made, now) = (from_value(exists)?, from_value(more)?, from_value(made)?, from_value(now)?);
+    let (mut generation, mut spread, mut settings) = (0, 1, Settings::default());
     for [name, number] in pairs.as_chunks::<2>().0 {
-        // Those of a later version are kept, and not shown.
-        if let Some(setting) = setting_named(bytes(name)?) {
-            settings.set(setting, Some(from_value(number)?));
+        match bytes(name)? {
+            b"generation" => generation = from_value(number)?,
+            b"spread" => spread = from_value(number)?,
+            // Those of a later version are kept, and not shown.
+            name => {
+                if let Some(setting) = setting_named(name) {
+                    settings.set(setting, Some(from_value(number)?));
+                }
+            }
         }
     }
-    Ok((from_value(exists)?, from_value(more)?, from_value(made)?, settings))
+    Ok(Changed { exists, more, made, done, now, generation, spread, settings })
 }
 
 /// Of a list: whether the queue exists, where the page ended, and its tasks.

@@ -134,7 +134,9 @@ impl Job {
     fn script(&self, shared: &RedisShared, queue: &QueueName) -> Call {
         let call = |source| shared.call(source, queue);
         match self {
-            Self::Insert(asks) => script::insert(call(&script::INSERT), asks.iter().map(|ask| &ask.call)),
+            Self::Insert(asks) => {
+                script::insert(call(&script::INSERT), queue.shard(), asks.iter().map(|ask| &ask.call))
+            }
             Self::Pop(asks) => script::pop(call(&script::POP), asks.iter().map(|ask| &ask.call), &shared.rules),
             Self::Ack(asks) => call(&script::ACK).tokens(asks.iter().flat_map(|ask| &ask.call)),
             Self::Heartbeat(asks, lease) => {

@@ -49,8 +49,7 @@ impl Keys {
     }
 
     fn tag(queue: &QueueName) -> String {
-        const SHARD: u8 = 0;
-        format!("{}.{SHARD}", URL_SAFE_NO_PAD.encode(queue.tag()))
+        format!("{}.{}", URL_SAFE_NO_PAD.encode(queue.tag()), queue.shard().number)
     }
 
     pub(super) fn format(&self) -> String {

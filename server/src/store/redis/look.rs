@@ -6,7 +6,7 @@ use bb8_redis::redis::Value;
 use futures_util::future;
 
 use super::{
-    RedisStore,
+    Unspread,
     answer::from_value,
     link::is_elsewhere,
     nodes::Node,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::store::{Millis, QueueName, Sight, StoreError};
 
-impl RedisStore {
+impl Unspread {
     pub(super) async fn look_once(&self, queue: &QueueName, announce: Millis) -> Result<Look, StoreError> {
         Look::read(&self.run(self.call(&script::LOOK, queue).arg(announce)).await?)
     }
@@ -70,13 +70,17 @@ pub(super) struct Look {
     pub(super) sight: Sight,
     pub(super) more: bool,
     pub(super) exists: bool,
+    /// Of the settings.
+    pub(super) generation: u64,
 }
 
 impl Look {
     /// As `look.lua` answers.
     fn read(answer: &Value) -> Result<Self, StoreError> {
-        let (ready, due_in, reclaimed, more, exists): (u64, i64, u64, bool, bool) = from_value(answer)?;
-        Ok(Self { sight: Sight { ready, due_in: u64::try_from(due_in).ok(), reclaimed }, more, exists })
+        type Answer = (u64, i64, u64, bool, bool, u64);
+        let (ready, due_in, reclaimed, more, exists, generation): Answer = from_value(answer)?;
+        let sight = Sight { ready, due_in: u64::try_from(due_in).ok(), reclaimed };
+        Ok(Self { sight, more, exists, generation })
     }
 }
 

@@ -17,16 +17,17 @@ mod registry;
 mod route;
 mod script;
 mod shared;
+mod spread;
 
 use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use bb8_redis::redis::{FromRedisValue, RedisError, Value};
 use futures_util::StreamExt;
 
 pub use self::{
     address::{Access, FORMS},
     shared::{RedisConfig, RedisShared},
+    spread::RedisStore,
 };
 use self::{
     answer::{
@@ -35,13 +36,13 @@ use self::{
     },
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
     link::Links,
-    look::{Look, unless_broken},
+    look::unless_broken,
     script::{Call, Sources, holder},
 };
 use super::{
     Attempt, Beaten, Consumer, Insert, Inserted, Kept, Millis, NumberedInsert, OnWake, Outcome, PRODUCER_ANSWERS, Pop,
-    Popped, Produce, Produced, PutBack, QueueName, RECLAIM_STEP, ReapCursor, Reaped, Release, Released, Rules, Sight,
-    Store, StoreError, Token, Withdrawal,
+    Popped, Produce, Produced, PutBack, QueueName, RECLAIM_STEP, Release, Released, Rules, StoreError, Token,
+    Withdrawal,
     lanes::{Lane, Load},
 };
 
@@ -58,16 +59,16 @@ const RECLAIM_ROUNDS: usize = 64;
 /// How many names of queues a step reads.
 const NAMES_PER_STEP: usize = 1_000;
 
-/// One thread's store.
-pub struct RedisStore {
+/// One thread's store as it is without anything spread: each shard is a queue to it.
+struct Unspread {
     shared: Arc<RedisShared>,
     links: Arc<Links>,
     gatherer: Arc<Gatherer>,
 }
 
-impl RedisStore {
+impl Unspread {
     /// Opens the connections of the thread whose runtime this is called in.
-    pub fn new(shared: Arc<RedisShared>) -> Self {
+    fn new(shared: Arc<RedisShared>) -> Self {
         let links = Arc::new(Links::new(Arc::clone(&shared.nodes), shared.timeout));
         let gatherer = Arc::new(Gatherer::new(Arc::clone(&shared), Arc::clone(&links)));
         Self { shared, links, gatherer }
@@ -96,7 +97,8 @@ impl RedisStore {
         inserts: &[NumberedInsert],
     ) -> Result<Produced, StoreError> {
         let mut call = self.call(&script::PRODUCE, queue);
-        call = call.arg(&produce.producer).arg(produce.waiting_here).arg(PRODUCER_ANSWERS);
+        let waiting = script::waiting_and_generation(produce.waiting_here, queue.shard());
+        call = call.arg(&produce.producer).arg(waiting).arg(PRODUCER_ANSWERS);
         call = script::produce(call, inserts.iter());
         let tasks = inserts.iter().flat_map(|insert| &insert.tasks);
         let load = Load::new(tasks.clone().count(), tasks.map(|task| task.envelope.len()).sum());
@@ -110,6 +112,7 @@ impl RedisStore {
         let refused = match status {
             Value::Int(0) => None,
             Value::Int(2) => Some(StoreError::RequestIdReused),
+            Value::Int(4) => Some(StoreError::Moved),
             Value::Int(_) => Some(StoreError::NumberForgotten),
             Value::Array(full) if full.len() == 2 => Some(queue_full(&full[0], &full[1])?),
             _ => return Err(unreadable()),
@@ -176,9 +179,9 @@ impl RedisStore {
     }
 }
 
-#[async_trait]
-impl Store for RedisStore {
-    async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+/// What [`Store`] has, for a shard.
+impl Unspread {
+    pub(super) async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
         let inserting = self.within_timeout(async {
             self.register_before_insert(queue).await?;
             let lane = Lane::Ordinary(Some(queue.clone()));
@@ -191,7 +194,7 @@ impl Store for RedisStore {
         Ok(answer.inserted)
     }
 
-    async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+    pub(super) async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
         let producing = self.within_timeout(async {
             self.register_before_insert(queue).await?;
             let mut all = Produced::default();
@@ -212,11 +215,12 @@ impl Store for RedisStore {
         self.doubt(queue, producing.await)
     }
 
-    async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {
+    /// And the generation of the settings.
+    pub(super) async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<(Popped, u64), StoreError> {
         let again = Pop { acks: Vec::new(), ..pop.clone() };
         let first = self.pop_once(queue, pop, false).await?;
         if !first.more {
-            return Ok(first.popped);
+            return Ok((first.popped, first.generation));
         }
         // Of many leases that ran out, those held longest belong at the head, and are taken back last.
         let mut reclaimed = first.popped.reclaimed;
@@ -228,10 +232,11 @@ impl Store for RedisStore {
             }
         }
         let last = self.pop_once(queue, again, true).await.map_err(StoreError::after_others)?;
-        Ok(Popped { acks: first.popped.acks, reclaimed: reclaimed + last.popped.reclaimed, ..last.popped })
+        let reclaimed = reclaimed + last.popped.reclaimed;
+        Ok((Popped { acks: first.popped.acks, reclaimed, ..last.popped }, last.generation))
     }
 
-    async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
+    pub(super) async fn ack(&self, queue: &QueueName, tokens: &[Token]) -> Result<Vec<Outcome>, StoreError> {
         self.within_timeout(async {
             let mut all = Vec::with_capacity(tokens.len());
             for step in tokens.chunks(BATCH_WEIGHT) {
@@ -243,7 +248,7 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn heartbeat(
+    pub(super) async fn heartbeat(
         &self,
         queue: &QueueName,
         tokens: &[Token],
@@ -269,7 +274,11 @@ impl Store for RedisStore {
         .await
     }
 
-    async fn release(&self, queue: &QueueName, release: Release) -> Result<(Vec<Outcome>, Released), StoreError> {
+    pub(super) async fn release(
+        &self,
+        queue: &QueueName,
+        release: Release,
+    ) -> Result<(Vec<Outcome>, Released), StoreError> {
         let call = self.call(&script::RELEASE, queue);
         // In one step, however many: tasks that are put back together keep their order.
         let call = match &release {
@@ -285,7 +294,7 @@ impl Store for RedisStore {
         released(&self.run_urgent(queue, call).await?)
     }
 
-    async fn resume(
+    pub(super) async fn resume(
         &self,
         queue: &QueueName,
         consumer: Consumer,
@@ -297,7 +306,7 @@ impl Store for RedisStore {
         held.as_chunks::<2>().0.iter().map(|[token, age]| Ok((Token(sixteen(token)?), from_value(age)?))).collect()
     }
 
-    async fn keep(
+    pub(super) async fn keep(
         &self,
         queue: &QueueName,
         consumer: Consumer,
@@ -318,7 +327,7 @@ impl Store for RedisStore {
         Ok(Some(all))
     }
 
-    async fn abandon(
+    pub(super) async fn abandon(
         &self,
         queue: &QueueName,
         consumer: Consumer,
@@ -331,7 +340,7 @@ impl Store for RedisStore {
         Ok(())
     }
 
-    async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
+    pub(super) async fn withdraw(&self, queue: &QueueName, withdrawal: Withdrawal) -> Result<u64, StoreError> {
         let request = withdrawal.request.as_ref();
         let call = self
             .call(&script::WITHDRAW, queue)
@@ -341,7 +350,7 @@ impl Store for RedisStore {
         from_value(&self.run_urgent(queue, call).await?)
     }
 
-    async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError> {
+    pub(super) async fn release_held(&self, queue: &QueueName, held_for: Millis) -> Result<Released, StoreError> {
         let (since, tokens) = self.held_since(queue, held_for).await?;
         let mut released = Released::default();
         for step in tokens.chunks(RECLAIM_STEP) {
@@ -355,40 +364,7 @@ impl Store for RedisStore {
         Ok(released)
     }
 
-    async fn look(&self, queues: &[QueueName]) -> Result<Vec<Sight>, StoreError> {
-        let looks = self.look_at_all(queues, ANNOUNCED_FOR).await?;
-        Ok(looks.into_iter().map(|look| look.map(|look| look.sight).unwrap_or_default()).collect())
-    }
-
-    async fn reap(&self, cursor: ReapCursor, budget: usize) -> Result<Reaped, StoreError> {
-        self.register_owed().await;
-        let (next, names) = self.registered_in(cursor, budget).await?;
-        let looks = self.look_at_all(&names, 0).await?;
-        let mut reaped = Reaped { visited: names.len(), reclaimed: Vec::new(), next };
-        for (queue, look) in names.into_iter().zip(looks) {
-            let Some(mut look) = look else { continue };
-            // Where nobody pops, much may have come together.
-            for _ in 0..RECLAIM_ROUNDS {
-                if !look.more {
-                    break;
-                }
-                let next = self.look_once(&queue, 0).await?;
-                let reclaimed = look.sight.reclaimed + next.sight.reclaimed;
-                look = Look { sight: Sight { reclaimed, ..next.sight }, ..next };
-            }
-            if look.exists {
-                self.shared.known(|known| known.without_keys.remove(&queue));
-            } else {
-                self.forget_unless_new(&queue).await?;
-            }
-            if look.sight.reclaimed > 0 {
-                reaped.reclaimed.push((queue, look.sight.reclaimed));
-            }
-        }
-        Ok(reaped)
-    }
-
-    async fn listen(&self, on_wake: OnWake) -> Result<(), StoreError> {
+    pub(super) async fn listen(&self, on_wake: &OnWake) -> Result<(), StoreError> {
         let lost = |error: RedisError| self.shared.presence.store_error(&error);
         let silent = |_| self.shared.presence.timed_out(self.shared.timeout, true);
         let connecting = tokio::time::timeout(self.shared.timeout, self.shared.nodes.route().listen());
@@ -408,15 +384,16 @@ impl Store for RedisStore {
             };
             let Some(message) = message else { return Ok(()) };
             let Ok(hint) = message.get_payload::<String>() else { continue };
-            if let Some((count, queue)) = hint.split_once(' ')
-                && let (Ok(count), Ok(queue)) = (count.parse(), QueueName::parse(queue))
-            {
+            let Some((count, queue)) = hint.split_once(' ') else { continue };
+            let (queue, shard) = queue.split_once('#').unwrap_or((queue, "0"));
+            if let (Ok(count), Ok(queue), Ok(shard)) = (count.parse(), QueueName::parse(queue), shard.parse()) {
+                self.shared.spread.note_more(&queue, shard, count);
                 on_wake(&queue, count);
             }
         }
     }
 
-    async fn check(&self) -> Result<(), StoreError> {
+    pub(super) async fn check(&self) -> Result<(), StoreError> {
         let mut probe = self.shared.probe.lock().await;
         let found = probe.ask(&self.shared.keys, &self.shared.epochs()).await;
         self.shared.note(found)

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bb8_redis::redis::cmd;
 
-use super::{RedisStore, answer::from_value, keys::REGISTRY_PARTS};
+use super::{Unspread, answer::from_value, keys::REGISTRY_PARTS};
 use crate::store::{QueueName, ReapCursor, StoreError};
 
 /// Of the time for a call, what a name in a cluster may take before the insert.
@@ -17,10 +17,11 @@ const REGISTERED_MAX: usize = 100_000;
 /// about to insert. Should it insert later still, its insert finds that it made the queue and registers it again.
 const FORGET_NAME_AFTER: Duration = Duration::from_secs(60);
 
-impl RedisStore {
+impl Unspread {
     /// Enters the queue in the registry, so that the reapers of all servers find it.
     pub(super) async fn register(&self, queue: &QueueName) -> Result<(), StoreError> {
-        let key = self.shared.keys.registry_of(queue);
+        let queue = queue.whole();
+        let key = self.shared.keys.registry_of(&queue);
         let mut add = cmd("SADD");
         add.arg(&key).arg(queue.as_str());
         self.links.run(&self.shared.keyed(&key, add)).await?;
@@ -28,12 +29,13 @@ impl RedisStore {
             if known.registered.len() >= REGISTERED_MAX {
                 known.registered.clear();
             }
-            known.registered.insert(queue.clone());
+            known.registered.insert(queue);
         });
         Ok(())
     }
 
     pub(super) async fn register_before_insert(&self, queue: &QueueName) -> Result<(), StoreError> {
+        let queue = &queue.whole();
         let is_registered = self.shared.known(|known| known.registered.contains(queue) || known.owed.contains(queue));
         if is_registered {
             return Ok(());
@@ -69,7 +71,7 @@ impl RedisStore {
     /// The tasks are in, so this must not fail the call that made the queue; whoever inserts next does it again, also where
     /// this one was cut off.
     pub(super) async fn register_made(&self, queue: &QueueName) {
-        self.shared.known(|known| known.registered.remove(queue));
+        self.shared.known(|known| known.registered.remove(&queue.whole()));
         if let Err(error) = self.register(queue).await {
             tracing::warn!(%error, ?queue, "could not register the queue again after its first insert");
         }
@@ -78,7 +80,7 @@ impl RedisStore {
     /// A call that may have made the queue, and is not known to have: its name may be missing, so it is registered before the next one.
     pub(super) fn doubt<T>(&self, queue: &QueueName, done: Result<T, StoreError>) -> Result<T, StoreError> {
         if matches!(done, Err(StoreError::Unavailable { did_not_run: false, .. })) {
-            self.shared.known(|known| known.registered.remove(queue));
+            self.shared.known(|known| known.registered.remove(&queue.whole()));
         }
         done
     }

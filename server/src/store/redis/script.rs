@@ -10,7 +10,7 @@ use bb8_redis::redis::{
 use super::{ANNOUNCED_FOR, gather::PopCall, keys::Keys, link::Ask};
 use crate::store::{
     Attempt, Cause, Due, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, Past, PopRequest, RECLAIM_STEP, Rules,
-    TaskId, Token, hex,
+    Shard, TaskId, Token, hex,
 };
 
 const COMMON: &str = include_str!("../../../lua/common.lua");
@@ -63,7 +63,7 @@ scripts! {
 }
 
 /// How many spent stems a pop may name.
-const SPENT_MAX: usize = 1_000;
+pub(super) const SPENT_MAX: usize = 1_000;
 
 /// What nearly every call has room in, so that its keys and numbers are not moved again and again while it is put together.
 const ARGS: usize = 32;
@@ -73,14 +73,19 @@ const ARGS_BYTES: usize = 1_024;
 pub(super) const STEM_BYTES: usize = 14;
 
 /// As `insert.lua` has it.
-pub(super) fn insert<'a>(mut call: Call, inserts: impl Iterator<Item = &'a Insert> + Clone) -> Call {
+pub(super) fn insert<'a>(mut call: Call, shard: Shard, inserts: impl Iterator<Item = &'a Insert> + Clone) -> Call {
     // They are the same pops, whichever insert tells of them.
-    call = call.arg(inserts.clone().map(|insert| insert.waiting_here).max().unwrap_or(0));
+    let waiting = inserts.clone().map(|insert| insert.waiting_here).max().unwrap_or(0);
+    call = call.arg(waiting_and_generation(waiting, shard));
     call = call.arg(inserts.clone().flat_map(|insert| count(&insert.tasks)).collect::<Vec<u8>>());
     let requests = inserts.clone().zip(1_usize..).filter_map(|(insert, at)| Some((at, insert.request.as_ref()?)));
     call = call.arg(requests.clone().count());
     call = requests.fold(call, |call, (at, request)| call.arg(at).arg(&request.id).arg(&request.fingerprint.0));
     call.tasks(inserts.flat_map(|insert| &insert.tasks))
+}
+
+pub(super) fn waiting_and_generation(waiting: usize, shard: Shard) -> String {
+    format!("{waiting} {}", shard.generation)
 }
 
 /// As `produce.lua` has it.

@@ -1,6 +1,7 @@
 //! What the stores of all threads of a process share, and how it is set up.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -17,6 +18,7 @@ use super::{
     probe::Probe,
     route::Route,
     script::{Call, Sources},
+    spread::Spread,
 };
 use crate::store::{QueueName, Rules, StoreError, hex};
 
@@ -34,6 +36,7 @@ pub struct RedisShared {
     clock: Arc<std::sync::atomic::AtomicU64>,
     epochs: Mutex<Epochs>,
     pub(super) known: Mutex<Known>,
+    pub(super) spread: Spread,
 }
 
 /// What this process knows about Redis' data.
@@ -85,6 +88,7 @@ impl RedisShared {
             probe: tokio::sync::Mutex::new(Probe::new(Arc::clone(&nodes), Arc::clone(&presence), config.timeout)),
             presence,
             known: Mutex::default(),
+            spread: Spread::default(),
             accept_reset: config.accept_reset,
             #[cfg(test)]
             clock: test_clock(&config.url),
@@ -98,7 +102,7 @@ impl RedisShared {
             .arg(self.rules.remember.window)
             .arg((self.rules.remember.entries / 2).max(1))
             .arg(&self.server)
-            .arg(queue.as_str())
+            .arg(hinted(queue))
             .arg(self.channels())
             .arg(self.rules.max_expiries)
     }
@@ -234,6 +238,14 @@ impl RedisShared {
                 }
             }
         }
+    }
+}
+
+/// As a hint names it: of a shard that is not 0, its number follows, behind what no name has.
+fn hinted(queue: &QueueName) -> Cow<'_, str> {
+    match queue.shard().number {
+        0 => queue.as_str().into(),
+        number => format!("{}#{number}", queue.as_str()).into(),
     }
 }
 

@@ -290,8 +290,14 @@ impl Admin for SqliteStore {
     }
 
     async fn change(&self, queue: &QueueName, changes: &[(Setting, Option<u64>)]) -> Result<Settings, StoreError> {
-        let (lane, queue, changes) = (Lane::Ordinary(Some(queue.clone())), queue.clone(), changes.to_vec());
-        self.call(Kind::Change, lane, items(1), move |engine| engine.change(&queue, &changes).map(Ok)).await
+        for _ in 0..=RECLAIM_ROUNDS {
+            let (lane, queue, changes) = (Lane::Ordinary(Some(queue.clone())), queue.clone(), changes.to_vec());
+            let done = self.call(Kind::Change, lane, items(1), move |engine| engine.change(&queue, &changes));
+            if let Some(settings) = done.await? {
+                return Ok(settings);
+            }
+        }
+        Err(unknown_rest())
     }
 
     async fn list(
@@ -363,13 +369,17 @@ impl Admin for SqliteStore {
                 return Ok(was_there);
             }
         }
-        let message =
-            "the time of so many tasks is over at once that it is not known yet whether others are there; try again";
-        Err(StoreError::Overloaded(message.to_owned()))
+        Err(unknown_rest())
     }
 
     fn describe(&self) -> Description {
         let (survives, note) = self.open.setup.durability.survives();
         Description { engine: format!("SQLite {}", rusqlite::version()), survives, note: note.to_owned() }
     }
+}
+
+fn unknown_rest() -> StoreError {
+    let message =
+        "the time of so many tasks is over at once that it is not known yet whether others are there; try again";
+    StoreError::Overloaded(message.to_owned())
 }

@@ -190,9 +190,20 @@ impl Engine {
         Ok(produced)
     }
 
-    pub(super) fn change(&mut self, name: &QueueName, changes: &[(Setting, Option<u64>)]) -> Sql<Settings> {
+    /// Nothing if the time has come for more than one transaction does, and it has to be known what is left then.
+    pub(super) fn change(&mut self, name: &QueueName, changes: &[(Setting, Option<u64>)]) -> Step<Option<Settings>> {
         self.make_queue(name);
-        self.step(name, |queue, turn| queue.change(name.as_str(), changes, turn))
+        self.step(name, |queue, turn| {
+            if queue.settings.would_spread(changes) {
+                queue.reclaim(turn)?;
+                if queue.is_behind(turn) {
+                    return Ok(Ok(None));
+                } else if !queue.ids.is_empty() {
+                    return Ok(Err(StoreError::NotEmpty));
+                }
+            }
+            queue.change(name.as_str(), changes, turn).map(|settings| Ok(Some(settings)))
+        })
     }
 
     /// Nothing if the time has come for more than one transaction does: what is left then is not known.
