@@ -296,21 +296,21 @@ impl Store for RedisStore {
         let (mut attempts, mut all) = (Attempts::new(self), Produced::default());
         while all.refused.is_none() && all.inserted.len() < produce.inserts.len() {
             let (number, done) = self.produce_run(queue, &produce, &produce.inserts[all.inserted.len()..]).await;
-            let refused = match done {
+            let mut failure = None;
+            match done {
                 Ok(step) => {
                     all.inserted.extend(step.inserted);
-                    step.refused
+                    all.refused = step.refused;
                 }
-                Err(error) => Some(error),
-            };
-            match refused {
-                Some(StoreError::Moved) => match attempts.settle(self, queue, number).await {
-                    Ok(()) => {}
-                    Err(error) if all.inserted.is_empty() => return Err(error),
-                    Err(error) => all.refused = Some(error),
-                },
+                Err(error) => failure = Some(error),
+            }
+            if matches!(all.refused.as_ref().or(failure.as_ref()), Some(StoreError::Moved)) {
+                (all.refused, failure) = (None, attempts.settle(self, queue, number).await.err());
+            }
+            match failure {
                 Some(error) if all.inserted.is_empty() => return Err(error),
-                refused => all.refused = refused,
+                Some(error) => all.refused = Some(error),
+                None => {}
             }
         }
         Ok(all)
