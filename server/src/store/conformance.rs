@@ -37,6 +37,7 @@ mod rig;
 mod schedule;
 mod session;
 mod settings;
+mod shards;
 mod ttl;
 mod unique;
 
@@ -224,6 +225,22 @@ macro_rules! conformance {
                     the_last_error_is_kept,
                     a_failure_is_counted_once,
                     hundreds_fail_in_one_call,
+                }
+                shards {
+                    they_change_only_while_the_queue_is_empty,
+                    each_task_is_delivered_once_and_ends_once,
+                    tokens_of_no_shard_are_not_held,
+                    a_repeated_insert_gets_the_first_answer,
+                    a_producers_numbers_are_known_in_every_shard,
+                    a_unique_key_is_unique_in_the_whole_queue,
+                    a_repeated_pop_gets_the_same_delivery,
+                    a_withdrawn_pop_gives_all_back,
+                    what_runs_out_comes_back_from_every_shard,
+                    a_session_is_one_in_all_shards,
+                    administration_sees_one_queue,
+                    settings_hold_in_every_shard,
+                    a_dropped_queue_is_gone_from_every_shard,
+                    imports_go_where_they_belong,
                 }
                 unique {
                     a_duplicate_is_answered_with_the_first_id,
