@@ -2,6 +2,7 @@
 
 mod gathered;
 mod rare;
+mod spread;
 
 use std::{
     env,

@@ -23,8 +23,8 @@ const IN_SHARD: u8 = b'#';
 enum Fenced {
     All,
     NotEmpty,
-    /// One of them is ahead.
-    OtherGeneration,
+    /// One of them is ahead, by this generation.
+    Ahead(u64),
 }
 
 fn sum(all: &mut Counts, part: &Counts) {
@@ -87,14 +87,16 @@ impl RedisStore {
                 self.one.reclaim(&part).await?;
             }
             let step = Step { what: "fence", before: 0, after: generation, only_empty, values: &[] };
-            Ok::<_, StoreError>(self.one.change(&part, &step).await?.done)
+            let fenced = self.one.change(&part, &step).await?;
+            Ok::<_, StoreError>((fenced.done, fenced.generation))
         });
         let done = future::join_all(fences).await.into_iter().collect::<Result<Vec<_>, _>>();
         let done = done.map_err(StoreError::after_others)?;
-        Ok(match () {
-            () if done.contains(&Done::NotEmpty) => Fenced::NotEmpty,
-            () if done.contains(&Done::OtherGeneration) => Fenced::OtherGeneration,
-            () => Fenced::All,
+        let ahead = done.iter().filter(|(done, _)| *done == Done::OtherGeneration).map(|(_, generation)| *generation);
+        Ok(match ahead.max() {
+            Some(ahead) => Fenced::Ahead(ahead),
+            None if done.iter().any(|(done, _)| *done == Done::NotEmpty) => Fenced::NotEmpty,
+            None => Fenced::All,
         })
     }
 
@@ -127,9 +129,9 @@ impl RedisStore {
                     self.raise(queue, read.generation, generation).await?;
                     return Err(StoreError::NotEmpty);
                 }
-                Fenced::OtherGeneration => {
+                Fenced::Ahead(ahead) => {
                     // What it was fenced for has not come about, or does so now.
-                    self.raise(queue, read.generation, generation).await?;
+                    self.raise(queue, read.generation, ahead).await?;
                     return Ok(None);
                 }
             }
@@ -169,6 +171,10 @@ impl RedisStore {
         let generation = read.now.max(read.generation + 1);
         if read.generation > 0 {
             let fenced = self.fence(queue, &read, generation, !force).await?;
+            if let Fenced::Ahead(ahead) = fenced {
+                self.raise(queue, read.generation, ahead).await?;
+                return Ok(None);
+            }
             let has_tasks = async || {
                 let counts = self.one.counts_of(queue).await?.0.unwrap_or_default();
                 Ok::<_, StoreError>(counts.ready + counts.scheduled + counts.leased + counts.dead > 0)
