@@ -7,20 +7,26 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use data_queue_proto::{reason, v1::Task};
+use data_queue_proto::{
+    reason,
+    v1::{NewTask, PopRequest, QueueSettings, Task, UpdateQueueRequest},
+};
+use prost_types::FieldMask;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::{
-    faults::load::survive,
+    faults::load::survive_in,
     support::{
         PATIENCE,
-        call::{ack, insert_json, insert_request, json, pop_request},
+        call::{
+            ack, ack_request, counts, get_queue_request, insert_json, insert_request, json, pop_request, proto, text,
+        },
         directory::Directory,
         poll_until,
         redis::{Options, Persistence, Redis},
         rounds,
-        server::{Server, run_to_end},
+        server::{Client, Server, run_to_end},
         status::{Details, Refusal},
         topology::{Cluster, Sentinels, Tls},
         unique_queue, wire_tests,
@@ -90,6 +96,43 @@ fn queues(cluster: &Cluster) -> Vec<(String, u16)> {
     queues
 }
 
+fn with_shards(queue: &str, shards: u32) -> UpdateQueueRequest {
+    UpdateQueueRequest {
+        queue: queue.to_owned(),
+        settings: Some(QueueSettings { shards: Some(shards), ..QueueSettings::default() }),
+        update_mask: Some(FieldMask { paths: vec!["shards".to_owned()] }),
+    }
+}
+
+async fn spread(client: &mut Client, queue: &str, shards: u32) {
+    client.admin.update_queue(with_shards(queue, shards)).await.unwrap();
+}
+
+async fn changes_under_load(shards: u32) {
+    let mut cluster = Cluster::start();
+    let (server, another) = (on(&cluster.url(), &[]).await, on(&cluster.url(), &[]).await);
+    let new = cluster.add_node();
+    let queue = unique_queue("load");
+    spread(&mut server.client().await, &queue, shards).await;
+    survive_in(queue, &[&server, &another], tasks(), async |ledger| {
+        let slot = slot_of(&cluster, ledger.queue());
+        ledger.reached(10).await;
+        let before = cluster.owner(slot).port();
+        let mut moments = 0;
+        cluster.migrate(slot, new, || moments += 1);
+        assert!(moments > 3 && cluster.owner(slot).port() == new, "the slot had keys, and moved");
+        ledger.reached(30).await;
+        cluster.migrate(slot, before, || {});
+        ledger.reached(50).await;
+        cluster.fail_over(cluster.owner(slot), slot);
+        ledger.reached(70).await;
+        let master = cluster.owner(slot);
+        cluster.replica_of(master).kill();
+        ledger.reached(90).await;
+    })
+    .await;
+}
+
 wire_tests! {
     /// The sentinels choose another master when it is killed or stands still, and when they are told to; each time the server follows.
     async fn sentinels_tell_the_server_where_the_master_is() {
@@ -145,26 +188,81 @@ wire_tests! {
 
     /// G1, G3, G7: slots move, a node is added, masters change by hand and a replica is killed while tasks go through; nothing is lost.
     async fn a_cluster_changes_under_load() {
-        let mut cluster = Cluster::start();
-        let server = on(&cluster.url(), &[]).await;
-        let new = cluster.add_node();
-        survive(&[&server], tasks(), async |ledger| {
-            let slot = slot_of(&cluster, ledger.queue());
-            ledger.reached(10).await;
-            let before = cluster.owner(slot).port();
-            let mut moments = 0;
-            cluster.migrate(slot, new, || moments += 1);
-            assert!(moments > 3 && cluster.owner(slot).port() == new, "the slot had keys, and moved");
-            ledger.reached(30).await;
-            cluster.migrate(slot, before, || {});
-            ledger.reached(50).await;
-            cluster.fail_over(cluster.owner(slot), slot);
-            ledger.reached(70).await;
-            let master = cluster.owner(slot);
-            cluster.replica_of(master).kill();
-            ledger.reached(90).await;
+        changes_under_load(1).await;
+    }
+
+    /// The same where the queue is on all masters, and one of its shards moves; two servers serve it.
+    async fn a_cluster_changes_under_a_queue_with_shards() {
+        changes_under_load(8).await;
+    }
+
+    /// It is on all masters; while one of them is away tasks go in and out on the others, and in the end nothing is lost but what that one
+    /// had not told its replica.
+    async fn a_queue_with_shards_goes_on_while_a_master_is_away() {
+        let cluster = Cluster::start();
+        let (one, other) = (on(&cluster.url(), &[]).await, on(&cluster.url(), &[]).await);
+        let queue = unique_queue("spread");
+        let mut client = one.client().await;
+        spread(&mut client, &queue, 8).await;
+        for value in 0..64 {
+            insert_json(&mut client, &queue, &[&value.to_string()]).await;
+        }
+        // Nobody told the other one.
+        assert_eq!(counts(&mut other.client().await, &queue).await.ready, 64);
+        let slot = slot_of(&cluster, &queue);
+        let master = cluster.owner(slot);
+        master.stop();
+        let (mut inserted, mut delivered) = (0, 0);
+        let taken_over = async || cluster.masters().iter().any(|node| cluster.is_owner(node, slot) && node.port() != master.port());
+        while !taken_over().await {
+            let mut client = other.client().await;
+            let mut insert = tonic::Request::new(insert_request(&queue, vec![json("65")]));
+            insert.set_timeout(Duration::from_secs(1));
+            inserted += usize::from(client.insert(insert).await.is_ok());
+            if let Ok(answer) = client.pop(pop_request(&queue)).await
+                && let Some(task) = answer.into_inner().task
+                && client.ack(ack_request(&queue, std::slice::from_ref(&task.lease_token))).await.is_ok()
+            {
+                delivered += 1;
+            }
+        }
+        println!("{inserted} inserts and {delivered} acks while a master of three was away");
+        assert!(inserted > 0 && delivered > 0);
+        serves_again(&one, &queue).await;
+        master.cont();
+        cluster.await_whole();
+        poll_until("all of it", PATIENCE, async || {
+            let mut client = one.client().await;
+            let all = client.admin.get_queue(get_queue_request(&queue)).await.ok()?.into_inner().queue?.counts?;
+            (all.inserted == all.ready + all.leased + all.acked).then_some(())
         })
         .await;
+    }
+
+    /// The unique keys of an insert may not belong together, and nothing is done then. A pop that waits gets what goes into any shard on
+    /// another server.
+    async fn a_queue_with_shards_is_one_queue() {
+        let redis = Redis::start();
+        let (one, other) = (on(&redis.url(), &[]).await, on(&redis.url(), &[]).await);
+        let queue = unique_queue("spread");
+        let mut client = one.client().await;
+        spread(&mut client, &queue, 16).await;
+        let apart = (0..64).map(|key| NewTask { unique_key: format!("k{key}"), ..json("1") }).collect();
+        let refused = client.insert(insert_request(&queue, apart)).await;
+        Refusal::invalid(reason::UNIQUE_KEYS_APART, "tasks").check("keys of different shards", refused);
+        assert_eq!(counts(&mut client, &queue).await.inserted, 0);
+        for value in 0..20 {
+            let mut waiter = other.client().await;
+            let (queue, value) = (&queue, value.to_string());
+            let wait = PopRequest { wait: Some(proto(PATIENCE)), ..pop_request(queue) };
+            let waiting = async { waiter.pop(wait).await.unwrap().into_inner().task.expect("a task") };
+            let (task, ()) = tokio::join!(waiting, async { insert_json(&mut client, queue, &[&value]).await; });
+            assert_eq!(text(&task), value);
+            ack(&mut client, queue, &task.lease_token).await;
+        }
+        insert_json(&mut client, &queue, &["1"]).await;
+        let refused = client.admin.update_queue(with_shards(&queue, 2)).await;
+        Refusal::of(Code::FailedPrecondition, reason::QUEUE_NOT_EMPTY).check("a queue with a task", refused);
     }
 
     /// A master is killed, another one stands still: its replica takes over and the server follows; queues of other masters go on meanwhile.

@@ -122,6 +122,9 @@ on_every_store! {
             ("max_bytes", QueueSettings { max_bytes: Some((1 << 53) + 1), ..good() }),
             ("dead_letter_retention", QueueSettings { dead_letter_retention: span(0), ..good() }),
             ("dead_letter_retention", QueueSettings { dead_letter_retention: span(i64::MAX), ..good() }),
+            ("shards", QueueSettings { shards: Some(0), ..good() }),
+            ("shards", QueueSettings { shards: Some(3), ..good() }),
+            ("shards", QueueSettings { shards: Some(128), ..good() }),
         ];
         for (field, settings) in bad {
             // Beside a good one, which is not applied either.

@@ -66,8 +66,13 @@ impl Ledger {
 
 /// Inserts `total` tasks and works them off through these servers while `faults` happen; then audits the ledger.
 pub async fn survive(servers: &[&Server], total: usize, faults: impl AsyncFnOnce(&Ledger)) {
+    survive_in(unique_queue("load"), servers, total, faults).await;
+}
+
+/// The same in a queue that is there.
+pub async fn survive_in(queue: String, servers: &[&Server], total: usize, faults: impl AsyncFnOnce(&Ledger)) {
     let ledger = Arc::new(Ledger {
-        queue: unique_queue("load"),
+        queue,
         total,
         inserted: Mutex::default(),
         acked: Mutex::default(),

@@ -38,6 +38,7 @@ on_every_store! {
             max_bytes: Some(1 << 53),
             dead_letter_retention: span(24 * HOUR),
             paused: true,
+            shards: Some(8),
         };
         assert_eq!(set(&mut client, &queue, &["*"], all).await, all);
         if backend != crate::support::server::Backend::Memory {

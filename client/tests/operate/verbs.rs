@@ -125,7 +125,15 @@ async fn queues_are_listed_and_one_is_shown_with_what_is_set() {
     let server = Server::start(&[]);
     assert_eq!(server.good(&["queues"]), "");
     server.good(&["insert", "a", "1"]);
-    let set = server.good(&["set", "b", "lease=90s", "max-tasks=7", "backoff-min=0s", "dead-letter-retention=7days"]);
+    let set = server.good(&[
+        "set",
+        "b",
+        "lease=90s",
+        "max-tasks=7",
+        "backoff-min=0s",
+        "dead-letter-retention=7days",
+        "shards=4",
+    ]);
     assert!(
         set.contains("lease\t1m 30s\n") && set.contains("max_tasks\t7\n") && set.contains("max_bytes\t-\n"),
         "{set}"

@@ -38,6 +38,8 @@ Settings:
   max-tasks              the most tasks that are ready, scheduled or held
   max-bytes              the most bytes that these have
   dead-letter-retention  how long dead letters are kept, 1s to 366days
+  shards                 over how many shards Redis spreads the queue, 1, 2, 4 … 64; only while it has
+                         no tasks
 
 Example:
   data-queue set mail lease=2m max-tasks=100000 max-failures=";
@@ -138,9 +140,15 @@ mod tests {
 
     #[test]
     fn a_change_names_a_setting_and_a_value_that_fits_or_none() {
-        for good in
-            ["lease=2m", "lease=", "max-tasks=0", "max-failures=", "backoff-min=0s", "dead-letter-retention=7days"]
-        {
+        for good in [
+            "lease=2m",
+            "lease=",
+            "max-tasks=0",
+            "max-failures=",
+            "backoff-min=0s",
+            "dead-letter-retention=7days",
+            "shards=8",
+        ] {
             assert!(change(good).is_ok(), "{good}");
         }
         for bad in

@@ -47,9 +47,10 @@ fn contended(queue: &QueueName) -> StoreError {
     StoreError::Unavailable { message, did_not_run: true }
 }
 
-/// Those of each shard, and where they stood among all. What is in none is nowhere.
+/// Those of each shard, and where they stood among all. What is in none is nowhere. Shard 0 is always there: whatever the ids, what the
+/// time of the queue has come for is done.
 fn ids_by_shard(ids: &[TaskId]) -> BTreeMap<u8, (Vec<usize>, Vec<TaskId>)> {
-    let mut groups: BTreeMap<u8, (Vec<usize>, Vec<TaskId>)> = BTreeMap::new();
+    let mut groups: BTreeMap<u8, (Vec<usize>, Vec<TaskId>)> = BTreeMap::from([(0, Default::default())]);
     for (at, id) in ids.iter().enumerate().filter(|(_, id)| id.shard() < MAX_SHARDS) {
         let (places, of_shard) = groups.entry(id.shard()).or_default();
         places.push(at);

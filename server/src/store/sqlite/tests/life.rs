@@ -210,11 +210,11 @@ async fn settings_that_are_not_known_are_kept() {
     let store = place.open();
     store.change(&q(), &[(Setting::MaxTasks, Some(7))]).await.unwrap();
     drop(store);
-    place.raw().execute_batch("INSERT INTO settings VALUES (1, 'shards', 3)").unwrap();
+    place.raw().execute_batch("INSERT INTO settings VALUES (1, 'of_tomorrow', 3)").unwrap();
     let store = place.open();
     assert_eq!(store.change(&q(), &[(Setting::MaxTasks, None)]).await.unwrap(), crate::store::Settings::default());
     drop(store);
-    assert_eq!(number_of(&place, "SELECT value FROM settings WHERE name = 'shards'"), 3);
+    assert_eq!(number_of(&place, "SELECT value FROM settings WHERE name = 'of_tomorrow'"), 3);
     check(&place.file(), RULES).unwrap();
 }
 
