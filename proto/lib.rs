@@ -37,6 +37,10 @@ pub mod reason {
     pub const INTERNAL: &str = "INTERNAL";
     /// `INVALID_ARGUMENT`: an interval is under 100 ms, over 1 min or malformed.
     pub const INTERVAL_OUT_OF_RANGE: &str = "INTERVAL_OUT_OF_RANGE";
+    /// `FAILED_PRECONDITION`: the store is not set up for the durability that an insert asks for; nothing was done.
+    pub const DURABILITY_UNSUPPORTED: &str = "DURABILITY_UNSUPPORTED";
+    /// `INVALID_ARGUMENT`: the durability of an insert is none that there is.
+    pub const DURABILITY_INVALID: &str = "DURABILITY_INVALID";
     /// `INVALID_ARGUMENT`: the text is not JSON, or nested too deep; the message names line and column.
     pub const JSON_INVALID: &str = "JSON_INVALID";
     /// `INVALID_ARGUMENT`: the lease is under 100 ms, over 12 h or malformed.

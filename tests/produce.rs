@@ -54,7 +54,7 @@ struct Producing {
 }
 
 fn open(queue: &str, producer: &str) -> ProduceRequest {
-    let open = ProduceOpen { queue: queue.to_owned(), producer_id: producer.to_owned() };
+    let open = ProduceOpen { queue: queue.to_owned(), producer_id: producer.to_owned(), ..ProduceOpen::default() };
     ProduceRequest { request: Some(Given::Open(open)) }
 }
 

@@ -177,6 +177,7 @@ impl Scenario {
             queue: queue.into(),
             tasks: tasks.clone(),
             request_id: word(&step["request_id"]).into(),
+            ..v1::InsertRequest::default()
         };
         let answer = self.queues.insert(request).await?.into_inner();
         same("results", &answer.results.len(), &tasks.len())?;

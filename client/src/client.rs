@@ -19,7 +19,7 @@ use tonic::{
 use self::answer::first;
 pub(crate) use self::answer::{applied, outcomes};
 pub use self::{
-    answer::{Heartbeat, Inserted, InsertedTask, Outcome, PutbackDone},
+    answer::{Durability, Heartbeat, Inserted, InsertedTask, Outcome, PutbackDone},
     builder::Builder,
 };
 use crate::{
@@ -48,6 +48,7 @@ pub struct Client {
     endpoint: Endpoint,
     budget: Arc<Budget>,
     deadline: Duration,
+    durability: Durability,
 }
 
 impl Client {
@@ -68,6 +69,14 @@ impl Client {
     /// budget and the deadline.
     pub fn admin(&self) -> Admin {
         Admin::new(self.admin.clone(), Arc::clone(&self.budget), self.deadline)
+    }
+
+    /// A copy whose inserts, and producers, wait until this is reached. Each [`InsertedTask`] tells whether it was: what is not reached within
+    /// the server's --store-timeout is answered with less, and the task is in.
+    ///
+    /// What the store is not set up for is refused with [`ErrorKind::Refused`], and nothing is done. Default: [`Durability::Accepted`].
+    pub fn durability(&self, durability: Durability) -> Self {
+        Self { durability, ..self.clone() }
     }
 
     /// Inserts one task at the tail of a queue; answers its id, or that of the task that has its unique key
@@ -102,7 +111,8 @@ impl Client {
     ) -> Result<Inserted> {
         let tasks: Vec<_> = tasks.into_iter().map(NewTask::into_message).collect();
         let count = tasks.len();
-        let message = v1::InsertRequest { queue: queue.to_owned(), tasks, request_id: request_id.into() };
+        let durability = self.durability.into_message();
+        let message = v1::InsertRequest { queue: queue.to_owned(), tasks, request_id: request_id.into(), durability };
         let answer = self
             .call(Repeat::Always, Duration::ZERO, |mut grpc, left| {
                 let request = timed(message.clone(), left);
@@ -112,14 +122,15 @@ impl Client {
         if answer.results.len() != count {
             return Err(Error::internal("the server answered another number of results than there were tasks"));
         }
-        let tasks = answer.results.into_iter().map(InsertedTask::from).collect();
+        let reached = Durability::from_message(answer.durability);
+        let tasks = answer.results.into_iter().map(|result| InsertedTask::new(result, reached)).collect();
         Ok(Inserted { tasks, replayed: answer.replayed })
     }
 
     /// Sets up a [`Producer`](crate::Producer): inserts into a queue over a stream, many under way at a time. It is not bound
     /// by the retry budget: it repeats until an insert's deadline.
     pub fn producer(&self, queue: &str) -> ProducerBuilder {
-        ProducerBuilder::new(self.grpc.clone(), queue, fresh_id(), self.deadline)
+        ProducerBuilder::new(self.grpc.clone(), queue, fresh_id(), self.deadline).durability(self.durability)
     }
 
     /// Leases the task at the head of a queue, after acking what the caller has finished. An empty queue is no error.

@@ -79,7 +79,7 @@ pub use admin::{
     ActivityStream, Admin, DeadLetterCause, DeleteOutcome, Imported, Page, Paged, QueueActivity, QueueCounts,
     QueueInfo, QueueSettings, RedriveOutcome, Redriven, SettingsUpdate, TaskInfo, TaskState, TaskValue, Watch,
 };
-pub use client::{Builder, Client, Heartbeat, Inserted, InsertedTask, Outcome, PutbackDone};
+pub use client::{Builder, Client, Durability, Heartbeat, Inserted, InsertedTask, Outcome, PutbackDone};
 pub use consumer::{Consumer, ConsumerBuilder, Delivered};
 pub use error::{Error, ErrorKind, Result};
 pub use pop::{Pop, PopBatch, Popped, TaskStream};

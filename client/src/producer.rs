@@ -25,7 +25,7 @@ use tonic::transport::Channel;
 use self::worker::{Command, Pending, Worker};
 #[cfg(doc)]
 use crate::ErrorKind;
-use crate::{Error, InsertedTask, NewTask, Result};
+use crate::{Durability, Error, InsertedTask, NewTask, Result};
 
 /// How many inserts may be under way: as many as the server remembers the answers of.
 const MAX_INSERTS: u32 = 1_024;
@@ -46,11 +46,26 @@ pub struct ProducerBuilder {
     deadline: Duration,
     inserts: u32,
     bytes: u32,
+    durability: Durability,
 }
 
 impl ProducerBuilder {
     pub(crate) fn new(grpc: DataQueueClient<Channel>, queue: &str, id: Result<String>, deadline: Duration) -> Self {
-        Self { grpc, queue: queue.to_owned(), id, deadline, inserts: MAX_INSERTS, bytes: BYTES }
+        Self {
+            grpc,
+            queue: queue.to_owned(),
+            id,
+            deadline,
+            inserts: MAX_INSERTS,
+            bytes: BYTES,
+            durability: Durability::default(),
+        }
+    }
+
+    /// What inserts wait for. Default: that of the client, see [`Client::durability`](crate::Client::durability).
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
     }
 
     /// How long an insert may take from [`Producer::send`] on, with all repeats, at most 5 minutes. Default: that of the
@@ -84,7 +99,8 @@ impl ProducerBuilder {
         let (commands, inbox) = mpsc::channel(MAX_INSERTS as usize);
         let bytes = (self.bytes as usize).div_ceil(BYTES_PER_PERMIT) as u32;
         let unclaimed = Arc::default();
-        let open = v1::ProduceOpen { queue: self.queue, producer_id: self.id? };
+        let open =
+            v1::ProduceOpen { queue: self.queue, producer_id: self.id?, durability: self.durability.into_message() };
         runtime.spawn(Worker::new(self.grpc, open, inbox, Arc::clone(&unclaimed)).run());
         let room = Arc::new(Semaphore::new(self.inserts as usize));
         let byte_room = Arc::new(Semaphore::new(bytes as usize));

@@ -70,7 +70,7 @@ impl Queue {
             let Some(v1::new_task::Value::Json(json)) = task.value else { panic!("validate inserts JSON") };
             self.put(v1::Task { id, value: Some(v1::task::Value::Json(json)), ..v1::Task::default() });
         }
-        let answer = v1::InsertResponse { results, replayed: false };
+        let answer = v1::InsertResponse { results, replayed: false, ..Default::default() };
         self.requests.insert(request.request_id, answer.clone());
         answer
     }

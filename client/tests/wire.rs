@@ -79,7 +79,7 @@ impl DataQueue for Fake {
         let count = request.get_ref().tasks.len();
         self.next(request, |script, message| script.inserts.push(message))?;
         let results = (0..count).map(|n| v1::InsertResult { id: format!("id-{n}"), duplicate: false }).collect();
-        Ok(Response::new(v1::InsertResponse { results, replayed: true }))
+        Ok(Response::new(v1::InsertResponse { results, replayed: true, ..Default::default() }))
     }
 
     async fn pop(&self, request: Request<v1::PopRequest>) -> Result<Response<v1::PopResponse>, Status> {

@@ -190,7 +190,7 @@ async fn client(address: SocketAddr) -> Result<Client> {
 pub(crate) async fn insert(client: &mut Client, numbers: Range<u64>, size: usize) -> Result<()> {
     let tasks = numbers.map(|number| new_task(number, size)).collect::<Vec<_>>();
     let count = tasks.len();
-    let request = v1::InsertRequest { queue: QUEUE.to_owned(), tasks, request_id: String::new() };
+    let request = v1::InsertRequest { queue: QUEUE.to_owned(), tasks, ..v1::InsertRequest::default() };
     let answer = client.insert(request).await?.into_inner();
     if answer.results.len() == count { Ok(()) } else { Err("an insert answered another number of ids".into()) }
 }

@@ -188,7 +188,7 @@ async fn over_queues(client: &Client, queues: u64, tasks: u64) -> Result<()> {
             while let Some(part) = shares.take() {
                 let queue = format!("queue-{queues}-{}", part.start % queues);
                 let tasks = vec![dataqueue::new_task(part.start, SIZE)];
-                let request = v1::InsertRequest { queue: queue.clone(), tasks, request_id: String::new() };
+                let request = v1::InsertRequest { queue: queue.clone(), tasks, ..v1::InsertRequest::default() };
                 client.insert(request).await?;
                 let request =
                     v1::PopRequest { queue: queue.clone(), lease: dataqueue::lease(), ..v1::PopRequest::default() };

@@ -52,14 +52,18 @@ impl DataQueue for Echo {
 
     async fn insert(&self, request: Request<v1::InsertRequest>) -> Answer<v1::InsertResponse> {
         let results = results(&request.get_ref().tasks);
-        Ok(Response::new(v1::InsertResponse { results, replayed: false }))
+        Ok(Response::new(v1::InsertResponse { results, replayed: false, ..Default::default() }))
     }
 
     async fn produce(&self, request: Request<Streaming<v1::ProduceRequest>>) -> Answer<Self::ProduceStream> {
         let answers = request.into_inner().filter_map(|message| match message.map(|message| message.request) {
             Ok(Some(produce_request::Request::Insert(insert))) => {
-                let answer =
-                    v1::ProduceAnswer { number: insert.number, results: results(&insert.tasks), replayed: false };
+                let answer = v1::ProduceAnswer {
+                    number: insert.number,
+                    results: results(&insert.tasks),
+                    replayed: false,
+                    ..Default::default()
+                };
                 Some(Ok(v1::ProduceResponse { answers: vec![answer] }))
             }
             Ok(_) => None,

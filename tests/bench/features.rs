@@ -176,7 +176,8 @@ impl Life {
             task.unique_key.insert_str(0, "other-");
             task
         });
-        let request = v1::InsertRequest { queue: queue.to_owned(), tasks: tasks.collect(), request_id: String::new() };
+        let request =
+            v1::InsertRequest { queue: queue.to_owned(), tasks: tasks.collect(), ..v1::InsertRequest::default() };
         used.client.clone().insert(request).await?;
         Ok(())
     }
@@ -190,7 +191,7 @@ impl Life {
                 task
             });
             let request =
-                v1::InsertRequest { queue: QUEUE.to_owned(), tasks: tasks.collect(), request_id: String::new() };
+                v1::InsertRequest { queue: QUEUE.to_owned(), tasks: tasks.collect(), ..v1::InsertRequest::default() };
             let answer = client.insert(request).await?.into_inner();
             let is_new = answer.results.iter().all(|result| !result.duplicate);
             if is_new { Ok(()) } else { Err("a task was a duplicate".into()) }

@@ -45,7 +45,7 @@ pub(crate) async fn served(options: &Options, report: &mut Report, measurement: 
 }
 
 fn open_produce(producer_id: String) -> v1::ProduceRequest {
-    let open = v1::ProduceOpen { queue: QUEUE.to_owned(), producer_id };
+    let open = v1::ProduceOpen { queue: QUEUE.to_owned(), producer_id, ..v1::ProduceOpen::default() };
     v1::ProduceRequest { request: Some(produce_request::Request::Open(open)) }
 }
 

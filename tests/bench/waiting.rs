@@ -124,7 +124,7 @@ fn waiting_pop(queue: String) -> v1::PopRequest {
 
 async fn insert_elsewhere(client: &mut Client) -> Result<()> {
     let tasks = vec![dataqueue::new_task(0, SIZE)];
-    client.insert(v1::InsertRequest { queue: "elsewhere".to_owned(), tasks, request_id: String::new() }).await?;
+    client.insert(v1::InsertRequest { queue: "elsewhere".to_owned(), tasks, ..v1::InsertRequest::default() }).await?;
     Ok(())
 }
 

@@ -74,7 +74,7 @@ on_every_store! {
 
         insert(&mut client, &queue, vec![keyed("4", "k")]).await;
         let produce = || {
-            let open = ProduceOpen { queue: queue.clone(), producer_id: "p".to_owned() };
+            let open = ProduceOpen { queue: queue.clone(), producer_id: "p".to_owned(), ..ProduceOpen::default() };
             let tasks = vec![json("5"), keyed("6", "k")];
             let requests = [Request::Open(open), Request::Insert(ProduceInsert { number: 1, tasks })];
             iter(requests.map(|request| ProduceRequest { request: Some(request) }))

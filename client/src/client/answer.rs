@@ -37,11 +37,47 @@ pub struct InsertedTask {
     pub id: String,
     /// Whether another task has the unique key: this one was not inserted.
     pub duplicate: bool,
+    /// What its insert has reached, at most what was asked for.
+    pub durability: Durability,
 }
 
-impl From<v1::InsertResult> for InsertedTask {
-    fn from(v1::InsertResult { id, duplicate }: v1::InsertResult) -> Self {
-        Self { id, duplicate }
+impl InsertedTask {
+    pub(crate) fn new(v1::InsertResult { id, duplicate }: v1::InsertResult, durability: Durability) -> Self {
+        Self { id, duplicate, durability }
+    }
+}
+
+/// What an insert is to reach before it is answered, and what it has; see [`Client::durability`](crate::Client::durability). It is about
+/// the insert alone: the ack of its task may be lost in a failover, and the task comes back then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The store has it: what that survives is what [`Admin::server_info`](crate::Admin::server_info) tells.
+    #[default]
+    Accepted,
+    /// It is on the store's disk.
+    Fsynced,
+    /// All replicas have it that Redis lists as online, one at least.
+    Replicated,
+}
+
+impl Durability {
+    pub(crate) fn into_message(self) -> i32 {
+        match self {
+            // What a server from before this was knows.
+            Self::Accepted => v1::Durability::Unspecified,
+            Self::Fsynced => v1::Durability::Fsynced,
+            Self::Replicated => v1::Durability::Replicated,
+        }
+        .into()
+    }
+
+    pub(crate) fn from_message(reached: i32) -> Self {
+        match v1::Durability::try_from(reached) {
+            Ok(v1::Durability::Fsynced) => Self::Fsynced,
+            Ok(v1::Durability::Replicated) => Self::Replicated,
+            Ok(v1::Durability::Unspecified | v1::Durability::Accepted) | Err(_) => Self::Accepted,
+        }
     }
 }
 

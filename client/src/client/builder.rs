@@ -7,7 +7,7 @@ use tonic::transport::Endpoint;
 use super::{Client, LONGEST, operators, queues};
 #[cfg(doc)]
 use crate::ErrorKind;
-use crate::{Error, Result, address, retry::Budget};
+use crate::{Durability, Error, Result, address, retry::Budget};
 
 /// How long a call may take in all, unless set.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -68,6 +68,7 @@ impl Builder {
             .keep_alive_timeout(KEEPALIVE.1);
         let channel = endpoint.connect_lazy();
         let (grpc, admin) = (queues(channel.clone()), operators(channel));
-        Ok(Client { grpc, admin, endpoint, budget: Arc::new(Budget::new(self.retry_budget)), deadline: self.deadline })
+        let (budget, durability) = (Arc::new(Budget::new(self.retry_budget)), Durability::default());
+        Ok(Client { grpc, admin, endpoint, budget, deadline: self.deadline, durability })
     }
 }

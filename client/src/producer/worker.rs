@@ -12,7 +12,7 @@ use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
 use super::Unclaimed;
-use crate::{Backoff, Error, ErrorKind, InsertedTask, Result};
+use crate::{Backoff, Durability, Error, ErrorKind, InsertedTask, Result};
 
 #[derive(Debug)]
 pub(super) enum Command {
@@ -191,7 +191,9 @@ impl Worker {
         for answer in response.answers {
             match self.pending.front() {
                 Some(first) if first.number == answer.number && first.tasks.len() == answer.results.len() => {
-                    self.settle_first(Ok(answer.results.into_iter().map(InsertedTask::from).collect()));
+                    let reached = Durability::from_message(answer.durability);
+                    let tasks = answer.results.into_iter().map(|result| InsertedTask::new(result, reached));
+                    self.settle_first(Ok(tasks.collect()));
                     self.backoff.reset();
                     self.last_failure = None;
                 }

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     edge::Deadline,
-    service::{new_task, results},
+    service::{new_task, reached, results},
     status,
 };
 use crate::queue::{ProduceAnswer, ProduceEnd, ProduceMessage, Queues};
@@ -27,7 +27,9 @@ pub(super) fn serve(queues: &Queues, request: Request<Streaming<v1::ProduceReque
 
 fn message(request: v1::ProduceRequest) -> ProduceMessage {
     match request.request {
-        Some(Given::Open(open)) => ProduceMessage::Open { queue: open.queue, producer: open.producer_id },
+        Some(Given::Open(open)) => {
+            ProduceMessage::Open { queue: open.queue, producer: open.producer_id, durability: open.durability }
+        }
         Some(Given::Insert(insert)) => {
             ProduceMessage::Insert { number: insert.number, tasks: insert.tasks.into_iter().map(new_task).collect() }
         }
@@ -36,7 +38,8 @@ fn message(request: v1::ProduceRequest) -> ProduceMessage {
 }
 
 fn answer(ProduceAnswer { number, inserted }: ProduceAnswer) -> v1::ProduceAnswer {
-    v1::ProduceAnswer { number, results: results(&inserted), replayed: inserted.replayed }
+    let (replayed, durability) = (inserted.replayed, reached(inserted.durability).into());
+    v1::ProduceAnswer { number, results: results(&inserted), replayed, durability }
 }
 
 fn ending(end: ProduceEnd<Status>) -> Status {

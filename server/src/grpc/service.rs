@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     queue::{InsertCall, NewTask, PopBatchCall, PopCall, PutBackCall, Queues, Span, Task, Timing, Value},
-    store::{Fingerprint, Inserted, Millis, Outcome, Released, TaskId, Token},
+    store::{Durability, Fingerprint, Inserted, Millis, Outcome, Released, TaskId, Token},
 };
 
 /// The calls.
@@ -36,10 +36,13 @@ impl DataQueue for DataQueueService {
     async fn insert(&self, request: Request<v1::InsertRequest>) -> Result<Response<v1::InsertResponse>, Status> {
         let mut request = request.into_inner();
         let request_id = std::mem::take(&mut request.request_id);
+        let durability = std::mem::take(&mut request.durability);
         let fingerprint = fingerprint_if(&request_id, &request);
         let tasks = request.tasks.into_iter().map(new_task).collect();
-        let inserted = self.queues.insert(InsertCall { queue: request.queue, tasks, request_id, fingerprint }).await?;
-        Ok(Response::new(v1::InsertResponse { results: results(&inserted), replayed: inserted.replayed }))
+        let call = InsertCall { queue: request.queue, tasks, request_id, fingerprint, durability };
+        let inserted = self.queues.insert(call).await?;
+        let (replayed, durability) = (inserted.replayed, reached(inserted.durability).into());
+        Ok(Response::new(v1::InsertResponse { results: results(&inserted), replayed, durability }))
     }
 
     async fn pop(&self, request: Request<v1::PopRequest>) -> Result<Response<v1::PopResponse>, Status> {
@@ -188,6 +191,14 @@ pub(super) fn new_task(task: v1::NewTask) -> NewTask {
     });
     let timing = Timing { delay: task.delay.map(span), deliver_at: task.deliver_at.map(time), ttl: task.ttl.map(span) };
     NewTask { value, headers: task.headers, priority: task.priority, timing, unique_key: task.unique_key }
+}
+
+pub(super) fn reached(durability: Durability) -> v1::Durability {
+    match durability {
+        Durability::Accepted => v1::Durability::Accepted,
+        Durability::Fsynced => v1::Durability::Fsynced,
+        Durability::Replicated => v1::Durability::Replicated,
+    }
 }
 
 pub(super) fn results(inserted: &Inserted) -> Vec<v1::InsertResult> {

@@ -69,6 +69,11 @@ impl From<Error> for Status {
                 let message = message.to_owned();
                 refuse(Code::FailedPrecondition, message, info(reason::QUEUE_NOT_EMPTY, HashMap::new()))
             }
+            Error::Store(StoreError::DurabilityUnsupported(message)) => {
+                let mut details = info(reason::DURABILITY_UNSUPPORTED, HashMap::new());
+                details.add_bad_request_violation("durability", &message);
+                refuse(Code::FailedPrecondition, message, details)
+            }
             Error::Store(StoreError::KeysApart(shards)) => {
                 let message = format!(
                     "have unique keys that belong to different ones of the queue's {shards} shards; insert them one by one"

@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use data_queue_proto::reason;
+use data_queue_proto::{reason, v1};
 use serde::de::IgnoredAny;
 
 use super::{
     error::Invalid,
     task::{Timing, Value},
 };
-use crate::store::{Clock, Due, MAX_PRIORITY, Millis, QueueName, SystemClock, TaskId, Token};
+use crate::store::{Clock, Due, Durability, MAX_PRIORITY, Millis, QueueName, SystemClock, TaskId, Token};
 
 /// The most tasks of an insert, and the most tokens of a call.
 pub const MAX_BATCH: usize = 1_000;
@@ -82,6 +82,19 @@ impl Span {
 
 pub(super) fn queue(name: &str) -> Checked<QueueName> {
     QueueName::parse(name).map_err(|error| Invalid::new("queue", reason::QUEUE_NAME_INVALID, error.to_string()))
+}
+
+/// By its number in the contract.
+pub(super) fn durability(field: &str, number: i32) -> Result<Durability, Box<Invalid>> {
+    match v1::Durability::try_from(number) {
+        Ok(v1::Durability::Unspecified | v1::Durability::Accepted) => Ok(Durability::Accepted),
+        Ok(v1::Durability::Fsynced) => Ok(Durability::Fsynced),
+        Ok(v1::Durability::Replicated) => Ok(Durability::Replicated),
+        Err(_) => {
+            let message = format!("is {number}, which is none; ACCEPTED, FSYNCED and REPLICATED are allowed");
+            Err(Invalid::new(field, reason::DURABILITY_INVALID, message))
+        }
+    }
 }
 
 pub(super) fn request_id(id: &str) -> Checked<()> {

@@ -65,8 +65,10 @@ pub struct InsertCall {
     pub tasks: Vec<NewTask>,
     /// Empty: do not remember.
     pub request_id: String,
-    /// Of the whole request but its id; looked at if there is one.
+    /// Of the whole request but its id and durability; looked at if there is one.
     pub fingerprint: Fingerprint,
+    /// What it is to have reached, by its number in the contract.
+    pub durability: i32,
 }
 
 /// Pops one task.
@@ -152,10 +154,11 @@ impl Queues {
     pub async fn insert(&self, call: InsertCall) -> Result<Inserted, Error> {
         let queue = limits::queue(&call.queue)?;
         limits::request_id(&call.request_id)?;
+        let durability = limits::durability("durability", call.durability)?;
         let tasks = self.stored(call.tasks)?;
         let due = first_due(&tasks);
         let request = request_key(call.request_id, call.fingerprint);
-        let insert = Insert { tasks, request, waiting_here: self.waits.waiting(&queue) };
+        let insert = Insert { tasks, request, waiting_here: self.waits.waiting(&queue), durability };
 
         // A caller who leaves must not keep the waiters from being woken.
         let this = self.clone();

@@ -18,7 +18,8 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{Error, Invalid, NewTask, Queues, first_due, limits, uncancelled::in_background};
 use crate::store::{
-    Due, Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Plan, Produce, QueueName, RECLAIM_STEP,
+    Due, Durability, Fingerprint, Inserted, NewTask as StoredTask, NumberedInsert, Plan, Produce, QueueName,
+    RECLAIM_STEP,
 };
 
 /// How long the first message may take.
@@ -37,6 +38,8 @@ pub enum ProduceMessage {
         queue: String,
         /// Names the producer.
         producer: String,
+        /// What each insert is to have reached, by its number in the contract.
+        durability: i32,
     },
     /// Every further one.
     Insert {
@@ -115,9 +118,11 @@ impl Queues {
     }
 }
 
+#[derive(Clone)]
 struct Opened {
     queue: QueueName,
     producer: String,
+    durability: Durability,
 }
 
 /// An insert that was checked.
@@ -177,8 +182,8 @@ where
             self.opened = Some(self.open().await?);
         }
         let gathered = self.gather().await;
-        if let (false, Some(Opened { queue, producer })) = (gathered.is_empty(), &self.opened) {
-            let answers = self.queues.insert_numbered(queue.clone(), producer.clone(), gathered);
+        if let (false, Some(opened)) = (gathered.is_empty(), &self.opened) {
+            let answers = self.queues.insert_numbered(opened.clone(), gathered);
             let (answers, refused) = answers.await?;
             if let Some(refused) = refused {
                 // It was read before whatever else was, or is about to end the stream.
@@ -203,7 +208,7 @@ where
             }
             Err(_) => return Err(invalid("did not come within 10 s; it must be the first message").into()),
         };
-        let ProduceMessage::Open { queue, producer } = first else {
+        let ProduceMessage::Open { queue, producer, durability } = first else {
             return Err(invalid("must be the first message").into());
         };
         let queue = limits::queue(&queue).map_err(|invalid| invalid.within("open"))?;
@@ -212,7 +217,8 @@ where
             let invalid = Invalid::new("open.producer_id", reason::PRODUCE_INVALID, message);
             return Err(invalid.with_limit(MAX_PRODUCER_ID).into());
         }
-        Ok(Opened { queue, producer })
+        let durability = limits::durability("open.durability", durability)?;
+        Ok(Opened { queue, producer, durability })
     }
 
     /// Waits for an insert, and takes those that are there behind it, as many as go into one step. None if the stream is to
@@ -298,8 +304,7 @@ impl Queues {
     /// One step of the store. Answers those that are done, and why the one behind them is not.
     async fn insert_numbered(
         &self,
-        queue: QueueName,
-        producer: String,
+        Opened { queue, producer, durability }: Opened,
         checked: Vec<Checked>,
     ) -> Result<(Vec<ProduceAnswer>, Option<Error>), Error> {
         let due = checked.iter().filter_map(|insert| first_due(&insert.tasks)).min();
@@ -310,7 +315,7 @@ impl Queues {
             NumberedInsert { number: insert.number, fingerprint, tasks: insert.tasks }
         };
         let inserts = checked.into_iter().map(number).collect();
-        let produce = Produce { producer, inserts, waiting_here: self.waits.waiting(&queue) };
+        let produce = Produce { producer, inserts, waiting_here: self.waits.waiting(&queue), durability };
         let this = self.clone();
         // A stream whose client does not read is not asked for what it has to say; those who wait are woken all the same.
         in_background(&self.background, async move {
@@ -359,7 +364,7 @@ mod tests {
     }
 
     fn open() -> Read {
-        Ok(ProduceMessage::Open { queue: "q".to_owned(), producer: "p".to_owned() })
+        Ok(ProduceMessage::Open { queue: "q".to_owned(), producer: "p".to_owned(), durability: 0 })
     }
 
     fn insert(number: u64, tasks: usize, bytes: usize) -> Read {

@@ -136,7 +136,7 @@ fn pop(wait: Duration, acks: Vec<String>) -> PopCall {
 async fn insert(server: &Queues) {
     let task = NewTask { value: Some(Value::Json("1".to_owned())), ..NewTask::default() };
     let (queue, request_id) = (QUEUE.to_owned(), String::new());
-    let insert = InsertCall { queue, tasks: vec![task], request_id, fingerprint: Fingerprint([0; 16]) };
+    let insert = InsertCall { queue, tasks: vec![task], request_id, fingerprint: Fingerprint([0; 16]), durability: 0 };
     server.insert(insert).await.unwrap();
 }
 

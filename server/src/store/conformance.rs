@@ -440,7 +440,7 @@ fn tasks(numbers: Range<usize>) -> Vec<NewTask> {
 }
 
 fn insert(tasks: Vec<NewTask>) -> Insert {
-    Insert { tasks, request: None, waiting_here: 0 }
+    Insert { tasks, request: None, waiting_here: 0, ..Default::default() }
 }
 
 /// A pop with fresh tokens.

@@ -31,6 +31,9 @@ pub enum StoreError {
     /// A queue is at its limit. Nothing was done.
     #[error("the queue is at its {setting} of {max}", setting = .0.name(), max = .1)]
     QueueFull(Setting, u64),
+    /// It is not set up for the durability that an insert is to reach. Nothing was done.
+    #[error("{0}")]
+    DurabilityUnsupported(String),
     /// The queue is spread over other shards by now. Nothing was done. A store answers it to nobody but itself.
     #[error("the shards of the queue were changed meanwhile")]
     Moved,

@@ -18,9 +18,9 @@ use async_trait::async_trait;
 
 use self::remembered::Memory;
 use super::{
-    Beaten, Cause, Clock, Consumer, Fingerprint, Insert, Inserted, Kept, MAX_PRIORITY, Millis, NewTask, OnWake,
-    Outcome, Plan, Pop, Popped, Produce, Produced, PutBack, QueueName, ReapCursor, Reaped, Release, Released, Remember,
-    Rules, SessionId, Settings, Sight, Stem, Store, StoreError, TaskId, Token, Withdrawal, holders::Holders,
+    Beaten, Cause, Clock, Consumer, Durability, Fingerprint, Insert, Inserted, Kept, MAX_PRIORITY, Millis, NewTask,
+    OnWake, Outcome, Plan, Pop, Popped, Produce, Produced, PutBack, QueueName, ReapCursor, Reaped, Release, Released,
+    Remember, Rules, SessionId, Settings, Sight, Stem, Store, StoreError, TaskId, Token, Withdrawal, holders::Holders,
     sessions::Sessions,
 };
 
@@ -278,13 +278,25 @@ impl Queue {
     }
 }
 
+fn refuse_more(durability: Durability) -> Result<(), StoreError> {
+    match durability {
+        Durability::Accepted => Ok(()),
+        Durability::Fsynced | Durability::Replicated => Err(StoreError::DurabilityUnsupported(
+            "tasks are in the memory of the server alone (--store memory): only DURABILITY_ACCEPTED can be reached"
+                .to_owned(),
+        )),
+    }
+}
+
 #[async_trait]
 impl Store for MemoryStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+        refuse_more(insert.durability)?;
         self.insert_into(&mut self.state().queues, queue, insert)
     }
 
     async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+        refuse_more(produce.durability)?;
         let now = self.clock.now();
         let queues = &mut self.state().queues;
         if let Some(known) = queues.get_mut(queue) {

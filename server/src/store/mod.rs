@@ -49,7 +49,7 @@ pub(crate) use rules::TEST_RULES;
 pub use rules::{Backoff, Remember, Rules, Setting, Settings};
 pub use seen::{Cause, Counts, Deleted, Place, Redriven, Seen, State, TaskPage};
 pub use task::{
-    Due, Insert, Inserted, MAX_PRIORITY, NewTask, NumberedInsert, Past, Plan, Produce, Produced, RequestKey,
+    Due, Durability, Insert, Inserted, MAX_PRIORITY, NewTask, NumberedInsert, Past, Plan, Produce, Produced, RequestKey,
 };
 
 /// Milliseconds: a span, or a point in time since the Unix epoch by the store's clock.
@@ -75,7 +75,8 @@ const SESSION_KEPT: Millis = 600_000;
 /// The data path.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Puts tasks at the tails of their priorities, or among those that are not due yet. Makes an unknown queue.
+    /// Puts tasks at the tails of their priorities, or among those that are not due yet. Makes an unknown queue. What can never reach the
+    /// durability that is asked for is refused before anything is done: [`StoreError::DurabilityUnsupported`].
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError>;
 
     /// Inserts what a producer has not numbered before: the numbers are greater than its last one. Of the others the remembered answer is given again, as long as it is among the last

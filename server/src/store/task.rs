@@ -93,8 +93,20 @@ pub struct RequestKey {
     pub fingerprint: Fingerprint,
 }
 
+/// What an insert is to have reached before it is answered, and what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Durability {
+    /// The store has it.
+    #[default]
+    Accepted,
+    /// It is on the store's disk.
+    Fsynced,
+    /// The store's replicas have it, all that are known, and at least one.
+    Replicated,
+}
+
 /// An insert: all of the tasks but for duplicates, or none; those that are ready at once in this order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Insert {
     /// At least one.
     pub tasks: Vec<NewTask>,
@@ -102,6 +114,8 @@ pub struct Insert {
     pub request: Option<RequestKey>,
     /// How many pops of this server wait on the queue: other servers are told only about tasks beyond these. A hint.
     pub waiting_here: usize,
+    /// What it is to have reached.
+    pub durability: Durability,
 }
 
 /// What an insert did.
@@ -114,10 +128,12 @@ pub struct Inserted {
     pub duplicates: Vec<usize>,
     /// True if the request id was known and nothing was inserted.
     pub replayed: bool,
+    /// What it has reached: at most what was asked for.
+    pub durability: Durability,
 }
 
 /// Inserts that a producer has numbered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Produce {
     /// Names the producer in its queue.
     pub producer: String,
@@ -125,6 +141,8 @@ pub struct Produce {
     pub inserts: Vec<NumberedInsert>,
     /// As in an insert.
     pub waiting_here: usize,
+    /// As in an insert, of each.
+    pub durability: Durability,
 }
 
 /// One of them: all of its tasks but for duplicates, or none.

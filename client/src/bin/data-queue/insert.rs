@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::Args as ClapArgs;
-use data_queue_client::{ErrorKind, InsertedTask, NewTask, Receipt};
+use data_queue_client::{Durability, ErrorKind, InsertedTask, NewTask, Receipt};
 use tokio::sync::mpsc;
 
 use crate::{
@@ -100,6 +100,20 @@ pub(crate) struct Insert {
     /// Names the insert, so that repeating it inserts nothing: for one value, or with --lines for the file with the same flags
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
+
+    /// Answer when this is reached: "accepted" by the store, "fsynced" on its disk, or "replicated" on all replicas of Redis, one at
+    /// least; within the server's --store-timeout, else a line on stderr says that it was not
+    #[arg(long, value_name = "WHAT", default_value = "accepted", value_parser = durability)]
+    durability: Durability,
+}
+
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "accepted" => Ok(Durability::Accepted),
+        "fsynced" => Ok(Durability::Fsynced),
+        "replicated" => Ok(Durability::Replicated),
+        _ => Err("it is accepted, fsynced or replicated".to_owned()),
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -122,7 +136,8 @@ Columns: id, and duplicate where it is one. JSON: id, duplicate. With --lines bo
 
 impl Insert {
     pub(crate) async fn run(self, common: &Common) -> Result<ExitCode, Stop> {
-        let session = Session::open(common)?;
+        let mut session = Session::open(common)?;
+        session.client = session.client.durability(self.durability);
         if let Some(path) = &self.lines {
             return self.insert_file(session, path).await;
         }
@@ -143,6 +158,7 @@ impl Insert {
             None => session.client.insert_many(&self.queue, tasks).await,
         };
         let inserted = session.take(inserted)?;
+        self.tell_short(&inserted.tasks);
         session.out.rows(&inserted.tasks.iter().map(row).collect::<Vec<_>>())?;
         Ok(ExitCode::SUCCESS)
     }
@@ -179,7 +195,7 @@ impl Insert {
         let told = async {
             let mut tally = Tally::default();
             while let Some((number, receipt)) = receipts.recv().await {
-                tally.note(&mut session, number, receipt).await?;
+                tally.note(&mut session, number, receipt, self).await?;
             }
             Ok(tally)
         };
@@ -200,6 +216,16 @@ impl Insert {
         match session.admin().get_queue(&self.queue).await {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(session.explain(&error)),
             Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Says that these are in, and did not reach what they should have.
+    fn tell_short(&self, tasks: &[InsertedTask]) {
+        let short = tasks.iter().filter(|task| task.durability < self.durability).count();
+        if short > 0 {
+            let asked = if self.durability == Durability::Replicated { "replicated" } else { "fsynced" };
+            let _ =
+                writeln!(stderr(), "data-queue: inserted, but not {asked} in time: {short} of {} tasks", tasks.len());
         }
     }
 
@@ -248,6 +274,7 @@ impl Tally {
         session: &mut Session,
         number: u64,
         receipt: Result<data_queue_client::Result<Receipt>, Stop>,
+        options: &Insert,
     ) -> Result<(), Stop> {
         self.lines += 1;
         let Ok(receipt) = receipt.map_err(|Stop(_, why)| self.refuse(number, &why)) else { return Ok(()) };
@@ -262,6 +289,7 @@ impl Tally {
                 return Err(Stop(code, format!("line {number}: {why}; those before it were inserted")));
             }
         };
+        options.tell_short(&inserted);
         if self.unwritten.is_none()
             && let Err(Stop(code, why)) = session.out.rows(&inserted.iter().map(row).collect::<Vec<_>>())
         {

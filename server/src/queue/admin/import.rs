@@ -105,7 +105,7 @@ impl ImportedTask {
         Ok(Insert {
             tasks: vec![StoredTask { due, past: Some(Box::new(past)), ..new }],
             request: Some(RequestKey { id: format!("import:{own_id}"), fingerprint }),
-            waiting_here: 0,
+            ..Insert::default()
         })
     }
 }

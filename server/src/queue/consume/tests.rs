@@ -93,7 +93,7 @@ async fn insert(queues: &Queues) {
 async fn insert_into(queues: &Queues, queue: &str) {
     let tasks = vec![NewTask { value: Some(Value::Json("1".to_owned())), ..NewTask::default() }];
     let fingerprint = Fingerprint([0; 16]);
-    let call = InsertCall { queue: queue.to_owned(), tasks, request_id: String::new(), fingerprint };
+    let call = InsertCall { queue: queue.to_owned(), tasks, request_id: String::new(), fingerprint, durability: 0 };
     queues.insert(call).await.unwrap();
 }
 

@@ -36,7 +36,7 @@ pub(super) async fn nothing_is_remembered_of_a_dropped_queue(open: Open) {
     let produce = || {
         let tasks = vec![task("1")];
         let inserts = vec![NumberedInsert { number: 1, fingerprint: Fingerprint([1; 16]), tasks }];
-        Produce { producer: "p".to_owned(), inserts, waiting_here: 0 }
+        Produce { producer: "p".to_owned(), inserts, waiting_here: 0, ..Default::default() }
     };
     let stream = consumer(1, 1);
     let mut kept = Vec::new();

@@ -164,7 +164,10 @@ pub(super) async fn what_was_imported_before_is_answered_again(open: Open) {
     let all =
         vec![with_past(past(), with_key(0, "k")), with_past(past(), with_key(1, "k")), with_past(past(), task("2"))];
     let first = rig.import_all(&q, all.clone()).await;
-    assert_eq!(first[1], Inserted { ids: first[0].ids.clone(), duplicates: vec![0], replayed: false });
+    assert_eq!(
+        first[1],
+        Inserted { ids: first[0].ids.clone(), duplicates: vec![0], replayed: false, ..Default::default() }
+    );
     let again = |first: &[Inserted]| -> Vec<Inserted> {
         first.iter().map(|one| Inserted { replayed: true, ..one.clone() }).collect()
     };
@@ -202,7 +205,7 @@ pub(super) async fn a_task_is_known_again_as_long_as_it_is_there(open: Open) {
     let held = rig.take(&q, 2).await;
     assert_eq!(numbers(&held), [1, 3]);
     let told: Vec<Inserted> = rig.import_all(&q, all.clone()).await;
-    let known = |id: &TaskId| Inserted { ids: vec![*id], duplicates: Vec::new(), replayed: true };
+    let known = |id: &TaskId| Inserted { ids: vec![*id], duplicates: Vec::new(), replayed: true, ..Default::default() };
     assert_eq!(told, ids.iter().map(known).collect::<Vec<_>>());
     assert_eq!(
         rig.counted(&q).await,

@@ -30,6 +30,7 @@ pub(super) async fn a_queue_has_at_most_its_number_of_tasks(open: Open) {
         producer: "p".to_owned(),
         inserts: vec![NumberedInsert { number: 1, fingerprint: Fingerprint([1; 16]), tasks: tasks(0..1) }],
         waiting_here: 0,
+        ..Default::default()
     };
     let produced = rig.produce(&q, refused.clone()).await.unwrap();
     assert!(

@@ -8,7 +8,7 @@ fn numbered(number: u64, values: Range<usize>) -> NumberedInsert {
 }
 
 fn produce(producer: &str, inserts: Vec<NumberedInsert>) -> Produce {
-    Produce { producer: producer.to_owned(), inserts, waiting_here: 0 }
+    Produce { producer: producer.to_owned(), inserts, waiting_here: 0, ..Default::default() }
 }
 
 /// An insert of one task for each number, whose value is the number too.

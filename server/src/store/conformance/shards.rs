@@ -154,6 +154,7 @@ pub(super) async fn a_producers_numbers_are_known_in_every_shard(open: Open) {
             })
             .collect(),
         waiting_here: 0,
+        ..Default::default()
     };
     let first = rig.produce(&q, produce(1..201)).await.unwrap();
     assert!(first.refused.is_none() && first.inserted.len() == 200 && first.inserted.iter().all(|one| !one.replayed));

@@ -10,7 +10,10 @@ impl Rig {
         let inserted = self.insert(q, insert(vec![task])).await.unwrap();
         let is_new = inserted.duplicates.is_empty();
         let ids = vec![if is_new { id } else { first }];
-        assert_eq!(inserted, Inserted { ids, duplicates: if is_new { vec![] } else { vec![0] }, replayed: false });
+        assert_eq!(
+            inserted,
+            Inserted { ids, duplicates: if is_new { vec![] } else { vec![0] }, replayed: false, ..Default::default() }
+        );
         is_new
     }
 
@@ -81,7 +84,7 @@ pub(super) async fn a_repeated_request_tells_duplicates_again(open: Open) {
 pub(super) async fn a_producer_is_told_of_duplicates(open: Open) {
     let (rig, q) = (open(RULES), queue("q"));
     let numbered = |number, tasks| NumberedInsert { number, fingerprint: Fingerprint([1; 16]), tasks };
-    let call = |inserts| Produce { producer: "p".to_owned(), inserts, waiting_here: 0 };
+    let call = |inserts| Produce { producer: "p".to_owned(), inserts, waiting_here: 0, ..Default::default() };
     let inserts = || {
         let one = numbered(1, vec![with_key(0, "k"), task("1")]);
         call(vec![one, numbered(2, vec![with_key(2, "k"), task("3")]), numbered(3, vec![with_key(4, "k")])])
@@ -91,9 +94,9 @@ pub(super) async fn a_producer_is_told_of_duplicates(open: Open) {
         first_call.inserts.iter().map(|insert| insert.tasks.iter().map(|task| task.id).collect()).collect();
     let expected = |replayed| {
         vec![
-            Inserted { ids: ids[0].clone(), duplicates: vec![], replayed },
-            Inserted { ids: vec![ids[0][0], ids[1][1]], duplicates: vec![0], replayed },
-            Inserted { ids: vec![ids[0][0]], duplicates: vec![0], replayed },
+            Inserted { ids: ids[0].clone(), duplicates: vec![], replayed, ..Default::default() },
+            Inserted { ids: vec![ids[0][0], ids[1][1]], duplicates: vec![0], replayed, ..Default::default() },
+            Inserted { ids: vec![ids[0][0]], duplicates: vec![0], replayed, ..Default::default() },
         ]
     };
     let Produced { inserted, refused } = rig.produce(&q, first_call).await.unwrap();
@@ -213,6 +216,6 @@ pub(super) async fn a_thousand_keys_go_in_at_once(open: Open) {
     let some = || (0..1_000).map(|number| with_key(number, &format!("k{number}"))).collect::<Vec<_>>();
     let ids = rig.insert_new(&q, some()).await;
     let again = rig.insert(&q, insert(some())).await.unwrap();
-    assert_eq!(again, Inserted { ids, duplicates: (0..1_000).collect(), replayed: false });
+    assert_eq!(again, Inserted { ids, duplicates: (0..1_000).collect(), replayed: false, ..Default::default() });
     assert_eq!(rig.drain(&q).await, (0..1_000).collect::<Vec<_>>());
 }

@@ -34,9 +34,9 @@ impl Queue {
         let second_run = tasks.iter().any(|task| self.tasks.contains_key(&task.id));
         if second_run && tasks.iter().any(|task| task.past.is_some()) {
             let ids = tasks.iter().map(|task| task.id).collect();
-            return Ok((true, Inserted { ids, duplicates: Vec::new(), replayed: true }));
+            return Ok((true, Inserted { ids, replayed: true, ..Inserted::default() }));
         }
-        let mut inserted = Inserted { ids: Vec::new(), duplicates: Vec::new(), replayed: false };
+        let mut inserted = Inserted::default();
         let mut new: Vec<NewTask> = Vec::new();
         let mut keys: HashMap<String, TaskId> = HashMap::new();
         for (at, task) in tasks.into_iter().enumerate() {

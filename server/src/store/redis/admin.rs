@@ -285,7 +285,7 @@ impl Unspread {
             self.register_before_insert(queue).await?;
             let call = script::insert(self.call(&script::INSERT, queue), queue.shard(), inserts.iter());
             let lane = Lane::Ordinary(Some(queue.clone()));
-            let answer = self.gatherer.run(lane, queue, call, |asks| Job::Script(asks, load)).await?;
+            let (answer, _) = self.gatherer.run(lane, queue, call, |asks| Job::Script(asks, load)).await?;
             answer::inserts(answer, &inserts)
         });
         let answers = self.doubt(queue, importing.await)?;

@@ -7,7 +7,7 @@ use bb8_redis::redis::{ErrorKind, RedisError, ServerErrorKind, aio::MultiplexedC
 use super::{
     keys::{FORMAT, OLDEST_FORMAT},
     link::describe,
-    nodes::Node,
+    nodes::{Node, Strength, Syncs},
 };
 use crate::store::{Survives, hex};
 
@@ -89,6 +89,28 @@ impl Report {
     }
 }
 
+/// What an insert can reach on it.
+pub(super) fn strength(info: &str, report: &Report) -> Strength {
+    /// The first with WAITAOF.
+    const SYNCS_WHEN_ASKED: (u32, u32) = (7, 2);
+    let info = fields(info);
+    // slave0:ip=…,port=…,state=online,…
+    let is_replica = |name: &str| name.strip_prefix("slave").is_some_and(|rest| rest.parse::<u32>().is_ok());
+    let online = info.iter().filter(|(name, replica)| is_replica(name) && replica.contains("state=online"));
+    let syncs = match report.survives {
+        Survives::PowerCut => Syncs::Always,
+        _ if report.durable && version(&report.version) >= SYNCS_WHEN_ASKED => Syncs::WhenAsked,
+        _ => Syncs::Unknown,
+    };
+    Strength { replicas: online.count(), syncs }
+}
+
+/// Its first two parts.
+fn version(version: &str) -> (u32, u32) {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
+
 /// Whether a node says that it is a master.
 pub(super) fn is_master(info: &str) -> bool {
     fields(info).get("role") != Some(&"slave")
@@ -121,13 +143,11 @@ fn fields(info: &str) -> HashMap<&str, &str> {
 
 fn refuse_unfit(info: &HashMap<&str, &str>) -> Result<(), String> {
     let field = |name| info.get(name).copied();
-    if let Some(version) = field("redis_version") {
-        let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
-        let found = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-        if found < MINIMUM_VERSION {
-            let (major, minor) = MINIMUM_VERSION;
-            return Err(format!("Redis {version} is too old; {major}.{minor} or later is needed"));
-        }
+    if let Some(found) = field("redis_version")
+        && version(found) < MINIMUM_VERSION
+    {
+        let (major, minor) = MINIMUM_VERSION;
+        return Err(format!("Redis {found} is too old; {major}.{minor} or later is needed"));
     }
     if let Some(policy) = field("maxmemory_policy")
         && policy != "noeviction"

@@ -10,17 +10,18 @@ use std::{
 };
 
 use bb8_redis::redis::Value;
+use futures_util::future;
 use tokio::sync::oneshot;
 
 use super::{
     RedisShared,
     answer::{self, InsertAnswer, PopAnswer},
     link::Links,
-    nodes::Node,
-    script::{self, Call},
+    nodes::{Node, Syncs},
+    script::{self, Call, Hardened},
 };
 use crate::store::{
-    Beaten, Insert, Millis, Outcome, Pop, QueueName, StoreError, Token,
+    Beaten, Durability, Insert, Millis, Outcome, Pop, QueueName, StoreError, Token,
     lanes::{Lane, Lanes, Load},
 };
 
@@ -52,8 +53,8 @@ pub(super) enum Job {
     Pop(Vec<Ask<PopCall, PopAnswer>>),
     Ack(Vec<Ask<Vec<Token>, Vec<Outcome>>>),
     Heartbeat(Vec<Ask<Vec<Token>, Beaten>>, Option<Millis>),
-    /// Any other script.
-    Script(Vec<Ask<Call, Value>>, Load),
+    /// Any other script, and what it reached.
+    Script(Vec<Ask<Call, (Value, Durability)>>, Load),
 }
 
 /// Calls that may share a script differ in nothing else.
@@ -127,7 +128,16 @@ impl Job {
             (Self::Pop(asks), Self::Pop(more)) => asks.extend(more),
             (Self::Ack(asks), Self::Ack(more)) => asks.extend(more),
             (Self::Heartbeat(asks, _), Self::Heartbeat(more, _)) => asks.extend(more),
-            (_, other) => other.finish(Err(answer::unreadable())),
+            (_, other) => other.finish(Err(answer::unreadable()), Durability::Accepted),
+        }
+    }
+
+    /// What it is to reach.
+    fn durability(&self) -> Durability {
+        match self {
+            Self::Insert(asks) => asks.first().map(|ask| ask.call.durability).unwrap_or_default(),
+            Self::Script(asks, _) => asks.first().map(|ask| ask.call.durability()).unwrap_or_default(),
+            Self::Pop(_) | Self::Ack(_) | Self::Heartbeat(..) => Durability::Accepted,
         }
     }
 
@@ -148,13 +158,17 @@ impl Job {
     }
 
     /// Gives each call its part of what the script answered, or all of them the reason why it did not.
-    fn finish(self, value: Result<Value, StoreError>) {
+    fn finish(self, value: Result<Value, StoreError>, reached: Durability) {
         match self {
-            Self::Insert(asks) => finish(asks, value, answer::inserts),
+            Self::Insert(asks) => finish(asks, value, |value, calls| {
+                let mut answers = answer::inserts(value, calls)?;
+                answers.iter_mut().flatten().for_each(|answer| answer.inserted.durability = reached);
+                Ok(answers)
+            }),
             Self::Pop(asks) => finish(asks, value, answer::pops),
             Self::Ack(asks) => finish(asks, value, answer::acks),
             Self::Heartbeat(asks, _) => finish(asks, value, answer::heartbeats),
-            Self::Script(asks, _) => finish(asks, value, |value, _| Ok(vec![Ok(value)])),
+            Self::Script(asks, _) => finish(asks, value, |value, _| Ok(vec![Ok((value, reached))])),
         }
     }
 }
@@ -190,8 +204,11 @@ pub(super) struct Gatherer {
     state: Mutex<State>,
 }
 
-/// By node: while one does not answer, the calls of others do not wait for it.
-type State = BTreeMap<Node, Waiting>;
+/// By node: while one does not answer, the calls of others do not wait for it. And by durability: what waits for replicas keeps
+/// nobody else waiting.
+type State = BTreeMap<Way, Waiting>;
+
+type Way = (Node, Durability);
 
 #[derive(Default)]
 struct Waiting {
@@ -204,11 +221,11 @@ impl Gatherer {
         Self { shared, links, state: Mutex::default() }
     }
 
-    fn state<T>(&self, node: &Node, with: impl FnOnce(&mut Waiting) -> T) -> T {
+    fn state<T>(&self, way: &Way, with: impl FnOnce(&mut Waiting) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.get_mut(node) {
+        match state.get_mut(way) {
             Some(waiting) => with(waiting),
-            None => with(state.entry(node.clone()).or_default()),
+            None => with(state.entry(way.clone()).or_default()),
         }
     }
 
@@ -223,15 +240,15 @@ impl Gatherer {
         let (reply, answer) = oneshot::channel();
         let job = job(vec![Ask { call, reply }]);
         let load = job.load();
-        let node = self.shared.owner(queue);
-        let may_start = self.state(&node, |state| {
+        let way = (self.shared.owner(queue), job.durability());
+        let may_start = self.state(&way, |state| {
             state.lanes.push(lane, load, (queue.clone(), job))?;
             let may_start = state.in_flight < BATCHES_IN_FLIGHT;
             state.in_flight += usize::from(may_start);
             Ok::<_, StoreError>(may_start)
         })?;
         if may_start {
-            tokio::spawn(Runner { gatherer: Arc::clone(self), node, is_in_flight: true }.run());
+            tokio::spawn(Runner { gatherer: Arc::clone(self), way, is_in_flight: true }.run());
         }
         answer.await.unwrap_or_else(|_| {
             let message = "the call was dropped; the log has the cause".to_owned();
@@ -239,27 +256,67 @@ impl Gatherer {
         })
     }
 
-    async fn run_batch(&self, jobs: Vec<(QueueName, Job)>) {
+    async fn run_batch(&self, (node, durability): &Way, jobs: Vec<(QueueName, Job)>) {
         let jobs = joined(jobs);
         let calls: Vec<Call> = jobs.iter().map(|(queue, job)| job.script(&self.shared, queue)).collect();
-        let answers = self.links.run_all(&calls).await;
-        for ((_, job), answer) in jobs.into_iter().zip(answers) {
-            job.finish(answer);
+        let answers = match durability {
+            Durability::Accepted => {
+                self.links.run_all(&calls).await.into_iter().map(|answer| (answer, Durability::Accepted)).collect()
+            }
+            durability => self.harden(node, *durability, calls).await,
+        };
+        for ((_, job), (answer, reached)) in jobs.into_iter().zip(answers) {
+            job.finish(answer, reached);
         }
+    }
+
+    /// Runs inserts and waits until they have reached this, or it is too long. Those of a cluster each where its slot is.
+    async fn harden(
+        &self,
+        node: &Node,
+        durability: Durability,
+        calls: Vec<Call>,
+    ) -> Vec<(Result<Value, StoreError>, Durability)> {
+        let strength = self.shared.nodes.strength(node).unwrap_or_default();
+        // So that what waits behind it on the connection has its time, too.
+        let patience = u64::try_from(self.shared.timeout.as_millis() / 4).unwrap_or(u64::MAX).max(1);
+        let together = |calls: Vec<Call>| Hardened {
+            calls,
+            durability,
+            replicas: strength.replicas.max(1),
+            patience,
+            is_synced: strength.syncs == Syncs::Always,
+        };
+        let batches: Vec<Vec<Call>> = match self.shared.nodes.is_cluster() {
+            true => calls.into_iter().map(|call| vec![call]).collect(),
+            false => vec![calls],
+        };
+        let done = future::join_all(batches.into_iter().map(async |calls| {
+            let count = calls.len();
+            match self.links.run(&together(calls)).await {
+                Ok((answers, reached)) => {
+                    let answer =
+                        |answer: Result<_, _>| answer.map_err(|error| self.shared.presence.store_error(&error));
+                    answers.into_iter().map(|one| (answer(one), reached)).collect::<Vec<_>>()
+                }
+                Err(error) => (0..count).map(|_| (Err(error.clone()), Durability::Accepted)).collect(),
+            }
+        }));
+        done.await.into_iter().flatten().collect()
     }
 }
 
 /// One of those who take batches, until nothing waits.
 struct Runner {
     gatherer: Arc<Gatherer>,
-    node: Node,
+    way: Way,
     is_in_flight: bool,
 }
 
 impl Runner {
     async fn run(mut self) {
         loop {
-            let jobs = self.gatherer.state(&self.node, |state| {
+            let jobs = self.gatherer.state(&self.way, |state| {
                 let jobs = state.lanes.take(BATCH_WEIGHT);
                 // In the same breath, so that whoever comes next knows that there is nobody to wait for.
                 self.is_in_flight = !jobs.is_empty();
@@ -269,7 +326,7 @@ impl Runner {
             if jobs.is_empty() {
                 return;
             }
-            self.gatherer.run_batch(jobs).await;
+            self.gatherer.run_batch(&self.way, jobs).await;
         }
     }
 }
@@ -277,7 +334,7 @@ impl Runner {
 impl Drop for Runner {
     fn drop(&mut self) {
         if self.is_in_flight {
-            self.gatherer.state(&self.node, |state| state.in_flight -= 1);
+            self.gatherer.state(&self.way, |state| state.in_flight -= 1);
         }
     }
 }

@@ -54,6 +54,11 @@ pub(super) trait Ask: Sync {
     /// Where it is asked, in a cluster.
     fn slot(&self) -> u16;
 
+    /// Whether it keeps its connection from everybody else until it is done.
+    fn blocks(&self) -> bool {
+        false
+    }
+
     fn send(&self, wire: &mut MultiplexedConnection) -> impl Future<Output = Result<Self::Answer, RedisError>> + Send;
 }
 
@@ -125,7 +130,8 @@ impl Presence {
 /// Connections of one thread, to every node that it needs.
 pub(super) struct Links {
     nodes: Arc<Nodes>,
-    links: Mutex<HashMap<Node, Arc<Link>>>,
+    /// Those that block have connections of their own.
+    links: Mutex<HashMap<(Node, bool), Arc<Link>>>,
     timeout: Duration,
 }
 
@@ -142,7 +148,7 @@ impl Links {
         loop {
             let failure = match self.nodes.owner(slot) {
                 Some(node) => {
-                    let link = self.link(&node);
+                    let link = self.link(&node, ask.blocks());
                     match link.connected(until).await {
                         Ok(connection) => match link.run_on(connection, until, ask).await {
                             Ok(answer) => return Ok(answer),
@@ -175,7 +181,7 @@ impl Links {
             return future::join_all(asks.iter().map(|ask| self.run(ask))).await;
         }
         let until = Instant::now() + self.timeout;
-        let link = self.link(&Node::default());
+        let link = self.link(&Node::default(), false);
         match link.connected(until).await {
             Ok(connection) => {
                 let run =
@@ -186,17 +192,18 @@ impl Links {
         }
     }
 
-    fn link(&self, node: &Node) -> Arc<Link> {
+    fn link(&self, node: &Node, blocks: bool) -> Arc<Link> {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(link) = links.get(node) {
+        let key = (node.clone(), blocks);
+        if let Some(link) = links.get(&key) {
             return Arc::clone(link);
         }
         // Those that nobody asks any more are not kept.
         let owners = self.nodes.owners();
-        links.retain(|node, _| owners.contains(node));
+        links.retain(|(node, _), _| owners.contains(node) || !self.nodes.is_cluster());
         let link =
             Arc::new(Link::new(Arc::clone(self.nodes.route()), node.clone(), &self.nodes.presence(node), self.timeout));
-        links.insert(node.clone(), Arc::clone(&link));
+        links.insert(key, Arc::clone(&link));
         link
     }
 }

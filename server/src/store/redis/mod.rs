@@ -37,12 +37,13 @@ use self::{
     gather::{BATCH_WEIGHT, Gatherer, Job, PopCall},
     link::Links,
     look::unless_broken,
+    nodes::Syncs,
     script::{Call, Sources, holder},
 };
 use super::{
-    Attempt, Beaten, Consumer, Insert, Inserted, Kept, Millis, NumberedInsert, OnWake, Outcome, PRODUCER_ANSWERS, Pop,
-    Popped, Produce, Produced, PutBack, QueueName, RECLAIM_STEP, Release, Released, Rules, StoreError, Token,
-    Withdrawal,
+    Attempt, Beaten, Consumer, Durability, Insert, Inserted, Kept, Millis, NumberedInsert, OnWake, Outcome,
+    PRODUCER_ANSWERS, Pop, Popped, Produce, Produced, PutBack, QueueName, RECLAIM_STEP, Release, Released, Rules,
+    StoreError, Token, Withdrawal,
     lanes::{Lane, Load},
 };
 
@@ -103,7 +104,8 @@ impl Unspread {
         let tasks = inserts.iter().flat_map(|insert| &insert.tasks);
         let load = Load::new(tasks.clone().count(), tasks.map(|task| task.envelope.len()).sum());
         let lane = Lane::Ordinary(Some(queue.clone()));
-        let answer = self.gatherer.run(lane, queue, call, |asks| Job::Script(asks, load)).await?;
+        let call = call.reaching(produce.durability);
+        let (answer, reached) = self.gatherer.run(lane, queue, call, |asks| Job::Script(asks, load)).await?;
         let answer: Vec<Value> = from_value(&answer)?;
         let [status, made, new, known @ ..] = answer.as_slice() else { return Err(unreadable()) };
         if from_value(made)? {
@@ -129,7 +131,35 @@ impl Unspread {
         for insert in inserts.iter().take(if known.is_empty() { new } else { 0 }) {
             inserted.push(Inserted { ids: insert.tasks.iter().map(|task| task.id).collect(), ..Inserted::default() });
         }
+        inserted.iter_mut().for_each(|inserted| inserted.durability = reached);
         Ok(Produced { inserted, refused })
+    }
+
+    /// Refuses what the node of the queue can never reach.
+    fn refuse_more(&self, queue: &QueueName, durability: Durability) -> Result<(), StoreError> {
+        if durability == Durability::Accepted {
+            return Ok(());
+        }
+        let node = self.shared.owner(queue);
+        let at = self.shared.nodes.presence(&node);
+        let unknown = |what: &str| {
+            let message = format!("{what} of Redis at {}; try again in a moment", at.address());
+            StoreError::Unavailable { message, did_not_run: true }
+        };
+        let Some(strength) = self.shared.nodes.strength(&node) else { return Err(unknown("nothing is known yet")) };
+        let unsupported =
+            |why: &str| Err(StoreError::DurabilityUnsupported(format!("Redis at {} {why}", at.address())));
+        match durability {
+            Durability::Replicated if strength.replicas > 0 => Ok(()),
+            Durability::Replicated if self.shared.nodes.had_replicas() => Err(unknown("no replica is online now")),
+            Durability::Replicated => {
+                unsupported("lists no replica that is online: DURABILITY_REPLICATED wants one at least")
+            }
+            Durability::Fsynced if strength.syncs == Syncs::Unknown => unsupported(
+                "is not known to sync: DURABILITY_FSYNCED wants `appendonly yes`, and `appendfsync always` or Redis 7.2 or later",
+            ),
+            Durability::Fsynced | Durability::Accepted => Ok(()),
+        }
     }
 
     async fn pop_once(&self, queue: &QueueName, pop: Pop, anyway: bool) -> Result<PopAnswer, StoreError> {
@@ -139,8 +169,8 @@ impl Unspread {
 
     /// Runs a script in its turn among the calls that end or extend leases.
     async fn run_urgent(&self, queue: &QueueName, call: Call) -> Result<Value, StoreError> {
-        self.within_timeout(self.gatherer.run(Lane::Urgent, queue, call, |asks| Job::Script(asks, Load::new(1, 0))))
-            .await
+        let job = |asks| Job::Script(asks, Load::new(1, 0));
+        Ok(self.within_timeout(self.gatherer.run(Lane::Urgent, queue, call, job)).await?.0)
     }
 
     /// What `release.lua` is told of tasks that their holder puts back.
@@ -182,6 +212,7 @@ impl Unspread {
 /// What [`Store`] has, for a shard.
 impl Unspread {
     pub(super) async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+        self.refuse_more(queue, insert.durability)?;
         let inserting = self.within_timeout(async {
             self.register_before_insert(queue).await?;
             let lane = Lane::Ordinary(Some(queue.clone()));
@@ -195,6 +226,7 @@ impl Unspread {
     }
 
     pub(super) async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+        self.refuse_more(queue, produce.durability)?;
         let producing = self.within_timeout(async {
             self.register_before_insert(queue).await?;
             let mut all = Produced::default();

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -41,8 +42,39 @@ impl fmt::Display for Node {
 /// Of each range of slots, in their order, the last one, and who has them.
 pub(super) type Ranges = Vec<(u16, Node)>;
 
+/// What a node can make of an insert beyond having it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Strength {
+    /// Replicas that are online.
+    pub(super) replicas: usize,
+    pub(super) syncs: Syncs,
+}
+
+/// When a node has what it was told on its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Syncs {
+    /// Before it answers.
+    Always,
+    /// When it is asked to.
+    WhenAsked,
+    /// Nobody knows when, or never.
+    #[default]
+    Unknown,
+}
+
+/// For so long after a replica was there none is a fault that passes: another one is master, and the others are on their way to it.
+const REPLICAS_RETURN: Duration = Duration::from_secs(60);
+
+/// What is known of the strengths of nodes.
+#[derive(Default)]
+struct Strengths {
+    of_nodes: HashMap<Node, Strength>,
+    had_replicas: Option<Instant>,
+}
+
 /// What a process knows of them.
 pub(super) struct Nodes {
+    strengths: Mutex<Strengths>,
     route: Arc<Route>,
     seeds: Vec<Node>,
     owners: RwLock<Owners>,
@@ -58,7 +90,8 @@ struct Owners {
 
 impl Nodes {
     pub(super) fn new(route: Arc<Route>) -> Self {
-        Self { seeds: route.seeds(), route, owners: RwLock::default(), presences: Mutex::default() }
+        let (owners, presences, strengths) = Default::default();
+        Self { seeds: route.seeds(), route, owners, presences, strengths }
     }
 
     pub(super) fn route(&self) -> &Arc<Route> {
@@ -109,6 +142,26 @@ impl Nodes {
         Arc::clone(presences.entry(node.clone()).or_insert_with(new))
     }
 
+    /// What the last check found.
+    pub(super) fn note_strength(&self, node: Node, strength: Strength) {
+        let mut strengths = self.strengths.lock().unwrap_or_else(PoisonError::into_inner);
+        if strength.replicas > 0 {
+            strengths.had_replicas = Some(Instant::now());
+        }
+        strengths.of_nodes.insert(node, strength);
+    }
+
+    /// Nothing if that is not known yet.
+    pub(super) fn strength(&self, node: &Node) -> Option<Strength> {
+        self.strengths.lock().unwrap_or_else(PoisonError::into_inner).of_nodes.get(node).copied()
+    }
+
+    /// Whether replicas were there of late.
+    pub(super) fn had_replicas(&self) -> bool {
+        let strengths = self.strengths.lock().unwrap_or_else(PoisonError::into_inner);
+        strengths.had_replicas.is_some_and(|had| had.elapsed() < REPLICAS_RETURN)
+    }
+
     /// The same of all that anybody has asked for. True if it is news of one.
     pub(super) fn set_all(&self, standing: &Standing) -> bool {
         let presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,5 +179,7 @@ impl Nodes {
         let owners = self.owners();
         let mut presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
         presences.retain(|node, presence| owners.contains(node) || Arc::strong_count(presence) > 1);
+        let mut strengths = self.strengths.lock().unwrap_or_else(PoisonError::into_inner);
+        strengths.of_nodes.retain(|node, _| owners.contains(node));
     }
 }

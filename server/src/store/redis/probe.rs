@@ -82,6 +82,7 @@ impl Probe {
         let mut connection = connection.map_err(|error| self.presence.cannot_connect(&error))?;
         let info = fitness::info(&mut connection).await.map_err(|error| at(describe(&error)))?;
         let report = fitness::examine(&mut connection, &info).await.map_err(at)?;
+        self.nodes.note_strength(Node::default(), fitness::strength(&info, &report));
         fitness::claim_format(&mut connection, &keys.format()).await.map_err(at)?;
         let mut epochs = known.clone();
         for key in keys.epochs(false) {
@@ -108,6 +109,7 @@ impl Probe {
             let node = &said.node;
             let examined = fitness::examine(&mut said.connection, &said.info).await;
             let examined = examined.map_err(|reason| Unfit::Problem(format!("Redis at {node}: {reason}")))?;
+            self.nodes.note_strength(node.clone(), fitness::strength(&said.info, &examined));
             report = Some(match report {
                 None => examined,
                 Some(others) => others.and(examined),

@@ -9,8 +9,8 @@ use bb8_redis::redis::{
 
 use super::{ANNOUNCED_FOR, gather::PopCall, keys::Keys, link::Ask};
 use crate::store::{
-    Attempt, Cause, Due, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, Past, PopRequest, RECLAIM_STEP, Rules,
-    Shard, TaskId, Token, hex,
+    Attempt, Cause, Due, Durability, Insert, MAX_PRIORITY, Millis, NewTask, NumberedInsert, Past, PopRequest,
+    RECLAIM_STEP, Rules, Shard, TaskId, Token, hex,
 };
 
 const COMMON: &str = include_str!("../../../lua/common.lua");
@@ -231,6 +231,7 @@ pub(super) struct Call {
     source: &'static Source,
     slot: u16,
     command: Cmd,
+    durability: Durability,
 }
 
 impl Call {
@@ -238,7 +239,16 @@ impl Call {
         let (source, slot) = if is_cluster { (&sources.cluster, Keys::slot(meta)) } else { (&sources.one, 0) };
         let mut command = Cmd::with_capacity(ARGS, ARGS_BYTES);
         command.arg("EVALSHA").arg(&source.hash).arg(1).arg(meta);
-        Self { source, slot, command }
+        Self { source, slot, command, durability: Durability::Accepted }
+    }
+
+    /// It is an insert that is to reach this.
+    pub(super) fn reaching(self, durability: Durability) -> Self {
+        Self { durability, ..self }
+    }
+
+    pub(super) fn durability(&self) -> Durability {
+        self.durability
     }
 
     pub(super) fn arg(mut self, arg: impl ToRedisArgs) -> Self {
@@ -328,5 +338,93 @@ impl Ask for Together {
             pipeline.add_command(call.command.clone());
         }
         pipeline.ignore_errors().query_async(wire).await
+    }
+}
+
+/// Inserts that one node has, in one write with what waits for them to reach a durability. That is about all that was written on the same
+/// connection before.
+pub(super) struct Hardened {
+    pub(super) calls: Vec<Call>,
+    pub(super) durability: Durability,
+    /// Replicas that are known to be online.
+    pub(super) replicas: usize,
+    /// For how long to wait, in ms.
+    pub(super) patience: Millis,
+    /// The node syncs before it answers.
+    pub(super) is_synced: bool,
+}
+
+impl Hardened {
+    async fn write(
+        &self,
+        commands: Vec<Cmd>,
+        wire: &mut MultiplexedConnection,
+    ) -> Result<(Vec<Result<Value, RedisError>>, Durability), RedisError> {
+        let (mut pipeline, count) = (Pipeline::with_capacity(commands.len() + 2), commands.len());
+        commands.into_iter().for_each(|command| {
+            pipeline.add_command(command);
+        });
+        match self.durability {
+            Durability::Replicated => {
+                pipeline.cmd("WAIT").arg(self.replicas).arg(self.patience).cmd("ROLE");
+            }
+            Durability::Fsynced if !self.is_synced => {
+                pipeline.cmd("WAITAOF").arg(1).arg(0).arg(self.patience);
+            }
+            Durability::Fsynced | Durability::Accepted => {}
+        }
+        let mut answers: Vec<Result<Value, RedisError>> = pipeline.ignore_errors().query_async(wire).await?;
+        let told = answers.split_off(count.min(answers.len()));
+        let told: Vec<Value> = told.into_iter().flatten().collect();
+        let least = if self.is_synced { Durability::Fsynced } else { Durability::Accepted };
+        let reached = match (self.durability, told.as_slice()) {
+            (Durability::Replicated, [Value::Int(reached), role]) if is_all(*reached, role) => Durability::Replicated,
+            (Durability::Fsynced, [Value::Array(reached)]) if matches!(reached.first(), Some(Value::Int(1..))) => {
+                Durability::Fsynced
+            }
+            _ => least.min(self.durability),
+        };
+        Ok((answers, reached))
+    }
+}
+
+/// Whether so many are all replicas that a master lists, and one at least.
+fn is_all(reached: i64, role: &Value) -> bool {
+    match role {
+        Value::Array(role) => {
+            matches!(role.get(2), Some(Value::Array(replicas)) if reached >= 1 && replicas.len() as i64 <= reached)
+        }
+        _ => false,
+    }
+}
+
+impl Ask for Hardened {
+    type Answer = (Vec<Result<Value, RedisError>>, Durability);
+
+    fn slot(&self) -> u16 {
+        self.calls.first().map_or(0, |call| call.slot)
+    }
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    async fn send(&self, wire: &mut MultiplexedConnection) -> Result<Self::Answer, RedisError> {
+        let commands = self.calls.iter().map(|call| call.command.clone()).collect();
+        let (mut answers, mut reached) = self.write(commands, wire).await?;
+        let unknown = |answer: &Result<Value, RedisError>| matches!(answer, Err(error) if is_unknown_script(error));
+        let again: Vec<usize> = (0..answers.len()).filter(|at| unknown(&answers[*at])).collect();
+        if !again.is_empty() {
+            let whole = again.iter().map(|at| self.calls[*at].whole()).collect();
+            let (others, reached_then) = self.write(whole, wire).await?;
+            again.into_iter().zip(others).for_each(|(at, answer)| answers[at] = answer);
+            reached = reached.min(reached_then);
+        }
+        // One that is alone may belong elsewhere.
+        match <[_; 1]>::try_from(answers) {
+            Ok([Err(error)]) => Err(error),
+            Ok(answer) => Ok((answer.into(), reached)),
+            Err(answers) => Ok((answers, reached)),
+        }
     }
 }

@@ -233,20 +233,44 @@ impl SqliteStore {
     }
 }
 
+impl SqliteStore {
+    /// What an insert has reached when it is answered that is to reach this: the answer comes after the sync, if there is one.
+    fn reached(&self, wanted: super::Durability) -> Result<super::Durability, StoreError> {
+        use super::Durability::{Accepted, Fsynced, Replicated};
+        match (wanted, self.open.setup.durability) {
+            (Accepted, _) | (Fsynced, Durability::Full) => Ok(wanted),
+            (Fsynced, _) => Err(StoreError::DurabilityUnsupported(
+                "this server does not sync its file before it answers: DURABILITY_FSYNCED wants --durability full"
+                    .to_owned(),
+            )),
+            (Replicated, _) => Err(StoreError::DurabilityUnsupported(
+                "this server keeps tasks in a file of its own, which has no replicas: DURABILITY_REPLICATED wants --store redis://…"
+                    .to_owned(),
+            )),
+        }
+    }
+}
+
 #[async_trait]
 impl Store for SqliteStore {
     async fn insert(&self, queue: &QueueName, insert: Insert) -> Result<Inserted, StoreError> {
+        let durability = self.reached(insert.durability)?;
         let bytes: usize = insert.tasks.iter().map(|task| task.envelope.len()).sum();
         let (lane, load) = (Lane::Ordinary(Some(queue.clone())), Load::new(insert.tasks.len(), bytes));
         let queue = queue.clone();
-        self.call(Kind::Insert, lane, load, move |engine| engine.insert(&queue, &insert)).await
+        let inserted = self.call(Kind::Insert, lane, load, move |engine| engine.insert(&queue, &insert)).await?;
+        Ok(Inserted { durability, ..inserted })
     }
 
     async fn produce(&self, queue: &QueueName, produce: Produce) -> Result<Produced, StoreError> {
+        let durability = self.reached(produce.durability)?;
         let tasks = || produce.inserts.iter().flat_map(|insert| &insert.tasks);
         let load = Load::new(tasks().count(), tasks().map(|task| task.envelope.len()).sum());
         let (lane, queue) = (Lane::Ordinary(Some(queue.clone())), queue.clone());
-        self.call(Kind::Insert, lane, load, move |engine| engine.produce(&queue, &produce).map(Ok)).await
+        let produced = self.call(Kind::Insert, lane, load, move |engine| engine.produce(&queue, &produce).map(Ok));
+        let mut produced = produced.await?;
+        produced.inserted.iter_mut().for_each(|inserted| inserted.durability = durability);
+        Ok(produced)
     }
 
     async fn pop(&self, queue: &QueueName, pop: Pop) -> Result<Popped, StoreError> {

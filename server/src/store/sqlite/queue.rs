@@ -205,7 +205,7 @@ impl Queue {
         let second_run = tasks.iter().any(|task| self.ids.contains_key(&task.id));
         if second_run && tasks.iter().any(|task| task.past.is_some()) {
             let ids = tasks.iter().map(|task| task.id).collect();
-            return Ok(Ok((true, Inserted { ids, duplicates: Vec::new(), replayed: true })));
+            return Ok(Ok((true, Inserted { ids, replayed: true, ..Inserted::default() })));
         }
         let duplicates = self.duplicates(tasks, turn)?;
         if !second_run {

@@ -37,7 +37,7 @@ pub(super) fn ids_from_bytes(mut ids: Vec<[u8; 16]>, replayed: bool) -> Inserted
     let is_duplicate = |id: &[u8; 16]| id[6] & DUPLICATE != 0;
     let duplicates = (0..ids.len()).filter(|at| is_duplicate(&ids[*at])).collect();
     ids.iter_mut().for_each(|id| id[6] &= !DUPLICATE);
-    Inserted { ids: ids.into_iter().map(TaskId).collect(), duplicates, replayed }
+    Inserted { ids: ids.into_iter().map(TaskId).collect(), duplicates, replayed, ..Inserted::default() }
 }
 
 impl Queue {

@@ -84,7 +84,7 @@ fn q() -> QueueName {
 fn insert(count: usize) -> Insert {
     let task = |id| NewTask::new(id, "value".into(), None);
     let tasks = TaskId::mint(count).unwrap().into_iter().map(task).collect();
-    Insert { tasks, request: None, waiting_here: 0 }
+    Insert { tasks, request: None, waiting_here: 0, ..Default::default() }
 }
 
 fn pop(max_tasks: usize) -> Pop {

@@ -300,7 +300,8 @@ async fn insert(part: &Part, client: Queues) -> Result<(), Stop> {
         let count = numbers.end - numbers.start;
         let insert = || {
             let (queue, tasks) = (part.load.queue.clone(), part.tasks(numbers.clone(), start));
-            let (mut client, request) = (client.clone(), v1::InsertRequest { queue, tasks, request_id: String::new() });
+            let (mut client, request) =
+                (client.clone(), v1::InsertRequest { queue, tasks, ..v1::InsertRequest::default() });
             async move { client.insert(timed(request)).await }
         };
         let answer = part.load.taken("Insert", insert).await?;

@@ -37,7 +37,8 @@ pub(crate) async fn produce(part: &Part, mut client: Queues) -> Result<(), Stop>
     let window = part.window as usize;
     // Never full: an insert is sent only when there is room for it.
     let (send, receive) = mpsc::channel(window + 1);
-    let open = v1::ProduceOpen { queue: part.load.queue.clone(), producer_id: random_hex()? };
+    let open =
+        v1::ProduceOpen { queue: part.load.queue.clone(), producer_id: random_hex()?, ..v1::ProduceOpen::default() };
     let gone = |_| failed(Status::unknown("the stream ended"));
     send.send(produce_message(produce_request::Request::Open(open))).await.map_err(gone)?;
     let answer = timeout(CALL_DEADLINE, client.produce(Request::new(requests(receive)))).await;

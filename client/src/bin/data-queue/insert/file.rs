@@ -283,7 +283,10 @@ impl Import<'_> {
         let mut backoff = Backoff::new();
         loop {
             let error = match self.session.client.insert_as(&self.options.queue, part.tasks.clone(), id).await {
-                Ok(inserted) => return Ok(inserted),
+                Ok(inserted) => {
+                    bar.suspend(|| self.options.tell_short(&inserted.tasks));
+                    return Ok(inserted);
+                }
                 Err(error) => error,
             };
             let passes = error.is_retriable()

@@ -99,7 +99,7 @@ impl Batch {
     fn imports(self) -> Vec<Insert> {
         let one = |(number, task)| {
             let request = Some(key(&format!("import {number:?}"), 0));
-            Insert { tasks: vec![task], request, waiting_here: 0 }
+            Insert { tasks: vec![task], request, waiting_here: 0, ..Default::default() }
         };
         self.imported().map(one).collect()
     }
@@ -214,6 +214,7 @@ impl ProduceStep {
             producer: format!("p{}", self.producer),
             inserts: self.inserts.iter().map(insert).collect(),
             waiting_here: 0,
+            ..Default::default()
         }
     }
 }
@@ -328,20 +329,20 @@ async fn call(rig: &Rig, step: &Step) -> Result<Answer, StoreError> {
     match step {
         Step::Insert(q, batch, request) => {
             let tasks = batch.tasks().map(|(_, task)| task).collect();
-            let insert = Insert { tasks, request: request.map(Request::key), waiting_here: 0 };
-            let Inserted { ids, duplicates, replayed } = rig.insert(&q.name(), insert).await?;
+            let insert = Insert { tasks, request: request.map(Request::key), waiting_here: 0, ..Default::default() };
+            let Inserted { ids, duplicates, replayed, .. } = rig.insert(&q.name(), insert).await?;
             Ok(Answer::Inserted { tasks: numbers_of(ids), duplicates, replayed })
         }
         Step::Import(q, batch) => {
             let answer = |done: Result<Inserted, StoreError>| match done {
-                Ok(Inserted { ids, duplicates, replayed }) => Ok((numbers_of(ids), duplicates, replayed)),
+                Ok(Inserted { ids, duplicates, replayed, .. }) => Ok((numbers_of(ids), duplicates, replayed)),
                 Err(error) => Err(error.to_string()),
             };
             Ok(Answer::Imported(rig.import(&q.name(), batch.imports()).await?.into_iter().map(answer).collect()))
         }
         Step::Produce(q, step) => {
             let Produced { inserted, refused } = rig.produce(&q.name(), step.produce()).await?;
-            let answer = |Inserted { ids, duplicates, replayed }| (numbers_of(ids), duplicates, replayed);
+            let answer = |Inserted { ids, duplicates, replayed, .. }| (numbers_of(ids), duplicates, replayed);
             let answers = inserted.into_iter().map(answer).collect();
             Ok(Answer::Produced(answers, refused.map(|error| error.to_string())))
         }

@@ -15,7 +15,8 @@ async fn a_call_is_one_script() {
         rig.insert_repeatably(&q, 0..6, "r").await;
         note();
         let numbered = NumberedInsert { number: round, fingerprint: Fingerprint([1; 16]), tasks: tasks(6..7) };
-        let produce = Produce { producer: "p".to_owned(), inserts: vec![numbered], waiting_here: 0 };
+        let produce =
+            Produce { producer: "p".to_owned(), inserts: vec![numbered], waiting_here: 0, ..Default::default() };
         assert!(rig.produce(&q, produce).await.unwrap().refused.is_none());
         note();
         let held = tokens(&rig.pop(&q, attempt(5, "r", 1)).await.unwrap().tasks);

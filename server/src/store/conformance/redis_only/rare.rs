@@ -223,7 +223,7 @@ async fn duplicates_are_told_when_redis_is_full() {
         assert_eq!((again.ids[0], &*again.duplicates), (first, &[0][..]));
     }
     let numbered = NumberedInsert { number: 1, fingerprint: Fingerprint([1; 16]), tasks: vec![with_key(2, "k")] };
-    let produce = Produce { producer: "p".to_owned(), inserts: vec![numbered], waiting_here: 0 };
+    let produce = Produce { producer: "p".to_owned(), inserts: vec![numbered], waiting_here: 0, ..Default::default() };
     let produced = rig.produce(&q, produce).await.unwrap();
     assert!(produced.refused.is_none());
     assert_eq!((produced.inserted[0].ids[0], &*produced.inserted[0].duplicates), (first, &[0][..]));

@@ -27,7 +27,8 @@ async fn what_was_not_handed_over_goes_back_when_there_is_room_for_that_call() {
     let queues = queues(&store, &background);
     let (queue, fingerprint) = ("q".to_owned(), Fingerprint([0; 16]));
     let task = crate::queue::NewTask { value: Some(Value::Json("1".to_owned())), ..crate::queue::NewTask::default() };
-    let insert = InsertCall { queue: queue.clone(), tasks: vec![task], request_id: String::new(), fingerprint };
+    let insert =
+        InsertCall { queue: queue.clone(), tasks: vec![task], request_id: String::new(), fingerprint, durability: 0 };
     queues.insert(insert).await.unwrap();
     let request_id = String::new();
     let pop = PopCall { queue, lease: None, wait: None, request_id, fingerprint, acks: Vec::new(), deadline: None };

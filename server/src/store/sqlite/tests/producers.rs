@@ -11,7 +11,7 @@ pub(super) async fn produce(store: &SqliteStore, producer: &str, numbers: std::o
         tasks: TaskId::mint(1).unwrap().into_iter().map(task).collect(),
     };
     let inserts = numbers.map(insert).collect();
-    let produce = Produce { producer: producer.to_owned(), inserts, waiting_here: 0 };
+    let produce = Produce { producer: producer.to_owned(), inserts, waiting_here: 0, ..Default::default() };
     let produced = store.produce(&q(), produce).await.unwrap();
     assert!(produced.refused.is_none(), "{produced:?}");
     produced.inserted
