@@ -10,6 +10,7 @@ mod clients;
 mod command;
 mod consume;
 mod consumer;
+mod durability;
 mod faults;
 mod guarantees;
 mod histories;

@@ -224,7 +224,7 @@ impl DataQueue for Fake {
     async fn insert(&self, request: Request<v1::InsertRequest>) -> Result<Response<v1::InsertResponse>, Status> {
         let results = self.queue.lock().unwrap().insert(request.into_inner().tasks);
         self.more.notify_waiters();
-        Ok(Response::new(v1::InsertResponse { results, replayed: false }))
+        Ok(Response::new(v1::InsertResponse { results, replayed: false, ..Default::default() }))
     }
 
     async fn pop(&self, request: Request<v1::PopRequest>) -> Result<Response<v1::PopResponse>, Status> {
@@ -287,7 +287,9 @@ impl DataQueue for Fake {
             produce_request::Request::Insert(v1::ProduceInsert { number, tasks }) => {
                 let results = fake.queue.lock().unwrap().insert(tasks);
                 fake.more.notify_waiters();
-                Some(Ok(v1::ProduceResponse { answers: vec![v1::ProduceAnswer { number, results, replayed: false }] }))
+                Some(Ok(v1::ProduceResponse {
+                    answers: vec![v1::ProduceAnswer { number, results, replayed: false, ..Default::default() }],
+                }))
             }
         });
         Ok(Response::new(Box::pin(answers)))
