@@ -10,6 +10,7 @@ import (
 	_ "embed"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -33,10 +34,13 @@ const (
 	maxPause    = 2 * time.Second
 )
 
-// Dial makes a channel to a server; empty, the address is DATA_QUEUE_ADDR of the environment, or else 127.0.0.1:50051. The channel
+// Dial makes a channel to a server; it is host:port, with or without http://. Empty, the address is DATA_QUEUE_ADDR of the environment, or else 127.0.0.1:50051. The channel
 // connects when it is used, is not encrypted unless an option says so, and repeats by itself only what is safe to repeat.
 func Dial(address string, options ...grpc.DialOption) (*grpc.ClientConn, error) {
 	address = cmp.Or(address, os.Getenv("DATA_QUEUE_ADDR"), defaultAddress)
+	if scheme, rest, has := strings.Cut(address, "://"); has && strings.EqualFold(scheme, "http") {
+		address = strings.TrimSuffix(rest, "/")
+	}
 	connect := backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.2, MaxDelay: maxPause}
 	all := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -46,6 +46,8 @@ type session struct {
 	// The stream that is spoken on; one that is being opened to replace it; and the one that was replaced.
 	current, next, old *stream
 	pauses             pauses
+	// The session was lost to another stream, and none has brought anything since.
+	wasTakenOver       bool
 	openAt, farewellAt time.Time
 
 	isStopping, isCut         bool
@@ -358,13 +360,17 @@ func (s *session) opened(from *stream) {
 // broken opens another stream, or answers the error if that would not help.
 func (s *session) broken(from *stream, failed *Error) error {
 	// One that is replaced is taken over by its successor, which may be known a moment later.
-	isReplaced := from.isDraining && failed.Reason == "SESSION_TAKEN_OVER"
+	isTakenOver := failed.Reason == "SESSION_TAKEN_OVER"
+	isReplaced := from.isDraining && isTakenOver
 	isOld := from == s.old
 	s.lose(from)
 	if isOld {
 		return nil
 	}
-	if !isReplaced && !failed.passes() && failed.Code != codes.Internal {
+	// The session is this worker's alone: it was a stream of its own that was thought dead and came late. Once.
+	helps := isReplaced || isTakenOver && !s.wasTakenOver
+	s.wasTakenOver = s.wasTakenOver || isTakenOver
+	if !helps && !failed.passes() && failed.Code != codes.Internal {
 		return failed
 	}
 	if s.current == nil && s.next == nil {
@@ -418,6 +424,7 @@ func (s *session) hear(from *stream, said *dataqueuev1.ConsumeResponse) error {
 	}
 	if len(said.Tasks) > 0 || len(said.Answers) > 0 {
 		s.pauses.reset()
+		s.wasTakenOver = false
 	}
 	for _, answer := range said.Answers {
 		if err := s.answered(from, answer); err != nil {
@@ -491,6 +498,12 @@ func (s *session) deliver(from *stream, sent *dataqueuev1.Task) {
 		s.settle(hold, Failed, damage)
 	default:
 		s.waiting = append(s.waiting, hold)
+		// More than that wait only if the server takes some that run for lost; the oldest may be lost too.
+		if len(s.waiting) > s.Concurrency+max(s.Concurrency-s.running, 0) {
+			oldest := s.waiting[0]
+			s.waiting = s.waiting[1:]
+			s.settle(oldest, PutBack, "")
+		}
 	}
 }
 

@@ -209,9 +209,22 @@ def test_a_handler_that_takes_long_does_not_keep_what_has_ended_in_memory() -> N
     assert len(driven.session._due) == len(driven.session._holds) == 1
 
 
-def test_a_session_that_was_taken_over_and_refusals_end_the_worker_and_a_passing_error_does_not() -> None:
+def test_a_session_that_was_taken_over_is_opened_again_once() -> None:
+    error = Error(grpc.StatusCode.ABORTED, "taken over", reason="SESSION_TAKEN_OVER")
+    driven = Driven()
+    driven.open()
+    for _ in range(2):
+        driven.ends(error)
+        assert driven.session.error is None
+        driven.open()
+    driven.ends(error)
+    driven.begin()
+    driven.ends(error)
+    assert driven.session.error is error and driven.session.is_over(driven.now)
+
+
+def test_refusals_end_the_worker_and_a_passing_error_does_not() -> None:
     for error in (
-        Error(grpc.StatusCode.ABORTED, "taken over", reason="SESSION_TAKEN_OVER"),
         Error(grpc.StatusCode.INVALID_ARGUMENT, "no", reason="CONSUME_INVALID"),
         Error(grpc.StatusCode.UNIMPLEMENTED, "no"),
         Error(grpc.StatusCode.PERMISSION_DENIED, "no"),

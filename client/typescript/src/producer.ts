@@ -112,10 +112,12 @@ export class Batch {
       lingerMs: options.lingerMs ?? 5,
       maxInFlight: options.maxInFlight ?? 4,
     };
+    if (!(this.#options.maxInFlight >= 1)) throw new RangeError("maxInFlight is less than 1");
   }
 
   /** Takes a task as soon as there is room for it. Its `result` comes when it is inserted; who does not look at it learns of a failure by `flush`. */
   add(task: TaskInput): Promise<{ result: Promise<InsertResult> }> {
+    if (this.#isClosed) return Promise.reject(new Error("the batch is closed"));
     // One after the other, so that tasks are inserted in the order of their adds.
     const added = this.#room.then(() => this.#take(task));
     this.#room = added.then(() => {}, () => {});
@@ -142,7 +144,6 @@ export class Batch {
   }
 
   async #take(task: TaskInput): Promise<{ result: Promise<InsertResult> }> {
-    if (this.#isClosed) throw new Error("the batch is closed");
     const size = sizeOf(task);
     if (this.#waiting.length >= this.#options.maxTasks || (this.#waiting.length > 0 && this.#bytes + size > this.#options.maxBytes)) {
       await this.#hasRoom();

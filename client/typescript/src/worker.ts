@@ -9,6 +9,8 @@ import {
 import { Backoff, connect, consume } from "./grpc.js";
 
 const MAX_BATCH = 1_000;
+/** How long a stream may take to open: a connection whose other end accepts it and says nothing is not noticed by pings. */
+const OPEN_WITHIN_MS = 20_000;
 const MAX_REASON_BYTES = 1_024;
 /** How long a stream that another one has replaced may take for the answers that it owes. */
 const FAREWELL_MS = 1_000;
@@ -117,6 +119,8 @@ export class Worker {
   #reconnect: NodeJS.Timeout | undefined;
   #grace: NodeJS.Timeout | undefined;
   #lastAnswers: NodeJS.Timeout | undefined;
+  /** The session was lost to another stream, and none has brought anything since. */
+  #wasTakenOver = false;
   #state: "new" | "running" | "stopping" | "closing" | "ended" = "new";
 
   constructor(options: WorkerOptions, handler: Handler) {
@@ -178,10 +182,17 @@ export class Worker {
     const line: Line = { client, call, isOpen: false, isFirstMessage: true, sent: [] };
     this.#newest = line;
     this.#lines.add(line);
+    const late = setTimeout(() => {
+      if (!line.isOpen) call.cancel();
+    }, OPEN_WITHIN_MS);
+    late.unref();
     call.on("metadata", () => this.#opened(line));
     call.on("data", (message: ConsumeResponse) => this.#receive(line, message));
     call.on("error", () => {}); // The status says the same.
-    call.on("status", (status: StatusObject) => this.#broke(line, status));
+    call.on("status", (status: StatusObject) => {
+      clearTimeout(late);
+      this.#broke(line, status);
+    });
     // A stream cannot be opened with less than 1. A worker that stops says behind it that it wants none.
     const maxOutstanding = this.#state === "running" ? this.#concurrency : 1;
     call.write({ request: { case: "open", value: { ...this.#open, maxOutstanding } } });
@@ -206,7 +217,10 @@ export class Worker {
       line.isFirstMessage = false;
       this.#resume(message.resumed);
     }
-    if (message.tasks.length > 0 || message.answers.length > 0) this.#backoff.reset();
+    if (message.tasks.length > 0 || message.answers.length > 0) {
+      this.#backoff.reset();
+      this.#wasTakenOver = false;
+    }
     for (const { outcomes } of message.answers) {
       const asks = line.sent.shift();
       if (!asks || (asks.length > 0 && asks.length !== outcomes.length)) {
@@ -253,6 +267,8 @@ export class Worker {
     } else if (this.#state === "running") {
       this.#waiting.push(held);
       this.#begin();
+      // More than that wait only if the server takes some that run for lost; the oldest may be lost too.
+      if (this.#waiting.length > this.#concurrency) this.#wish(this.#waiting.shift()!, { kind: "putback" });
     } else {
       this.#wish(held, { kind: "putback" });
     }
@@ -374,7 +390,11 @@ export class Worker {
     const error = code === 0
       ? new DataQueueError("UNAVAILABLE", "the server ended the stream")
       : DataQueueError.from({ code, details, metadata });
-    if (!error.isTransient && error.code !== "INTERNAL") return this.#end(error);
+    // The session is this worker's alone: it was a stream of its own that was thought dead and came late. Once.
+    const isTakenOver = error.reason === "SESSION_TAKEN_OVER";
+    const helps = isTakenOver && !this.#wasTakenOver;
+    this.#wasTakenOver ||= isTakenOver;
+    if (!helps && !error.isTransient && error.code !== "INTERNAL") return this.#end(error);
     this.#call(() => this.#options.onDisconnected?.(error));
     if (this.#endIfSettled()) return;
     this.#connectIn(this.#backoff.pause() + (error.retryAfterMs ?? 0));

@@ -148,6 +148,8 @@ class Session:
         self._current: Optional[Stream] = None
         self._open_at: Optional[float] = 0.0
         self._backoff = Backoff()
+        # The session was lost to another stream, and none has brought anything since.
+        self._was_taken_over = False
         self._made = 0
         self._lease = KEEP_EVERY
         self._keep_at: Optional[float] = None
@@ -196,6 +198,7 @@ class Session:
                     self._signal(hold, Signal.DELETED)
         if response.tasks or response.answers:
             self._backoff.reset()
+            self._was_taken_over = False
         if response.drain and line is self._current and self._opening is None and self._open_at is None:
             self._open_at = now if now - line.since >= YOUNG else now + self._backoff.pause()
 
@@ -218,7 +221,11 @@ class Session:
                 return
         else:
             return
-        if error is not None and not error.is_passing and error.code is not grpc.StatusCode.INTERNAL:
+        # The session is this worker's alone: it was a stream of its own that was thought dead and came late. Once.
+        is_taken_over = error is not None and error.reason == "SESSION_TAKEN_OVER"
+        helps = is_taken_over and not self._was_taken_over
+        self._was_taken_over = self._was_taken_over or is_taken_over
+        if error is not None and not helps and not error.is_passing and error.code is not grpc.StatusCode.INTERNAL:
             self.fail(error, now)
             return
         pause = self._backoff.pause(error)

@@ -44,6 +44,7 @@ class Worker:
         self._streams: dict[int, tuple[asyncio.Task[None], Outbox]] = {}
         self._is_stopped = False
         self._wake: Optional[asyncio.Event] = None
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
 
     @property
     def lost(self) -> int:
@@ -51,16 +52,18 @@ class Worker:
         return self._session.lost
 
     def stop(self) -> None:
-        """Lets `run` return when the handlers have ended, or `grace` has passed. From the loop of `run`."""
+        """Lets `run` return when the handlers have ended, or `grace` has passed. From any thread or signal handler."""
         self._is_stopped = True
-        self._woken()
+        if self._loop is not None and not self._loop.is_closed():
+            # A loop that has nothing to do sleeps in its selector, also through signals: only this wakes it.
+            self._loop.call_soon_threadsafe(self._woken)
 
     async def run(self) -> None:
         """Works until `stop`, whatever becomes of the server meanwhile. Once.
 
         Raises `Error` if the server refuses what it is asked for.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         session = self._session
         wake = self._wake = asyncio.Event()
         try:
@@ -203,6 +206,8 @@ class Batcher:
     """Gathers tasks into inserts, as `dataqueue.Batcher` does."""
 
     def __init__(self, producer: Producer, queue: str, *, linger: float, in_flight: int) -> None:
+        if in_flight < 1:
+            raise ValueError(f"in_flight is {in_flight}: give 1 or more")
         self._producer = producer
         self._queue = queue
         self._linger = linger

@@ -63,12 +63,15 @@ class Error(Exception):
                 error_details_pb2.RetryInfo(),
             )
             for detail in details:
-                if detail.Unpack(info) and info.domain == DOMAIN:
-                    reason = info.reason
-                elif detail.Unpack(bad) and bad.field_violations:
-                    field = bad.field_violations[0].field
-                elif detail.Unpack(retry):
-                    retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+                try:
+                    if detail.Unpack(info) and info.domain == DOMAIN:
+                        reason = info.reason
+                    elif detail.Unpack(bad) and bad.field_violations:
+                        field = bad.field_violations[0].field
+                    elif detail.Unpack(retry):
+                        retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+                except Exception:
+                    continue
         text = rpc.details() or "no text"
         if field and text.startswith(f"{field}: "):
             text = text[len(field) + 2 :]

@@ -134,6 +134,8 @@ class Batcher:
     """
 
     def __init__(self, producer: Producer, queue: str, *, linger: float, in_flight: int) -> None:
+        if in_flight < 1:
+            raise ValueError(f"in_flight is {in_flight}: give 1 or more")
         self._producer = producer
         self._queue = queue
         self._linger = linger

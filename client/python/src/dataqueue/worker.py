@@ -122,13 +122,16 @@ class Worker:
             self._streams[stream][1].put(request)
 
     def _read(self, stream: int, call: Any) -> None:
-        error = None
+        error: Optional[Error] = Error(grpc.StatusCode.CANCELLED, "the stream was given up")
         try:
             for response in call:
                 self._inbox.put(partial(self._session.receive, stream, response))
+            error = None
         except grpc.RpcError as raised:
             error = Error.from_rpc(raised)
-        self._inbox.put(partial(self._ended, stream, error))
+        finally:
+            # Whatever happened: a stream whose end is not told is never replaced.
+            self._inbox.put(partial(self._ended, stream, error))
 
     def _ended(self, stream: int, error: Optional[Error], now: float) -> None:
         channel, outbox = self._streams.pop(stream)

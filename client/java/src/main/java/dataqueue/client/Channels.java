@@ -20,6 +20,8 @@ public final class Channels {
     /** A server sends up to twice its largest value in a message, which is 1 MiB unless set. */
     private static final int MAX_MESSAGE_BYTES = 64 << 20;
 
+    private static final String HTTP = "http://";
+
     private Channels() {}
 
     /** The address in DATA_QUEUE_ADDR, or else 127.0.0.1:50051. */
@@ -28,9 +30,11 @@ public final class Channels {
         return address == null || address.isEmpty() ? "127.0.0.1:50051" : address;
     }
 
-    /** A channel to {@code HOST:PORT}, which connects when it is used, notices dead connections, and repeats what is safe to repeat. */
+    /** A channel to {@code HOST:PORT}, with or without {@code http://}, which connects when it is used, notices dead connections, and repeats what is safe to repeat. */
     public static ManagedChannel open(String address) {
-        return ManagedChannelBuilder.forTarget(address)
+        var isUrl = address.regionMatches(true, 0, HTTP, 0, HTTP.length());
+        var target = isUrl ? address.substring(HTTP.length()).replaceFirst("/$", "") : address;
+        return ManagedChannelBuilder.forTarget(target)
                 .usePlaintext()
                 .keepAliveTime(KEEPALIVE_SECONDS, TimeUnit.SECONDS)
                 .keepAliveTimeout(KEEPALIVE_SECONDS, TimeUnit.SECONDS)

@@ -44,7 +44,7 @@ public final class DataQueueException extends RuntimeException {
         String reason = null;
         String field = null;
         Duration retryAfter = null;
-        var details = StatusProto.fromThrowable(error);
+        var details = details(error);
         for (Any detail : details == null ? List.<Any>of() : details.getDetailsList()) {
             var info = unpack(detail, ErrorInfo.class);
             if (info.isPresent() && info.get().getDomain().equals(DOMAIN)) {
@@ -62,6 +62,15 @@ public final class DataQueueException extends RuntimeException {
         }
         var text = status.getDescription() == null ? String.valueOf(error.getMessage()) : status.getDescription();
         return new DataQueueException(status.getCode(), reason, field, retryAfter, text, error);
+    }
+
+    /** What cannot be read is as good as absent: a proxy may put anything there. The code and the text are left. */
+    private static com.google.rpc.Status details(Throwable error) {
+        try {
+            return StatusProto.fromThrowable(error);
+        } catch (RuntimeException unreadable) {
+            return null;
+        }
     }
 
     private static <T extends Message> Optional<T> unpack(Any detail, Class<T> type) {

@@ -53,6 +53,8 @@ final class Session {
     private static final int MAX_REASON_BYTES = 1_024;
     /** The most tokens in one request. */
     private static final int MAX_BATCH = 1_000;
+    /** How long a stream may take to open: a connection whose other end accepts it and says nothing is not noticed by pings. */
+    private static final Duration OPEN_WITHIN = Duration.ofSeconds(20);
     /** How long a worker that has finished waits for the last answers. */
     private static final Duration FAREWELL = Duration.ofSeconds(5);
 
@@ -76,9 +78,15 @@ final class Session {
     private final Map<Wish, List<String>> wishes = new LinkedHashMap<>();
     private final Set<Line> lines = new HashSet<>();
     private final Backoff backoff = new Backoff();
-    /** The stream that is spoken on; null while none is to be tried yet. */
+    /** The stream that is spoken on: the last one that was heard, until it ends. Null while there is none. */
     private Line current;
+    /** One that is being opened. Until it is heard, that before it is the one that still takes acks. */
+    private Line opening;
+    /** Another one is tried after a pause. */
+    private boolean isPausing;
     private int running;
+    /** The session was lost to another stream, and none has brought anything since. */
+    private boolean wasTakenOver;
     private boolean isFlushDue;
     private boolean isStopping;
     private boolean isFinishing;
@@ -123,7 +131,7 @@ final class Session {
     void guard(Runnable event) {
         try {
             event.run();
-        } catch (RuntimeException bug) {
+        } catch (RuntimeException | Error bug) {
             LOG.log(Level.ERROR, "the worker ends because of a bug", bug);
             fail(new DataQueueException(Status.Code.INTERNAL, "a bug in the worker: " + bug, bug));
         }
@@ -152,8 +160,10 @@ final class Session {
         isStopping = true;
         waiting.clear();
         held.values().stream().filter(delivery -> !delivery.isSettled && delivery.withdraw()).forEach(this::putBack);
-        if (current != null) {
-            sayStop();
+        for (var line : new Line[] {current, opening}) {
+            if (line != null) {
+                sayStop(line);
+            }
         }
         schedule(grace, this::giveUp);
         finishIfDone();
@@ -231,25 +241,37 @@ final class Session {
 
     private void connect() {
         Channels.hurry(channel);
-        current = new Line(this);
-        lines.add(current);
-        DataQueueGrpc.newStub(channel).withExecutor(loop).consume(current);
-        current.say(ConsumeRequest.newBuilder().setOpen(open).build());
+        opening = new Line(this);
+        lines.add(opening);
+        DataQueueGrpc.newStub(channel).withExecutor(loop).consume(opening);
+        opening.say(ConsumeRequest.newBuilder().setOpen(open).build());
         if (isStopping) {
-            sayStop();
-        } else if (!held.isEmpty()) {
-            // Its first message tells what it took over, and must come soon.
-            current.sayFence(open.getQueues(0).getName());
+            sayStop(opening);
+        } else {
+            // Its first message tells that it is open and what it took over, and must come soon.
+            opening.sayFence(open.getQueues(0).getName());
         }
+        var line = opening;
+        schedule(OPEN_WITHIN, () -> {
+            if (line == opening) {
+                Channels.leave(channel);
+                line.cancel("the stream did not open in time");
+            }
+        });
     }
 
-    private void sayStop() {
-        current.say(ConsumeRequest.newBuilder().setMaxOutstanding(0).build());
+    private void sayStop(Line line) {
+        line.say(ConsumeRequest.newBuilder().setMaxOutstanding(0).build());
         // Its answer comes behind the tasks that are on their way: these are put back before the stream is closed.
-        current.sayFence(open.getQueues(0).getName());
+        line.sayFence(open.getQueues(0).getName());
     }
 
     void receive(Line line, ConsumeResponse message) {
+        if (line == opening) {
+            current = opening;
+            opening = null;
+            post(this::flush);
+        }
         if (line.isNew) {
             line.isNew = false;
             resume(message.getResumedList());
@@ -263,8 +285,9 @@ final class Session {
                 .forEach(delivery -> revoke(delivery, Cancellation.DELETED));
         if (message.getTasksCount() > 0 || message.getAnswersCount() > 0) {
             backoff.reset();
+            wasTakenOver = false;
         }
-        if (message.getDrain() && line == current && !isFinishing) {
+        if (message.getDrain() && line == current && opening == null && !isPausing && !isFinishing) {
             LOG.log(Level.DEBUG, "the server drains its stream");
             Channels.leave(channel);
             again(line.isYoung() ? backoff.after(Line.ended()) : Duration.ZERO);
@@ -315,13 +338,13 @@ final class Session {
         if (failure != null) {
             return;
         }
-        if (line != current) {
-            finishIfDone();
-            return;
-        }
-        current = null;
-        if (isFinishing) {
+        var isReplaced = line != opening && (line != current || opening != null || isPausing);
+        opening = line == opening ? null : opening;
+        current = line == current ? null : current;
+        if (isFinishing && current == null) {
             end();
+        } else if (isReplaced) {
+            finishIfDone();
         } else if (canBeWaitedOut(error)) {
             var pause = backoff.after(error);
             LOG.log(Level.INFO, () -> "the stream broke, another one is tried in " + pause + ": " + error.getMessage());
@@ -337,20 +360,25 @@ final class Session {
     }
 
     private void again(Duration pause) {
-        current = null;
         if (pause.isZero()) {
             connect();
         } else {
+            isPausing = true;
             schedule(pause, () -> {
-                if (failure == null) {
+                isPausing = false;
+                if (failure == null && !isFinishing) {
                     connect();
                 }
             });
         }
     }
 
-    private static boolean canBeWaitedOut(DataQueueException error) {
-        return error.mayPass() || error.code() == Status.Code.INTERNAL;
+    private boolean canBeWaitedOut(DataQueueException error) {
+        // The session is this worker's alone: it was a stream of its own that was thought dead and came late. Once.
+        var isTakenOver = error.reason().filter("SESSION_TAKEN_OVER"::equals).isPresent();
+        var helps = isTakenOver && !wasTakenOver;
+        wasTakenOver |= isTakenOver;
+        return helps || error.mayPass() || error.code() == Status.Code.INTERNAL;
     }
 
     // Tasks.
@@ -363,8 +391,13 @@ final class Session {
         if (isStopping) {
             putBack(delivery);
         } else {
+            waiting.removeIf(other -> other.isSettled);
             waiting.add(delivery);
             handOut();
+            // More than that wait only if the server takes some that run for lost; the oldest may be lost too.
+            if (waiting.size() > concurrency) {
+                revoke(waiting.remove(), Cancellation.LEASE_LOST);
+            }
         }
     }
 
@@ -375,7 +408,8 @@ final class Session {
                 try {
                     handlers.execute(() -> work(delivery));
                     running++;
-                } catch (RejectedExecutionException full) {
+                } catch (RejectedExecutionException | OutOfMemoryError full) {
+                    // The latter is also how a thread that cannot be made is told.
                     fail(new DataQueueException(Status.Code.INTERNAL, "the executor takes no handler", full));
                 }
             }
@@ -435,7 +469,7 @@ final class Session {
         } else if (cancellation != null) {
             putBack(delivery);
         } else {
-            LOG.log(Level.DEBUG, () -> "task " + delivery.task.getId() + " failed", thrown);
+            LOG.log(Level.WARNING, () -> "task " + delivery.task.getId() + " failed", thrown);
             fail(delivery, reason(thrown));
         }
     }
@@ -525,7 +559,7 @@ final class Session {
     private void tell(Runnable news) {
         try {
             news.run();
-        } catch (RuntimeException error) {
+        } catch (RuntimeException | Error error) {
             LOG.log(Level.WARNING, "the worker's listener failed", error);
         }
     }
