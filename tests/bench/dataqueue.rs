@@ -136,6 +136,15 @@ impl Server {
         }
     }
 
+    /// Changes settings of the queue.
+    pub(crate) async fn set(&self, settings: v1::QueueSettings, mask: prost_types::FieldMask) -> Result<()> {
+        let mut admin = QueueAdminClient::new(self.channel().await?);
+        let request =
+            v1::UpdateQueueRequest { queue: QUEUE.to_owned(), settings: Some(settings), update_mask: Some(mask) };
+        admin.update_queue(request).await?;
+        Ok(())
+    }
+
     /// What the server says that it keeps tasks in.
     pub(crate) async fn store(&self) -> Result<String> {
         let mut admin = QueueAdminClient::new(self.channel().await?);

@@ -28,14 +28,14 @@ const WAIT: Duration = Duration { seconds: 30, nanos: 0 };
 const NEIGHBOURS: u64 = 1_000;
 
 /// How many calls are under way at once, how many tasks each has, and tasks of a round.
-struct Mode {
-    what: &'static str,
-    callers: usize,
+pub(crate) struct Mode {
+    pub(crate) what: &'static str,
+    pub(crate) callers: usize,
     part: u64,
-    tasks: u64,
+    pub(crate) tasks: u64,
 }
 
-const MODES: [Mode; 2] = [
+pub(crate) const MODES: [Mode; 2] = [
     Mode { what: "one by one", callers: CALLERS, part: 1, tasks: 20_000 },
     Mode { what: "by 100", callers: 4, part: 100, tasks: 100_000 },
 ];
@@ -51,7 +51,7 @@ enum Before {
 }
 
 /// A life of tasks: insert, once back if so, pop, ack.
-struct Life {
+pub(crate) struct Life {
     what: &'static str,
     /// What it is compared with.
     beside: &'static str,
@@ -63,7 +63,7 @@ struct Life {
     before: Before,
 }
 
-const PLAIN: Life =
+pub(crate) const PLAIN: Life =
     Life { what: "plain", beside: "plain", add: |_, _| (), back: None, has_heartbeat: false, before: Before::Nothing };
 const BACK: Life =
     Life { what: "put back once", beside: "put back once", back: Some(v1::PutbackTokens::default), ..PLAIN };
@@ -182,7 +182,7 @@ impl Life {
         Ok(())
     }
 
-    async fn insert(&self, client: &Client, mode: &Mode, numbers: Range<u64>) -> Result<()> {
+    pub(crate) async fn insert(&self, client: &Client, mode: &Mode, numbers: Range<u64>) -> Result<()> {
         let add = self.add;
         let insert = move |mut client: Client, numbers: Range<u64>| async move {
             let tasks = numbers.map(|number| {
@@ -200,7 +200,7 @@ impl Life {
     }
 
     /// Pops and acks so many, after they were put back if that is in this life.
-    async fn take(&self, client: &Client, mode: &Mode, tasks: u64, ledger: &mut Ledger) -> Result<()> {
+    pub(crate) async fn take(&self, client: &Client, mode: &Mode, tasks: u64, ledger: &mut Ledger) -> Result<()> {
         if let Some(back) = self.back {
             put_back(client, mode, tasks, back).await?;
         }
@@ -308,7 +308,7 @@ fn whole([inserts, takes]: &[Leg; 2]) -> Leg {
     }
 }
 
-fn costs(cpu: &[(&'static str, f64)]) -> String {
+pub(crate) fn costs(cpu: &[(&'static str, f64)]) -> String {
     cpu.iter().map(|(name, micros)| format!("{name} {} µs", number(*micros))).collect::<Vec<_>>().join(", ")
 }
 

@@ -40,6 +40,7 @@ mod redis;
 mod regression;
 mod report;
 mod scratch;
+mod shards;
 mod start;
 mod streams;
 mod syncs;
@@ -126,6 +127,7 @@ async fn run(options: &Options, report: &mut Report) -> Result<()> {
             Measurement::P8 => depth::run(options, report).await,
             Measurement::P10 => cores::run(options, report).await,
             Measurement::Features => features::run(options, report).await,
+            Measurement::Shards => shards::run(options, report).await,
             Measurement::P9Compare => compare::synced(options, report).await,
             Measurement::P9Insert => insert::run(options, report).await,
             Measurement::P9Head => head::run(options, report).await,

@@ -110,6 +110,8 @@ pub(crate) enum Measurement {
     P10,
     /// What priorities, times to live, unique keys, delays, failures and heartbeats cost a task, and the tasks beside it.
     Features,
+    /// What a task costs each process where one queue is spread over shards, and these over 1 to 3 masters of a cluster.
+    Shards,
     /// What more callers bring, DataQueue beside its peers; draws throughput-against-callers.svg.
     Callers,
     /// How long inserts take at a share of the capacity; draws latency-against-load.svg.
@@ -141,6 +143,7 @@ impl Measurement {
             Self::P9Head => "p9-head",
             Self::P10 => "p10",
             Self::Features => "features",
+            Self::Shards => "shards",
             Self::Callers => "callers",
             Self::Load => "load",
             Self::Syncs => "syncs",

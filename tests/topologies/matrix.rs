@@ -17,14 +17,14 @@ use tokio::{task::JoinSet, time::sleep};
 use super::{FLAGS, queues, slot_of, soon, with_shards};
 use crate::support::{
     PATIENCE,
-    call::{ack_request, counts, insert_request, json, outcomes, pop_request, proto, text},
+    call::{ack_request, get_queue_request, insert_request, json, outcomes, pop_request, proto, text},
     directory::Directory,
     poll_until,
     redis::Redis,
     rounds,
     server::{Client, Server},
     topology::{Cluster, Sentinels},
-    wire_tests,
+    unique_queue, wire_tests,
 };
 
 const PRODUCERS: usize = 2;
@@ -49,6 +49,7 @@ struct Delivery {
 /// All that was sent and answered.
 #[derive(Default)]
 struct History {
+    name: String,
     /// Value to id and what was reached, of inserts that were answered OK.
     inserted: Mutex<BTreeMap<String, (String, Durability)>>,
     sent: Mutex<BTreeSet<String>>,
@@ -162,7 +163,8 @@ async fn produce(history: Arc<History>, mut client: Client, queue: String, produ
         if history.is_over.load(Ordering::Relaxed) {
             return;
         }
-        let value = format!("\"{queue} {producer} {number}\"");
+        // Unlike that of any other load, since request ids are remembered.
+        let value = format!("\"{} {queue} {producer} {number}\"", history.name);
         history.sent.lock().unwrap().insert(value.clone());
         let request = InsertRequest {
             request_id: value.clone(),
@@ -198,11 +200,12 @@ async fn work(history: Arc<History>, mut client: Client, queue: String) {
             continue;
         };
         let Some(task) = answer.into_inner().task else {
-            if is_over {
-                let left = counts(&mut client, &queue).await;
-                if left.ready + left.leased + left.scheduled == 0 {
-                    return;
-                }
+            if is_over
+                && let Ok(answer) = client.admin.get_queue(get_queue_request(&queue)).await
+                && let Some(left) = answer.into_inner().queue.and_then(|queue| queue.counts)
+                && left.ready + left.leased + left.scheduled == 0
+            {
+                return;
             }
             continue;
         };
@@ -230,7 +233,7 @@ async fn under_load(
     fault: &str,
     happens: impl AsyncFnOnce(&History),
 ) -> Account {
-    let history = Arc::new(History::default());
+    let history = Arc::new(History { name: unique_queue("load"), ..History::default() });
     let mut hands = JoinSet::new();
     for (at, queue) in queues.iter().enumerate() {
         for hand in 0..PRODUCERS {
