@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use data_queue_proto::v1::{InsertRequest, Outcome, PopBatchRequest, PopRequest};
+use data_queue_proto::v1::{
+    Durability, InsertRequest, Outcome, PopBatchRequest, PopRequest, QueueSettings, UpdateQueueRequest,
+};
 
 use crate::support::{
     PATIENCE,
@@ -96,8 +98,9 @@ fn named_in_sources() -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     let redis = "server/src/store/redis";
     for (directory, begin, end) in [("server/lua", "'", '\''), (redis, "cmd(\"", '"'), (redis, "arg(\"", '"')] {
-        for entry in fs::read_dir(root().join(directory)).unwrap() {
-            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let entries = fs::read_dir(root().join(directory)).unwrap().map(|entry| entry.unwrap().path());
+        for path in entries.filter(|path| path.is_file()) {
+            let text = fs::read_to_string(path).unwrap();
             let words = text.split(begin).skip(1).filter_map(|rest| rest.split(end).next());
             let words = words.filter(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase()));
             named.extend(words.map(str::to_owned));
@@ -192,6 +195,18 @@ wire_tests! {
         let back = pop_waiting(&mut two, &queue).await;
         assert_eq!((&back.id, back.expiries), (&short.id, 1));
         assert_eq!(ack(&mut two, &queue, &back.lease_token).await, Outcome::Applied);
+
+        // A queue with shards, and an insert that asks for more than there is.
+        let spread = unique_queue("spread");
+        let settings = Some(QueueSettings { shards: Some(4), ..QueueSettings::default() });
+        let update_mask = Some(prost_types::FieldMask { paths: vec!["shards".to_owned()] });
+        one.admin.update_queue(UpdateQueueRequest { queue: spread.clone(), settings, update_mask }).await.unwrap();
+        for value in 0..8 {
+            insert_json(&mut two, &spread, &[&value.to_string()]).await;
+            pop(&mut one, &spread).await.expect("a task");
+        }
+        let more = InsertRequest { durability: Durability::Replicated.into(), ..insert_request(&spread, vec![json("1")]) };
+        one.insert(more).await.expect_err("there are no replicas");
 
         // Another database.
         let other = server_on_database(&redis, USER, "/1", &flags);

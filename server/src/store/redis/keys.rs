@@ -10,8 +10,8 @@ use md5::{Digest, Md5};
 use crate::store::QueueName;
 
 /// The version of the layout, kept in `<prefix>:format`: it grows when a server that knows only the one before could count
-/// wrongly, or lose, what is kept in the new one. 3 has plans of tasks and settings of queues.
-pub(super) const FORMAT: u64 = 3;
+/// wrongly, or lose, what is kept in the new one. 3 has plans of tasks and settings of queues, 4 has shards.
+pub(super) const FORMAT: u64 = 4;
 /// The oldest layout that is a part of the present one.
 pub(super) const OLDEST_FORMAT: u64 = 2;
 

@@ -107,10 +107,12 @@ impl Layout {
         Attempt::mint().map_or(0, |random| random.0[0]) % self.shards
     }
 
-    /// Of this one and another, that with more to pop.
+    /// Of this one and another, that with more to pop; should neither have anything, one that has.
     fn fuller(&self, one: u8) -> u8 {
         let other = self.any();
-        if self.ready(other) > self.ready(one) { other } else { one }
+        let fuller = if self.ready(other) > self.ready(one) { other } else { one };
+        let mut after = (0..self.shards).map(|step| (fuller + step) % self.shards);
+        after.find(|number| self.ready(*number) > 0).unwrap_or(fuller)
     }
 
     /// Of two, that with less.
