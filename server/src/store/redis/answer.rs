@@ -43,7 +43,7 @@ pub(super) struct Changed {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Done {
-    Done,
+    Changed,
     OtherGeneration,
     NotEmpty,
 }
@@ -314,7 +314,7 @@ pub(super) fn changed(value: Value) -> Result<Changed, StoreError> {
     let values = array(value)?;
     let [exists, more, made, done, now, pairs @ ..] = values.as_slice() else { return Err(unreadable()) };
     let done = match done {
-        Value::Int(0) => Done::Done,
+        Value::Int(0) => Done::Changed,
         Value::Int(1) => Done::OtherGeneration,
         Value::Int(2) => Done::NotEmpty,
         _ => return Err(unreadable()),

@@ -235,7 +235,7 @@ impl RedisStore {
     async fn raise(&self, queue: &QueueName, before: u64, after: u64) -> Result<(), StoreError> {
         let step = Step { what: "change", before, after, only_empty: false, values: &[] };
         let raised = self.one.change(queue, &step).await?;
-        if raised.done == Done::Done {
+        if raised.done == Done::Changed {
             self.one.shared.spread.set(queue, &raised);
         }
         Ok(())

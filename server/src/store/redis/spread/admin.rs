@@ -145,7 +145,7 @@ impl RedisStore {
             Step { what: "change", before: read.generation, after: generation, only_empty: spreads, values: &values };
         let changed = self.one.change(queue, &step).await?;
         match changed.done {
-            Done::Done => {}
+            Done::Changed => {}
             Done::OtherGeneration => return Ok(None),
             Done::NotEmpty => {
                 if was_spread {
