@@ -52,7 +52,7 @@ impl InsertedTask {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Durability {
-    /// The store has it: what that survives is what [`Admin::server_info`](crate::Admin::server_info) tells.
+    /// The store has it: what that survives is what GetServerInfo tells.
     #[default]
     Accepted,
     /// It is on the store's disk.

@@ -10,7 +10,7 @@ pub const MAX_SHARDS: u8 = 64;
 
 /// A queue's name, checked: 1 to 128 bytes, the first a letter or digit, the rest letters, digits, `.`, `_`, `:`, `/`, `-`.
 ///
-/// Within a store that spreads queues it can name a part of one, see [`Shard`]; everywhere else it names the whole.
+/// Within a store that spreads queues it can name a part of one, a shard; everywhere else it names the whole.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct QueueName(Arc<str>, Shard);
 
