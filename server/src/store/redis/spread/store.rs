@@ -169,28 +169,40 @@ impl RedisStore {
         let acks: Vec<Token> = here.iter().map(|at| pop.acks[*at]).collect();
         let has_acks = !acks.is_empty();
         let spent = pop.spent.clone();
+        let mut failure = None;
         let popped = match self.pop_part(queue, layout, first, Pop { acks, spent, ..pop.clone() }).await {
             Ok(popped) => popped,
-            Err(error) if did_nothing(&error) && !has_acks => NOTHING,
+            Err(error) if did_nothing(&error) && !has_acks => {
+                failure = Some(error);
+                NOTHING
+            }
             Err(error) if some_acked => return Err(error.after_others()),
             Err(error) => return Err(error),
         };
         here.into_iter().zip(&popped.acks).for_each(|(at, outcome)| outcomes[at] = *outcome);
         let mut all = Popped { acks: outcomes, known: all.known || popped.known, ..popped };
-        if !all.taken_over {
-            self.pop_from_others(queue, layout, pop, first, &mut all).await;
+        let has_answer = !all.taken_over && self.pop_from_others(queue, layout, pop, first, &mut all).await;
+        if let Some(error) = failure.filter(|_| !has_answer) {
+            return Err(of_several(error, !some_acked));
         }
         all.ready = layout.all_ready();
         all.due_in = all.due_in.filter(|_| all.tasks.is_empty());
         Ok(all)
     }
 
-    /// What the first shard lacked. What was leased there is not to be lost because another one is away.
-    async fn pop_from_others(&self, queue: &QueueName, layout: &Layout, pop: &Pop, first: u8, all: &mut Popped) {
+    /// What the first shard lacked. What was leased there is not to be lost because another one is away. Whether any of the others answered.
+    async fn pop_from_others(
+        &self,
+        queue: &QueueName,
+        layout: &Layout,
+        pop: &Pop,
+        first: u8,
+        all: &mut Popped,
+    ) -> bool {
         let bytes = |all: &Popped| all.tasks.iter().map(|task| task.envelope.len()).sum::<usize>();
         let has_room = |all: &Popped| all.tasks.len() < pop.max_tasks && bytes(all) < pop.max_bytes;
         if !has_room(all) || layout.shards == 1 {
-            return;
+            return false;
         }
         let others: Vec<u8> = (0..layout.shards).filter(|number| *number != first).collect();
         let parts: Vec<QueueName> = others.iter().map(|number| layout.part(queue, *number)).collect();
@@ -199,9 +211,10 @@ impl RedisStore {
             Ok(looks) => looks,
             Err(error) => {
                 tracing::debug!(%error, ?queue, "cannot look at the other shards");
-                return;
+                return false;
             }
         };
+        let has_answer = looks.iter().any(Option::is_some);
         let mut with_tasks = Vec::new();
         for (number, look) in others.into_iter().zip(looks) {
             let Some(look) = look else { continue };
@@ -243,6 +256,7 @@ impl RedisStore {
                 }
             }
         }
+        has_answer
     }
 
     fn of_part(&self, pop: &Pop, number: u8) -> Withdrawal {
