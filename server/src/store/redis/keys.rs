@@ -1,8 +1,9 @@
 //! The names of all keys, born here, and those of a queue's parts in `common.lua`. The layout cannot change without a
 //! migration.
 //!
-//! A queue's keys are `<prefix>:{<base64url of its tag>.<shard>}:<base64url of its name>:<part>`. The tag in braces makes
-//! Redis Cluster keep together what one script touches: the parts of a queue, and the queues that share a tag.
+//! A queue's keys are `<prefix>:{<base64url of its tag><shard>}:<base64url of its name>:<part>`; of shard 0, and of a queue without shards,
+//! `<shard>` is `.0`. The tag in braces makes Redis Cluster keep together what one script touches: the parts of a queue, and the queues
+//! that share a tag.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use md5::{Digest, Md5};
@@ -17,6 +18,12 @@ pub(super) const OLDEST_FORMAT: u64 = 2;
 
 /// The registry of queues is split over so many sets.
 pub(super) const REGISTRY_PARTS: u32 = 16;
+
+/// What a tag ends with in each shard, two letters each. They are such that the slots of a queue's shards are as far apart as they can be,
+/// whatever its name: of the first two one is in each half of all slots, of the first four in each quarter, and so on. For CRC16 is
+/// linear: with ends of one length, the slots of two shards differ in the same bits under every name.
+const SHARDS: &str = ".07yMGbsHzQ3YxUPnx39D7f3wwUsHYDq9q5YBWu2JZ97N9WplXCl9R5zuWWSJyFQ\
+                      6iPeMOoKknIjzlXhMloh6JPFzOXKkMII4I8aOomkiNKJxLZHOLmH4j8BxoZkimKi";
 
 /// Makes keys under one prefix.
 #[derive(Clone, Debug)]
@@ -49,7 +56,8 @@ impl Keys {
     }
 
     fn tag(queue: &QueueName) -> String {
-        format!("{}.{}", URL_SAFE_NO_PAD.encode(queue.tag()), queue.shard().number)
+        let at = 2 * usize::from(queue.shard().number);
+        format!("{}{}", URL_SAFE_NO_PAD.encode(queue.tag()), SHARDS.get(at..at + 2).unwrap_or_default())
     }
 
     pub(super) fn format(&self) -> String {
@@ -85,6 +93,23 @@ impl Keys {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::store::Shard;
+
+    #[test]
+    fn shards_are_spread_over_all_slots() {
+        let keys = Keys::new("dq");
+        for name in ["a", "mail", "a::b", "queue-4711", &"q".repeat(128)] {
+            let slot = |number| {
+                let part = QueueName::parse(name).unwrap().part(Shard { number, generation: 7 });
+                u32::from(Keys::slot(&keys.meta(&part)))
+            };
+            for shards in [2, 4, 8, 16, 32, 64] {
+                let blocks: std::collections::HashSet<u32> =
+                    (0..shards).map(|number| slot(number) * u32::from(shards) / 16_384).collect();
+                assert_eq!(blocks.len(), usize::from(shards), "{name}");
+            }
+        }
+    }
 
     #[test]
     fn keys_of_a_queue_share_one_tag_and_no_two_queues_share_a_key() {
