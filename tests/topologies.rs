@@ -1,7 +1,5 @@
 //! Redis with sentinels, as a cluster, behind TLS, and with logins: whatever becomes of its servers, the server goes on by itself.
 
-mod matrix;
-
 use std::{
     fs,
     os::unix::fs::PermissionsExt,

@@ -58,7 +58,6 @@ impl Sentinels {
     /// Of Redis, and another one of the sentinels.
     pub const PASSWORD: &str = "of-redis";
     pub const SENTINEL_PASSWORD: &str = "of-sentinels";
-    const MENDER: [&str; 2] = ["mender", "of-mender"];
 
     pub fn start() -> Self {
         let server = |extra: &[&str]| {
@@ -126,29 +125,6 @@ impl Sentinels {
             let Reply::Bytes(info) = master.try_command(&["INFO", "replication"]).ok()? else { return None };
             String::from_utf8_lossy(&info).contains("role:master").then_some(())
         });
-    }
-
-    /// Keeps replicas and sentinels from the master: those that are connected are thrown off, and none can log in any more. Its other
-    /// clients stay, and it takes itself for the master.
-    pub fn cut_off(&self, master: &Redis) {
-        let [user, password] = Self::MENDER;
-        let secret = format!(">{password}");
-        master.command(&["ACL", "SETUSER", user, "on", &secret, "~*", "&*", "+@all"]);
-        let command = |words: &[&str]| master.try_command_as(user, password, words).expect("the master");
-        command(&["CONFIG", "SET", "requirepass", "of-nobody"]);
-        command(&["CLIENT", "KILL", "TYPE", "replica"]);
-        let clients = text(&command(&["CLIENT", "LIST"])).unwrap_or_default();
-        let of_sentinels = clients.lines().filter(|line| line.contains("name=sentinel-"));
-        for id in of_sentinels.filter_map(|line| line.split(' ').next()?.strip_prefix("id=")) {
-            command(&["CLIENT", "KILL", "ID", id]);
-        }
-    }
-
-    /// Lets them in again.
-    pub fn mend(&self, master: &Redis) {
-        let [user, password] = Self::MENDER;
-        let words = ["CONFIG", "SET", "requirepass", Self::PASSWORD];
-        master.try_command_as(user, password, &words).expect("the master");
     }
 
     /// By hand, while all are well.
