@@ -6,7 +6,10 @@ use std::{
     fs,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use tokio::{
@@ -45,6 +48,26 @@ struct Behind {
     process: u32,
 }
 
+/// Who came through a door.
+struct Caller {
+    port: u16,
+    /// 0 as long as it is a stranger: it may have come before it was made known.
+    process: AtomicU32,
+}
+
+impl Caller {
+    fn found(&self, known: &Mutex<BTreeSet<u32>>) -> u32 {
+        let process = self.process.load(Ordering::Relaxed);
+        if process != 0 {
+            return process;
+        }
+        let known = known.lock().unwrap().clone();
+        let process = process_of(self.port, &known).unwrap_or(0);
+        self.process.store(process, Ordering::Relaxed);
+        process
+    }
+}
+
 impl Drop for Door {
     fn drop(&mut self) {
         self.accepting.abort();
@@ -65,7 +88,9 @@ impl Door {
 
 impl Doors {
     pub fn new() -> Self {
-        Self { inside: watch::Sender::default(), known: Arc::default(), held: Arc::default() }
+        // The tests themselves may call, too.
+        let known = Arc::new(Mutex::new([std::process::id()].into()));
+        Self { inside: watch::Sender::default(), known, held: Arc::default() }
     }
 
     /// A process that may come through doors, or is behind one. Any other one is outside whatever is cut off.
@@ -105,9 +130,8 @@ impl Doors {
     }
 
     async fn let_in(self, caller: TcpStream, from: SocketAddr, behind: Behind) {
-        let known = self.known.lock().unwrap().clone();
-        // 0 is a stranger.
-        let pair = (process_of(from.port(), &known).unwrap_or(0), behind.process);
+        let pair = (Caller { port: from.port(), process: AtomicU32::new(0) }, behind.process);
+        let pair = &pair;
         if !self.may_pass(pair, true).await {
             return;
         }
@@ -122,7 +146,7 @@ impl Doors {
         }
     }
 
-    async fn pass(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, pair: (u32, u32)) {
+    async fn pass(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, pair: &(Caller, u32)) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(bytes @ 1..) = from.read(&mut buffer).await {
             if !self.may_pass(pair, false).await || to.write_all(&buffer[..bytes]).await.is_err() {
@@ -134,11 +158,12 @@ impl Doors {
     }
 
     /// Waits until the two are on the same side. False if that cannot be any more.
-    async fn may_pass(&self, (one, other): (u32, u32), is_new: bool) -> bool {
-        let are_apart = |inside: &BTreeSet<u32>| inside.contains(&one) != inside.contains(&other);
+    async fn may_pass(&self, (caller, other): &(Caller, u32), is_new: bool) -> bool {
+        let one = caller.found(&self.known);
+        let are_apart = |inside: &BTreeSet<u32>| inside.contains(&one) != inside.contains(other);
         let mut inside = self.inside.subscribe();
         if are_apart(&inside.borrow()) && !is_new {
-            self.held.lock().unwrap().insert((one, other));
+            self.held.lock().unwrap().insert((one, *other));
         }
         inside.wait_for(|inside| !are_apart(inside)).await.is_ok()
     }

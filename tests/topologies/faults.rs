@@ -162,6 +162,7 @@ async fn watched(redis: Sentinels, doors: Doors, open: Vec<Door>, first: &[u16])
     let folder = Directory::default();
     let file = folder.join("password");
     fs::write(&file, Sentinels::SENTINEL_PASSWORD).expect("a file");
+    redis.sentinels().iter().for_each(|sentinel| doors.know(process(sentinel)));
     let url = redis.url();
     let first = if first.is_empty() { url.clone() } else { redis.url_with(first) };
     let servers = servers([&first, &url], &["--sentinel-password-file", &file], &doors).await;
