@@ -51,6 +51,8 @@ struct Behind {
 /// Who came through a door.
 struct Caller {
     port: u16,
+    /// The port that it came to.
+    door: u16,
     /// 0 as long as it is a stranger: it may have come before it was made known.
     process: AtomicU32,
 }
@@ -62,7 +64,7 @@ impl Caller {
             return process;
         }
         let known = known.lock().unwrap().clone();
-        let process = process_of(self.port, &known).unwrap_or(0);
+        let process = process_of(self.port, self.door, &known).unwrap_or(0);
         self.process.store(process, Ordering::Relaxed);
         process
     }
@@ -123,14 +125,14 @@ impl Doors {
             let Ok(Some(behind)) = target.wait_for(Option::is_some).await.map(|behind| *behind) else { return };
             doors.know(behind.process);
             while let Ok((caller, from)) = listener.accept().await {
-                tokio::spawn(doors.clone().let_in(caller, from, behind));
+                tokio::spawn(doors.clone().let_in(caller, from, port, behind));
             }
         });
         Door { port, behind, accepting }
     }
 
-    async fn let_in(self, caller: TcpStream, from: SocketAddr, behind: Behind) {
-        let pair = (Caller { port: from.port(), process: AtomicU32::new(0) }, behind.process);
+    async fn let_in(self, caller: TcpStream, from: SocketAddr, door: u16, behind: Behind) {
+        let pair = (Caller { port: from.port(), door, process: AtomicU32::new(0) }, behind.process);
         let pair = &pair;
         if !self.may_pass(pair, true).await {
             return;
@@ -169,13 +171,14 @@ impl Doors {
     }
 }
 
-/// Which of these has the socket that is bound to this port of 127.0.0.1, and connected.
-fn process_of(port: u16, known: &BTreeSet<u32>) -> Option<u32> {
+/// Which of these has the socket that is connected from this port of 127.0.0.1 to that one. Ports are used several times, for
+/// connections to different places.
+fn process_of(port: u16, door: u16, known: &BTreeSet<u32>) -> Option<u32> {
     let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let local = format!("0100007F:{port:04X}");
+    let [local, remote] = [port, door].map(|port| format!("0100007F:{port:04X}"));
     let own = |line: &&str| {
-        let mut fields = line.split_whitespace();
-        fields.nth(1) == Some(&local) && fields.nth(1).is_some_and(|state| state != "0A")
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next() == Some(&local) && fields.next() == Some(&remote)
     };
     let inode = table.lines().find(own)?.split_whitespace().nth(9)?;
     let socket = format!("socket:[{inode}]");
