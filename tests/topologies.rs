@@ -1,5 +1,9 @@
 //! Redis with sentinels, as a cluster, behind TLS, and with logins: whatever becomes of its servers, the server goes on by itself.
 
+mod account;
+mod faults;
+mod load;
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt,

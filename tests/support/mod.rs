@@ -4,6 +4,7 @@ pub mod call;
 pub mod consume;
 pub mod directory;
 pub mod disk;
+pub mod doors;
 pub mod embedded;
 pub mod http2;
 pub mod keys;
@@ -78,6 +79,15 @@ pub fn run(test: impl Future<Output = ()>) {
 /// `short`, or `long` when `DATA_QUEUE_TEST_LONG` asks for the long run.
 pub fn rounds<T>(short: T, long: T) -> T {
     if env::var("DATA_QUEUE_TEST_LONG").is_ok_and(|value| value == "1") { long } else { short }
+}
+
+/// Whether `DATA_QUEUE_TEST_LONG` asks for the long run. Says so if not.
+pub fn is_long() -> bool {
+    let is_long = rounds(false, true);
+    if !is_long {
+        println!("in the long run only: tests/run --long");
+    }
+    is_long
 }
 
 /// Asks again and again until there is something, and fails if there is nothing for `limit`.

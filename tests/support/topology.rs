@@ -47,9 +47,21 @@ fn text(reply: &Reply) -> Option<String> {
     }
 }
 
+/// Where others are told to find a node: its own ports, or those of doors in front of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Announced {
+    pub port: u16,
+    /// Of a node of a cluster.
+    pub bus: u16,
+}
+
+/// Hears of each node once it runs, with its number and the port of its bus, if it has one.
+pub type Up<'a> = &'a mut dyn FnMut(usize, &Redis, u16);
+
 /// A master, two replicas, and three sentinels that agree by two.
 pub struct Sentinels {
     servers: Vec<Redis>,
+    announced: Vec<u16>,
     sentinels: Vec<Redis>,
 }
 
@@ -60,15 +72,30 @@ impl Sentinels {
     pub const SENTINEL_PASSWORD: &str = "of-sentinels";
 
     pub fn start() -> Self {
-        let server = |extra: &[&str]| {
+        Self::behind(&[], &mut |_, _, _| {})
+    }
+
+    /// Each Redis, three in all, is known to all others by one of these ports, if there are any.
+    pub fn behind(doors: &[Announced], up: Up) -> Self {
+        let server = |number: usize, extra: &[&str]| {
             let mut extra = words(extra);
+            if let Some(door) = doors.get(number) {
+                let port = door.port.to_string();
+                extra.extend(words(&["--replica-announce-ip", "127.0.0.1", "--replica-announce-port", &port]));
+            }
             extra.extend(words(&["--masterauth", Self::PASSWORD, "--repl-diskless-sync-delay", "0"]));
             Redis::with(Options { requirepass: Some(Self::PASSWORD.to_owned()), extra, ..Options::default() })
         };
-        let master = server(&[]);
-        let port = master.port().to_string();
+        let announced_by = |number: usize, server: &Redis| doors.get(number).map_or(server.port(), |door| door.port);
+        let master = server(0, &[]);
+        up(0, &master, 0);
+        let port = announced_by(0, &master).to_string();
         let mut servers = vec![master];
-        servers.extend((0..2).map(|_| server(&["--replicaof", "127.0.0.1", &port])));
+        for number in 1..3 {
+            servers.push(server(number, &["--replicaof", "127.0.0.1", &port]));
+            up(number, &servers[number], 0);
+        }
+        let announced = servers.iter().enumerate().map(|(number, server)| announced_by(number, server)).collect();
         wait_for("the replicas", || (servers[0].info("connected_slaves")? == "2").then_some(()));
         let name = Self::MASTER;
         let settings = format!(
@@ -83,7 +110,7 @@ impl Sentinels {
             Redis::with(Options { sentinel: Some(settings.clone()), requirepass, ..Options::default() })
         };
         let sentinels: Vec<_> = (0..3).map(|_| sentinel()).collect();
-        let all = Self { servers, sentinels };
+        let all = Self { servers, announced, sentinels };
         for sentinel in &all.sentinels {
             // Each knows the two others and both replicas.
             wait_for("the sentinels", || {
@@ -96,20 +123,30 @@ impl Sentinels {
 
     /// The `--store` of a server, with the password of Redis in it.
     pub fn url(&self) -> String {
-        let sentinels: Vec<_> = self.sentinels.iter().map(|one| format!("127.0.0.1:{}", one.port())).collect();
+        self.url_with(&self.sentinels.iter().map(Redis::port).collect::<Vec<_>>())
+    }
+
+    /// The same with other ports to find the sentinels at.
+    pub fn url_with(&self, ports: &[u16]) -> String {
+        let sentinels: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         format!("redis+sentinel://:{}@{}/{}", Self::PASSWORD, sentinels.join(","), Self::MASTER)
+    }
+
+    pub fn sentinels(&self) -> &[Redis] {
+        &self.sentinels
     }
 
     /// Who is the master, by the sentinels.
     pub fn master(&self) -> &Redis {
-        let port = wait_for("a master", || self.master_port());
-        self.servers.iter().find(|server| server.port() == port).expect("one of the servers")
+        wait_for("a master", || self.master_now())
     }
 
-    fn master_port(&self) -> Option<u16> {
+    fn master_now(&self) -> Option<&Redis> {
         let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", Self::MASTER];
         let Reply::Array(address) = self.sentinels[0].try_command(&ask).ok()? else { return None };
-        text(address.get(1)?)?.parse().ok()
+        let port: u16 = text(address.get(1)?)?.parse().ok()?;
+        let number = self.announced.iter().position(|announced| *announced == port)?;
+        self.servers.get(number)
     }
 
     pub fn replicas(&self) -> Vec<&Redis> {
@@ -120,10 +157,19 @@ impl Sentinels {
     /// Waits until another one than this is the master.
     pub fn await_successor_of(&self, port: u16) {
         wait_for("another master", || {
-            let master = self.master_port().filter(|master| *master != port)?;
-            let master = self.servers.iter().find(|server| server.port() == master)?;
+            let master = self.master_now().filter(|master| master.port() != port)?;
             let Reply::Bytes(info) = master.try_command(&["INFO", "replication"]).ok()? else { return None };
             String::from_utf8_lossy(&info).contains("role:master").then_some(())
+        });
+    }
+
+    /// Waits until both replicas have what the master has.
+    pub fn await_whole(&self) {
+        let master = self.master();
+        wait_for("the replicas", || {
+            let Ok(Reply::Bytes(info)) = master.try_command(&["INFO", "replication"]) else { return None };
+            let info = String::from_utf8_lossy(&info);
+            (info.contains("role:master") && info.matches("state=online").count() == 2).then_some(())
         });
     }
 
@@ -142,14 +188,25 @@ impl Sentinels {
 /// Three masters with a replica each.
 pub struct Cluster {
     nodes: Vec<Redis>,
+    announced: Vec<Announced>,
 }
 
 impl Cluster {
     pub fn start() -> Self {
-        let cluster = Self { nodes: (0..6).map(|_| Self::node()).collect() };
-        let [first, others @ ..] = cluster.nodes.as_slice() else { unreachable!() };
-        for other in others {
-            first.command(&["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string(), &Self::bus_port(other)]);
+        Self::behind(&[], &mut |_, _, _| {})
+    }
+
+    /// Each node, six in all, is known to all others by one of these ports, if there are any.
+    pub fn behind(doors: &[Announced], up: Up) -> Self {
+        let mut cluster = Self { nodes: Vec::new(), announced: Vec::new() };
+        for number in 0..6 {
+            let (node, bus) = Self::node(doors.get(number));
+            up(number, &node, bus);
+            cluster.announced.push(doors.get(number).copied().unwrap_or(Announced { port: node.port(), bus }));
+            cluster.nodes.push(node);
+        }
+        for number in 1..6 {
+            cluster.meet(number);
         }
         let share = SLOTS.div_ceil(3);
         for (number, master) in (0_u16..).zip(&cluster.nodes[..3]) {
@@ -173,17 +230,24 @@ impl Cluster {
         cluster
     }
 
-    fn node() -> Redis {
-        let bus = free_port().to_string();
+    fn node(door: Option<&Announced>) -> (Redis, u16) {
+        let bus_port = free_port();
+        let bus = bus_port.to_string();
         let timeout = DOWN_AFTER.as_millis().to_string();
         let own = ["--cluster-enabled", "yes", "--cluster-node-timeout", &timeout, "--cluster-port", &bus];
         let more = ["--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"];
-        Redis::with(Options { extra: words(&[&own[..], &more[..]].concat()), ..Options::default() })
+        let mut extra = words(&[&own[..], &more[..]].concat());
+        if let Some(Announced { port, bus }) = door {
+            extra.extend(words(&["--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", &port.to_string()]));
+            extra.extend(words(&["--cluster-announce-bus-port", &bus.to_string()]));
+        }
+        (Redis::with(Options { extra, ..Options::default() }), bus_port)
     }
 
-    fn bus_port(node: &Redis) -> String {
-        let Reply::Array(setting) = node.command(&["CONFIG", "GET", "cluster-port"]) else { unreachable!() };
-        text(&setting[1]).unwrap()
+    /// The first node hears of this one.
+    fn meet(&self, number: usize) {
+        let Announced { port, bus } = self.announced[number];
+        self.nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port.to_string(), &bus.to_string()]);
     }
 
     fn id(node: &Redis) -> String {
@@ -192,7 +256,7 @@ impl Cluster {
 
     /// The `--store` of a server, with some of the nodes.
     pub fn url(&self) -> String {
-        let seeds: Vec<_> = self.nodes.iter().take(4).map(|node| format!("127.0.0.1:{}", node.port())).collect();
+        let seeds: Vec<_> = self.announced.iter().take(4).map(|node| format!("127.0.0.1:{}", node.port)).collect();
         format!("redis+cluster://{}", seeds.join(","))
     }
 
@@ -209,7 +273,13 @@ impl Cluster {
 
     fn at(&self, address: &str) -> Option<&Redis> {
         let port: u16 = address.split(['@', ',']).next()?.rsplit(':').next()?.parse().ok()?;
-        self.nodes.iter().find(|node| node.port() == port)
+        let number = self.announced.iter().position(|announced| announced.port == port)?;
+        self.nodes.get(number)
+    }
+
+    /// It is the one that is asked about all, as long as it answers.
+    pub fn is_first(&self, node: &Redis) -> bool {
+        node.port() == self.nodes[0].port()
     }
 
     /// The masters that have slots, and are well.
@@ -283,9 +353,10 @@ impl Cluster {
 
     /// Another master, that has no slots yet.
     pub fn add_node(&mut self) -> u16 {
-        let node = Self::node();
+        let (node, bus) = Self::node(None);
         let port = node.port();
-        self.nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &port.to_string(), &Self::bus_port(&node)]);
+        self.announced.push(Announced { port, bus });
+        self.meet(self.announced.len() - 1);
         let id = Self::id(&node);
         let known = |node: &Redis| matches!(node.try_command(&["CLUSTER", "NODES"]), Ok(Reply::Bytes(told)) if String::from_utf8_lossy(&told).contains(&id));
         wait_for("all to know the new node", || self.nodes.iter().all(known).then_some(()));
