@@ -179,7 +179,7 @@ fn lock_files_name_no_hosts() {
 /// or take a time to work, faults at moments that chance chooses, and README's own lines.
 #[test]
 fn tests_do_not_sleep() {
-    const MAY: [&str; 24] = [
+    const MAY: [&str; 25] = [
         "client/tests/operate/copy.rs",
         "client/tests/operate/server.rs",
         "client/tests/operate/work.rs",
@@ -189,6 +189,7 @@ fn tests_do_not_sleep() {
         "tests/support/server.rs",
         "tests/support/topology.rs",
         "tests/bench/load.rs",
+        "tests/bench/shards.rs",
         "tests/clients/readme.rs",
         "tests/faults/load.rs",
         "tests/faults/store_faults.rs",

@@ -11,9 +11,10 @@ use data_queue_proto::v1::Durability;
 use crate::{
     histories::{load::NO_DEAD_LETTERS, random::Random},
     support::{
+        PATIENCE,
         directory::Directory,
         doors::{Door, Doors},
-        is_long,
+        is_long, poll_until,
         redis::Redis,
         rounds,
         server::Server,
@@ -217,10 +218,17 @@ impl Stage<Cluster> {
         let at = load.now();
         stop(master);
         self.redis.await_successor_of(master.port(), slot);
-        let ready = load.now();
-        load.goes_on(BOTH, some()).await;
-        heal(master);
-        self.redis.await_whole();
+        let mut ready = load.now();
+        if load.wants_replicas() {
+            // The new master has none before the old one is that.
+            heal(master);
+            self.redis.await_whole();
+            ready = load.now();
+        } else {
+            load.goes_on(BOTH, some()).await;
+            heal(master);
+            self.redis.await_whole();
+        }
         let bit = (!self.redis.is_owner(master, slot)).then(|| ("another master has its slots".to_owned(), true));
         Struck { at, ready, reach: BOTH, whole: None, bit }
     }
@@ -250,17 +258,28 @@ impl Stage<Sentinels> {
     }
 }
 
-/// A replica goes, and comes back in the end.
-async fn without(load: &Load, master: &Redis, replica: &Redis, await_whole: impl FnOnce()) -> Struck {
+/// A replica goes, and comes back in the end. Without another one, inserts that ask for replicas do not go on before that.
+async fn without(
+    load: &Load,
+    master: &Redis,
+    replica: &Redis,
+    goes_on_without: bool,
+    await_whole: impl FnOnce(),
+) -> Struck {
     let replicas = || master.info("connected_slaves");
     let before = replicas();
     let at = load.now();
     replica.kill();
-    load.goes_on(BOTH, some()).await;
+    if goes_on_without {
+        load.goes_on(BOTH, some()).await;
+    } else {
+        poll_until("the replica to be missed", PATIENCE, async || (replicas() < before).then_some(())).await;
+    }
     let bit = (replicas() < before).then(|| ("the master has a replica less".to_owned(), false));
     replica.restart();
     await_whole();
-    Struck { at, ready: at, reach: BOTH, whole: None, bit }
+    let ready = if goes_on_without { at } else { load.now() };
+    Struck { at, ready, reach: BOTH, whole: None, bit }
 }
 
 /// A master and the first server are cut off from all others, until these have another master and go on.
@@ -268,6 +287,7 @@ async fn cut_off<T>(
     stage: &Stage<T>,
     load: &Load,
     master: &Redis,
+    goes_on_without: bool,
     await_successor: impl FnOnce(),
     await_whole: impl FnOnce(),
 ) -> Struck {
@@ -275,7 +295,9 @@ async fn cut_off<T>(
     stage.doors.cut_off(&[process(master), stage.servers[0].pid()]);
     await_successor();
     let ready = load.now();
-    load.goes_on(OUTSIDE, some()).await;
+    if goes_on_without {
+        load.goes_on(OUTSIDE, some()).await;
+    }
     let inside = load.taken(at, load.now(), 0);
     let thought_so = master.info("role").is_some_and(|role| role == "master");
     stage.doors.heal();
@@ -325,7 +347,7 @@ wire_tests! {
             let row = Row::new("Sentinel", "replica killed", false);
             let strike = async |stage: &mut Stage<Sentinels>, load: &Load| {
                 let redis = &stage.redis;
-                without(load, redis.master(), redis.replicas()[0], || redis.await_whole()).await
+                without(load, redis.master(), redis.replicas()[0], true, || redis.await_whole()).await
             };
             row.prove(sentinels, strike).await;
         }
@@ -336,7 +358,7 @@ wire_tests! {
         let strike = async |stage: &mut Stage<Sentinels>, load: &Load| {
             let master = stage.redis.master();
             let successor = || stage.redis.await_successor_of(master.port());
-            cut_off(stage, load, master, successor, || stage.redis.await_whole()).await
+            cut_off(stage, load, master, true, successor, || stage.redis.await_whole()).await
         };
         row.prove(sentinels_behind_doors, strike).await;
     }
@@ -389,7 +411,8 @@ wire_tests! {
                 let new = stage.redis.add_node();
                 Struck { at, ..stage.moved(load, stage.slots()[0], new) }
             };
-            row.prove(cluster, strike).await;
+            // A new node has no replica to ask for.
+            row.prove_once(&cluster, &strike).await;
         }
     }
 
@@ -399,7 +422,7 @@ wire_tests! {
             let strike = async |stage: &mut Stage<Cluster>, load: &Load| {
                 let redis = &stage.redis;
                 let master = redis.owner(stage.slots()[0]);
-                without(load, master, redis.replica_of(master), || redis.await_whole()).await
+                without(load, master, redis.replica_of(master), !load.wants_replicas(), || redis.await_whole()).await
             };
             row.prove(cluster, strike).await;
         }
@@ -412,7 +435,8 @@ wire_tests! {
                 let slot = stage.slots()[0];
                 let master = stage.redis.owner(slot);
                 let successor = || stage.redis.await_successor_of(master.port(), slot);
-                cut_off(stage, load, master, successor, || stage.redis.await_whole()).await
+                let goes_on = !load.wants_replicas();
+                cut_off(stage, load, master, goes_on, successor, || stage.redis.await_whole()).await
             };
             row.prove(cluster_behind_doors, strike).await;
         }

@@ -125,6 +125,11 @@ impl Load {
         (load, hands)
     }
 
+    /// Whether inserts are refused where a master has no replica.
+    pub fn wants_replicas(&self) -> bool {
+        self.durability == Durability::Replicated
+    }
+
     pub fn now(&self) -> Duration {
         self.recorder.now()
     }
