@@ -31,11 +31,11 @@ const NEIGHBOURS: u64 = 1_000;
 pub(crate) struct Mode {
     pub(crate) what: &'static str,
     pub(crate) callers: usize,
-    part: u64,
+    pub(crate) part: u64,
     pub(crate) tasks: u64,
 }
 
-pub(crate) const MODES: [Mode; 2] = [
+const MODES: [Mode; 2] = [
     Mode { what: "one by one", callers: CALLERS, part: 1, tasks: 20_000 },
     Mode { what: "by 100", callers: 4, part: 100, tasks: 100_000 },
 ];
