@@ -206,8 +206,8 @@ async fn another_layout_is_refused() {
     let redis = Arc::new(Redis::start());
     let rig = connected(&redis);
     rig.check().await.unwrap();
-    assert_eq!(redis.command(&["GET", "test:format"]), Reply::Bytes(b"3".to_vec()));
-    for other in ["1", "4", "1000000000000000000000", "new"] {
+    assert_eq!(redis.command(&["GET", "test:format"]), Reply::Bytes(b"4".to_vec()));
+    for other in ["1", "5", "1000000000000000000000", "new"] {
         redis.command(&["SET", "test:format", other]);
         let message = refusal(connected(&redis).check().await);
         assert!(message.contains(other) && message.contains("test:format"), "{message}");
@@ -216,7 +216,7 @@ async fn another_layout_is_refused() {
     }
     redis.command(&["SET", "test:format", "2"]);
     rig.check().await.unwrap();
-    assert_eq!(redis.command(&["GET", "test:format"]), Reply::Bytes(b"3".to_vec()));
+    assert_eq!(redis.command(&["GET", "test:format"]), Reply::Bytes(b"4".to_vec()));
     assert_eq!(rig.count(&queue("q")).await, None);
 }
 
