@@ -111,6 +111,10 @@ impl Presence {
         matches!(*self.standing.borrow(), Standing::Reset(_))
     }
 
+    pub(super) fn is_away(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Away(_))
+    }
+
     pub(super) fn cannot_connect(&self, error: &RedisError) -> String {
         format!("cannot connect to Redis at {}: {}", self.address, describe(error))
     }

@@ -142,6 +142,12 @@ impl Nodes {
         Arc::clone(presences.entry(node.clone()).or_insert_with(new))
     }
 
+    /// Whether the last checks had no answer from it.
+    pub(super) fn is_away(&self, node: &Node) -> bool {
+        let presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
+        presences.get(node).is_some_and(|presence| presence.is_away())
+    }
+
     /// What the last check found.
     pub(super) fn note_strength(&self, node: Node, strength: Strength) {
         let mut strengths = self.strengths.lock().unwrap_or_else(PoisonError::into_inner);

@@ -107,18 +107,28 @@ impl Layout {
         Attempt::mint().map_or(0, |random| random.0[0]) % self.shards
     }
 
-    /// Of this one and another, that with more to pop; should neither have anything, one that has.
-    fn fuller(&self, one: u8) -> u8 {
-        let other = self.any();
-        let fuller = if self.ready(other) > self.ready(one) { other } else { one };
-        let mut after = (0..self.shards).map(|step| (fuller + step) % self.shards);
-        after.find(|number| self.ready(*number) > 0).unwrap_or(fuller)
+    /// All of them, from this one on.
+    fn from(&self, first: u8) -> impl Iterator<Item = u8> {
+        let shards = self.shards;
+        (0..shards).map(move |step| (first + step) % shards)
     }
 
-    /// Of two, that with less.
-    fn emptier(&self) -> u8 {
+    /// Of this one and another, that with more to pop; should neither have anything, one that has. Those that are away come last.
+    fn fuller(&self, one: u8, is_away: impl Fn(u8) -> bool) -> u8 {
+        let other = self.any();
+        let fuller = if self.ready(other) > self.ready(one) { other } else { one };
+        let has_some = |number: &u8| self.ready(*number) > 0 && !is_away(*number);
+        let is_there = |number: &u8| !is_away(*number);
+        self.from(fuller).find(has_some).or_else(|| self.from(fuller).find(is_there)).unwrap_or(fuller)
+    }
+
+    /// Of two, that with less, and then the others. Those that are away come last.
+    fn emptier(&self, is_away: impl Fn(u8) -> bool) -> Vec<u8> {
         let (one, other) = (self.any(), self.any());
-        if self.ready(other) < self.ready(one) { other } else { one }
+        let (there, away): (Vec<u8>, Vec<u8>) = self
+            .from(if self.ready(other) < self.ready(one) { other } else { one })
+            .partition(|number| !is_away(*number));
+        [there, away].concat()
     }
 
     /// Where these have to go; nothing if anywhere.
@@ -205,6 +215,12 @@ impl RedisStore {
 
     fn layout(&self, queue: &QueueName) -> Option<Arc<Layout>> {
         self.one.shared.spread.get(queue)
+    }
+
+    /// Whether the node that has a shard does not answer, as far as is known.
+    fn is_away(&self, queue: &QueueName, layout: &Layout, number: u8) -> bool {
+        let nodes = &self.one.shared.nodes;
+        nodes.is_cluster() && nodes.is_away(&self.one.shared.owner(&layout.part(queue, number)))
     }
 
     /// Reads it anew.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future;
+use tokio::time::Instant;
 
 use super::{Attempts, Layout, OfShard, RedisStore, by_shard, is_first_shard, of_several};
 use crate::store::{
@@ -48,10 +49,15 @@ impl RedisStore {
             Ok(home) => home,
             Err(error) => return (0, Err(error)),
         };
-        let first = home.unwrap_or_else(|| layout.emptier());
-        let mut refusal = None;
-        for step in 0..if home.is_some() { 1 } else { layout.shards } {
-            let number = (first + step) % layout.shards;
+        let order =
+            home.map_or_else(|| layout.emptier(|number| self.is_away(queue, layout, number)), |home| vec![home]);
+        let first = order.first().copied().unwrap_or_default();
+        let (mut refusal, until) = (None, Instant::now() + self.one.shared.timeout);
+        for number in order {
+            // Each shard that is away may take the time of a whole call.
+            if refusal.is_some() && Instant::now() >= until {
+                break;
+            }
             let mut insert = insert.clone();
             insert.tasks.iter_mut().for_each(|task| task.id = task.id.in_shard(number));
             let count = insert.tasks.len() as u64;
@@ -158,7 +164,8 @@ impl RedisStore {
         let mut outcomes = vec![Outcome::LeaseLost; pop.acks.len()];
         let is_answered = !all.tasks.is_empty() || pop.max_tasks == 0;
         let of_acks = pop.acks.iter().map(|token| token.shard()).find(|number| *number < layout.shards);
-        let first = layout.fuller(of_acks.unwrap_or_else(|| layout.any()));
+        let is_away = |number: u8| self.is_away(queue, layout, number);
+        let first = layout.fuller(of_acks.unwrap_or_else(|| layout.any()), is_away);
         let apart = self.ack_apart(queue, &pop.acks, (!is_answered).then_some(first)).await?;
         let some_acked = !apart.is_empty();
         apart.into_iter().for_each(|(at, outcome)| outcomes[at] = outcome);
@@ -204,7 +211,8 @@ impl RedisStore {
         if !has_room(all) || layout.shards == 1 {
             return false;
         }
-        let others: Vec<u8> = (0..layout.shards).filter(|number| *number != first).collect();
+        let is_asked = |number: &u8| *number != first && !self.is_away(queue, layout, *number);
+        let others: Vec<u8> = (0..layout.shards).filter(is_asked).collect();
         let parts: Vec<QueueName> = others.iter().map(|number| layout.part(queue, *number)).collect();
         let announce = if pop.will_wait && all.tasks.is_empty() { ANNOUNCED_FOR } else { 0 };
         let looks = match self.one.look_at_all(&parts, announce).await {
