@@ -391,6 +391,18 @@ wire_tests! {
         popped(&server, &queue).await;
     }
 
+    /// Of a cluster: a Redis that is none, and one that takes no password.
+    async fn a_cluster_that_is_none_says_why() {
+        let redis = Redis::start();
+        for (user, why) in [("", "cluster support disabled"), (":secret@", "authentication failed")] {
+            let store = format!("redis+cluster://{user}127.0.0.1:{}", redis.port());
+            let server = Server::launch(&store, FLAGS, None);
+            poll_until(why, PATIENCE, async || server.log().contains(why).then_some(())).await;
+            assert_eq!(server.health("").await, ServingStatus::NotServing);
+            assert!(!server.log().contains("secret"), "{}", server.log());
+        }
+    }
+
     /// Row 47: addresses and logins that cannot work are told in one line, without a password.
     async fn addresses_that_mean_nothing_end_the_server() {
         let folder = Directory::default();

@@ -65,7 +65,7 @@ impl From<Error> for Status {
                 refuse(Code::ResourceExhausted, message, details)
             }
             Error::Store(StoreError::NotEmpty) => {
-                let message = "the queue has tasks; force deletes them along with it, and its shards change only while it has none";
+                let message = "the queue has tasks, or dead letters: its shards change only while it has none, and it is deleted along with them only by force";
                 let message = message.to_owned();
                 refuse(Code::FailedPrecondition, message, info(reason::QUEUE_NOT_EMPTY, HashMap::new()))
             }

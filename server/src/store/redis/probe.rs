@@ -95,11 +95,11 @@ impl Probe {
     /// Asks all nodes that are known who the masters are, and believes the one that has heard of the latest change; then the masters.
     async fn ask_cluster(&mut self, keys: &Keys, known: &Epochs) -> Result<(Report, Epochs), Unfit> {
         let patience = self.timeout / STEPS_PER_CHECK;
-        let mut said = self.all_say(patience).await;
+        let (mut said, why) = self.all_say(patience).await;
         let best = said.iter().max_by_key(|said| (said.is_whole, said.epoch));
         let ranges = best.map(|said| said.ranges.clone()).filter(|ranges| !ranges.is_empty());
         let Some(ranges) = ranges else {
-            return Err(Unfit::Problem(format!("no node of the cluster at {} answers", self.presence.address())));
+            return Err(Unfit::Problem(format!("no node of the cluster at {} answers{why}", self.presence.address())));
         };
         self.nodes.set_owners(ranges);
         let masters = self.nodes.owners();
@@ -149,7 +149,8 @@ impl Probe {
         Ok((Report { absent, answered, ..report }, epochs))
     }
 
-    async fn all_say(&mut self, patience: Duration) -> Vec<Said> {
+    /// What they say; and why one of the others does not, for people.
+    async fn all_say(&mut self, patience: Duration) -> (Vec<Said>, String) {
         let mut asked: BTreeSet<Node> = self.nodes.route().seeds().into_iter().collect();
         asked.extend(self.nodes.owners());
         self.connections.retain(|node, _| asked.contains(node));
@@ -165,17 +166,20 @@ impl Probe {
             (node.clone(), timeout(patience, asking).await)
         }))
         .await;
-        let mut all = Vec::new();
+        let (mut all, mut why) = (Vec::new(), String::new());
         for (node, said) in said {
             match said {
                 Ok(Ok(said)) => {
                     self.connections.insert(node, said.connection.clone());
                     all.push(said);
+                    continue;
                 }
-                _ => drop(self.connections.remove(&node)),
+                Ok(Err(error)) => why = format!(": {node}: {}", describe(&error)),
+                Err(_) => {}
             }
+            self.connections.remove(&node);
         }
-        all
+        (all, why)
     }
 
     async fn connection(&mut self, node: &Node) -> Result<MultiplexedConnection, RedisError> {
