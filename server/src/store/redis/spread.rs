@@ -391,3 +391,9 @@ fn is_first_shard(tokens: &[Token]) -> bool {
 fn of_several(error: StoreError, is_first: bool) -> StoreError {
     if is_first { error } else { error.after_others() }
 }
+
+/// What the steps answered that were all taken, side by side, since one that is away is no reason to leave the others.
+fn all_of<T>(done: Vec<Result<T, StoreError>>) -> Result<Vec<T>, StoreError> {
+    let is_only_one = done.len() == 1;
+    done.into_iter().map(|step| step.map_err(|error| of_several(error, is_only_one))).collect()
+}

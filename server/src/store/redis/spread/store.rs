@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures_util::future;
 use tokio::time::Instant;
 
-use super::{Attempts, Layout, OfShard, RedisStore, by_shard, is_first_shard, of_several};
+use super::{Attempts, Layout, OfShard, RedisStore, all_of, by_shard, is_first_shard, of_several};
 use crate::store::{
     Beaten, Consumer, Insert, Inserted, Kept, MAX_SHARDS, Millis, NumberedInsert, OnWake, Outcome, Pop, Popped,
     Produce, Produced, PutBack, QueueName, ReapCursor, Reaped, Release, Released, Sight, Stem, Store, StoreError,
@@ -151,7 +151,7 @@ impl RedisStore {
         let acked = groups.map(async |OfShard { queue, tokens, at }| {
             self.one.ack(&queue, &tokens).await.map(|outcomes| at.into_iter().zip(outcomes).collect::<Vec<_>>())
         });
-        Ok(future::try_join_all(acked).await?.concat())
+        Ok(all_of(future::join_all(acked).await)?.concat())
     }
 
     /// Acks first, wherever the tasks are. Then from the fuller one of two shards, and if there is too little, from all that have
@@ -370,8 +370,7 @@ impl Store for RedisStore {
             return self.one.ack(queue, tokens).await;
         }
         let mut outcomes = vec![Outcome::LeaseLost; tokens.len()];
-        // Others may have been done.
-        let acked = self.ack_apart(queue, tokens, None).await.map_err(StoreError::after_others)?;
+        let acked = self.ack_apart(queue, tokens, None).await?;
         acked.into_iter().for_each(|(at, outcome)| outcomes[at] = outcome);
         Ok(outcomes)
     }
@@ -390,7 +389,7 @@ impl Store for RedisStore {
         });
         let mut all = Beaten { outcomes: vec![Outcome::LeaseLost; tokens.len()], ..Beaten::default() };
         let mut cancelled = Vec::new();
-        for (at, beaten) in future::try_join_all(beats).await.map_err(StoreError::after_others)? {
+        for (at, beaten) in all_of(future::join_all(beats).await)? {
             at.into_iter().zip(beaten.outcomes).for_each(|(at, outcome)| all.outcomes[at] = outcome);
             cancelled.extend(beaten.cancelled);
             let earliest = [all.earliest, beaten.earliest].into_iter().flatten();
@@ -406,9 +405,10 @@ impl Store for RedisStore {
             return self.one.release(queue, release).await;
         }
         let (mut outcomes, mut all) = (vec![Outcome::LeaseLost; tokens.len()], Released::default());
-        for (step, OfShard { queue, tokens, at }) in by_shard(queue, tokens).into_iter().enumerate() {
-            let done = self.release_part(&queue, &release, tokens).await;
-            let (of_step, released) = done.map_err(|error| of_several(error, step == 0))?;
+        let parts = by_shard(queue, tokens)
+            .into_iter()
+            .map(async |OfShard { queue, tokens, at }| Ok((at, self.release_part(&queue, &release, tokens).await?)));
+        for (at, (of_step, released)) in all_of(future::join_all(parts).await)? {
             at.into_iter().zip(of_step).for_each(|(at, outcome)| outcomes[at] = outcome);
             add(&mut all, released);
         }
@@ -444,9 +444,11 @@ impl Store for RedisStore {
         }
         let mut all = Kept { outcomes: vec![Outcome::LeaseLost; tokens.len()], cancelled: Vec::new() };
         let mut cancelled = Vec::new();
-        for (step, OfShard { queue, tokens, at }) in by_shard(queue, tokens).into_iter().enumerate() {
-            let kept = self.one.keep(&queue, consumer, &tokens, lease).await;
-            let Some(kept) = kept.map_err(|error| of_several(error, step == 0))? else { return Ok(None) };
+        let parts = by_shard(queue, tokens).into_iter().map(async |OfShard { queue, tokens, at }| {
+            Ok((at, self.one.keep(&queue, consumer, &tokens, lease).await?))
+        });
+        for (at, kept) in all_of(future::join_all(parts).await)? {
+            let Some(kept) = kept else { return Ok(None) };
             at.into_iter().zip(kept.outcomes).for_each(|(at, outcome)| all.outcomes[at] = outcome);
             cancelled.extend(kept.cancelled);
         }
