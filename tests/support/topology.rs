@@ -6,6 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -60,7 +61,7 @@ pub type Up<'a> = &'a mut dyn FnMut(usize, &Redis, u16);
 
 /// A master, two replicas, and three sentinels that agree by two.
 pub struct Sentinels {
-    servers: Vec<Redis>,
+    servers: Vec<Arc<Redis>>,
     announced: Vec<u16>,
     sentinels: Vec<Redis>,
 }
@@ -84,7 +85,7 @@ impl Sentinels {
                 extra.extend(words(&["--replica-announce-ip", "127.0.0.1", "--replica-announce-port", &port]));
             }
             extra.extend(words(&["--masterauth", Self::PASSWORD, "--repl-diskless-sync-delay", "0"]));
-            Redis::with(Options { requirepass: Some(Self::PASSWORD.to_owned()), extra, ..Options::default() })
+            Arc::new(Redis::with(Options { requirepass: Some(Self::PASSWORD.to_owned()), extra, ..Options::default() }))
         };
         let announced_by = |number: usize, server: &Redis| doors.get(number).map_or(server.port(), |door| door.port);
         let master = server(0, &[]);
@@ -137,11 +138,11 @@ impl Sentinels {
     }
 
     /// Who is the master, by the sentinels.
-    pub fn master(&self) -> &Redis {
+    pub fn master(&self) -> &Arc<Redis> {
         wait_for("a master", || self.master_now())
     }
 
-    fn master_now(&self) -> Option<&Redis> {
+    fn master_now(&self) -> Option<&Arc<Redis>> {
         let ask = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", Self::MASTER];
         let Reply::Array(address) = self.sentinels[0].try_command(&ask).ok()? else { return None };
         let port: u16 = text(address.get(1)?)?.parse().ok()?;
@@ -151,7 +152,7 @@ impl Sentinels {
 
     pub fn replicas(&self) -> Vec<&Redis> {
         let master = self.master().port();
-        self.servers.iter().filter(|server| server.port() != master).collect()
+        self.servers.iter().map(Arc::as_ref).filter(|server| server.port() != master).collect()
     }
 
     /// Waits until another one than this is the master.
@@ -390,7 +391,7 @@ impl Cluster {
 
 /// One Redis behind TLS, which wants a certificate of its clients; and certificates for it, made here.
 pub struct Tls {
-    redis: Redis,
+    redis: Arc<Redis>,
     port: u16,
     folder: Directory,
 }
@@ -471,11 +472,11 @@ impl Tls {
             "--tls-auth-clients",
             "yes",
         ]);
-        let redis = Redis::with(Options { extra, ..Options::default() });
+        let redis = Arc::new(Redis::with(Options { extra, ..Options::default() }));
         Self { redis, port, folder }
     }
 
-    pub fn redis(&self) -> &Redis {
+    pub fn redis(&self) -> &Arc<Redis> {
         &self.redis
     }
 

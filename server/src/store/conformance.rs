@@ -28,8 +28,6 @@ mod purge;
 mod reap;
 mod reclaim;
 mod redis_only;
-#[path = "../../../tests/support/redis.rs"]
-mod redis_server;
 mod redrive;
 mod release;
 mod retry;
@@ -38,6 +36,8 @@ mod schedule;
 mod session;
 mod settings;
 mod shards;
+mod support;
+mod topologies;
 mod ttl;
 mod unique;
 
@@ -47,8 +47,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use self::{
-    engines::{cluster, memory, redis, sqlite},
+    engines::{memory, redis, sqlite},
     rig::{Disturbance, Engine, Rig},
+    topologies::{cluster, sentinels, tls},
 };
 use super::{
     Admin, Attempt, Backoff, Cause, Consumer, Counts, Deleted, Due, Fingerprint, Insert, Inserted, Kept, Leased,
@@ -365,7 +366,7 @@ macro_rules! in_turn {
     ($open:ident, $($noun:ident { $($case:ident),+ $(,)? })+) => {
         #[tokio::test]
         async fn every_case() {
-            let _node = crate::store::conformance::engines::start_cluster();
+            let _started = crate::store::conformance::topologies::start(stringify!($open));
             $( $(
                 // The model's histories take longer than all others together.
                 if stringify!($noun) != "model" || std::env::var("DATA_QUEUE_TEST_LONG").is_ok_and(|long| long == "1") {
@@ -382,6 +383,8 @@ conformance! {
     redis => cases redis,
     sqlite => cases sqlite,
     redis_cluster => in_turn cluster,
+    redis_sentinels => in_turn sentinels,
+    redis_tls => in_turn tls,
 }
 
 /// Opens an empty store.

@@ -4,7 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,15 +13,11 @@ use std::{
 use async_trait::async_trait;
 use tempfile::TempDir;
 
-use super::{
-    Disturbance, Engine, Rig, START, insert, queue,
-    redis_server::{Options, Redis, Reply},
-    task,
-};
+use super::{Disturbance, Engine, Rig, START, insert, queue, support::redis::Redis, task, topologies::address_of};
 use crate::store::{
     Admin, Clock, Millis, Rules, Store, StoreError,
     memory::MemoryStore,
-    redis::{Access, RedisConfig, RedisShared, RedisStore},
+    redis::{RedisConfig, RedisShared, RedisStore},
     sqlite::{Durability, SqliteConfig, SqliteStore},
 };
 
@@ -100,67 +96,14 @@ pub(super) struct OnRedis {
 /// Of a call; the tests should not meet it.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The node of the cluster that cases in turn have, while there is one.
-static CLUSTER: Mutex<Option<Arc<Redis>>> = Mutex::new(None);
-
-fn the_cluster() -> MutexGuard<'static, Option<Arc<Redis>>> {
-    CLUSTER.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Ends the node with the test.
-pub(super) struct Cluster;
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        the_cluster().take();
-    }
-}
-
-/// One node has all slots: what is not in one slot is refused all the same.
-pub(super) fn start_cluster() -> Cluster {
-    let own = ["--cluster-enabled", "yes", "--cluster-node-timeout", "500"].map(str::to_owned).to_vec();
-    let node = Redis::with(Options { extra: own, ..Options::default() });
-    for first in (0..16_384).step_by(1_024) {
-        let slots: Vec<String> = (first..first + 1_024).map(|slot| slot.to_string()).collect();
-        let words: Vec<&str> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect();
-        node.command(&words);
-    }
-    let start = std::time::Instant::now();
-    while !matches!(node.command(&["CLUSTER", "INFO"]), Reply::Bytes(info) if info.starts_with(b"cluster_state:ok")) {
-        assert!(start.elapsed() < TIMEOUT, "the cluster is not ready");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-    *the_cluster() = Some(Arc::new(node));
-    Cluster
-}
-
-/// The one that all cases in turn share, emptied.
-pub(super) fn cluster(rules: Rules) -> Rig {
-    let node = Arc::clone(the_cluster().as_ref().expect("a cluster"));
-    node.config_set("maxmemory", "0");
-    node.flush();
-    Rig::new(OnRedis::connect(&node, rules))
-}
-
 pub(super) fn redis(rules: Rules) -> Rig {
     Rig::new(OnRedis::connect(&Arc::new(Redis::start()), rules))
 }
 
-fn url_of(redis: &Redis) -> String {
-    let is_cluster = the_cluster().as_ref().is_some_and(|node| node.port() == redis.port());
-    if is_cluster { redis.url().replace("redis://", "redis+cluster://") } else { redis.url() }
-}
-
 /// Of every store that a test opens there.
 pub(super) fn config_of(redis: &Redis, rules: Rules) -> RedisConfig {
-    RedisConfig {
-        url: url_of(redis),
-        access: Access::default(),
-        key_prefix: "test".to_owned(),
-        accept_reset: true,
-        timeout: TIMEOUT,
-        rules,
-    }
+    let (url, access) = address_of(redis);
+    RedisConfig { url, access, key_prefix: "test".to_owned(), accept_reset: true, timeout: TIMEOUT, rules }
 }
 
 impl OnRedis {

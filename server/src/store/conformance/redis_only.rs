@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     engines::{OnRedis, TIMEOUT, config_of},
-    redis_server::{BINARY_VARIABLE, Options, Redis, Reply},
+    support::redis::{BINARY_VARIABLE, Options, Redis, Reply},
     *,
 };
 use crate::store::redis::{RedisConfig, RedisShared, RedisStore};
