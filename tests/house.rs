@@ -183,7 +183,7 @@ fn tests_do_not_sleep() {
         "client/tests/operate/copy.rs",
         "client/tests/operate/server.rs",
         "client/tests/operate/work.rs",
-        "server/src/store/conformance/engines.rs",
+        "server/src/store/conformance/topologies.rs",
         "tests/support/mod.rs",
         "tests/support/redis.rs",
         "tests/support/server.rs",
