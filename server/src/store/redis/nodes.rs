@@ -142,10 +142,11 @@ impl Nodes {
         Arc::clone(presences.entry(node.clone()).or_insert_with(new))
     }
 
-    /// Whether the last checks had no answer from it.
-    pub(super) fn is_away(&self, node: &Node) -> bool {
+    /// Those of a cluster from which the last checks had no answer.
+    pub(super) fn away(&self) -> Vec<Node> {
         let presences = self.presences.lock().unwrap_or_else(PoisonError::into_inner);
-        presences.get(node).is_some_and(|presence| presence.is_away())
+        let away = presences.iter().filter(|(_, presence)| presence.is_away() && self.is_cluster());
+        away.map(|(node, _)| node.clone()).collect()
     }
 
     /// What the last check found.

@@ -217,10 +217,11 @@ impl RedisStore {
         self.one.shared.spread.get(queue)
     }
 
-    /// Whether the node that has a shard does not answer, as far as is known.
-    fn is_away(&self, queue: &QueueName, layout: &Layout, number: u8) -> bool {
-        let nodes = &self.one.shared.nodes;
-        nodes.is_cluster() && nodes.is_away(&self.one.shared.owner(&layout.part(queue, number)))
+    /// Tells of a shard whether its node does not answer, as far as is known now.
+    fn away<'a>(&'a self, queue: &'a QueueName, layout: &'a Layout) -> impl Fn(u8) -> bool + 'a {
+        let away = self.one.shared.nodes.away();
+        // Which node has a shard is asked only if it matters.
+        move |number| !away.is_empty() && away.contains(&self.one.shared.owner(&layout.part(queue, number)))
     }
 
     /// Reads it anew.

@@ -49,8 +49,7 @@ impl RedisStore {
             Ok(home) => home,
             Err(error) => return (0, Err(error)),
         };
-        let order =
-            home.map_or_else(|| layout.emptier(|number| self.is_away(queue, layout, number)), |home| vec![home]);
+        let order = home.map_or_else(|| layout.emptier(self.away(queue, layout)), |home| vec![home]);
         let first = order.first().copied().unwrap_or_default();
         let (mut refusal, until) = (None, Instant::now() + self.one.shared.timeout);
         for number in order {
@@ -164,8 +163,7 @@ impl RedisStore {
         let mut outcomes = vec![Outcome::LeaseLost; pop.acks.len()];
         let is_answered = !all.tasks.is_empty() || pop.max_tasks == 0;
         let of_acks = pop.acks.iter().map(|token| token.shard()).find(|number| *number < layout.shards);
-        let is_away = |number: u8| self.is_away(queue, layout, number);
-        let first = layout.fuller(of_acks.unwrap_or_else(|| layout.any()), is_away);
+        let first = layout.fuller(of_acks.unwrap_or_else(|| layout.any()), self.away(queue, layout));
         let apart = self.ack_apart(queue, &pop.acks, (!is_answered).then_some(first)).await?;
         let some_acked = !apart.is_empty();
         apart.into_iter().for_each(|(at, outcome)| outcomes[at] = outcome);
@@ -211,7 +209,8 @@ impl RedisStore {
         if !has_room(all) || layout.shards == 1 {
             return false;
         }
-        let is_asked = |number: &u8| *number != first && !self.is_away(queue, layout, *number);
+        let is_away = self.away(queue, layout);
+        let is_asked = |number: &u8| *number != first && !is_away(*number);
         let others: Vec<u8> = (0..layout.shards).filter(is_asked).collect();
         let parts: Vec<QueueName> = others.iter().map(|number| layout.part(queue, *number)).collect();
         let announce = if pop.will_wait && all.tasks.is_empty() { ANNOUNCED_FOR } else { 0 };
