@@ -20,6 +20,9 @@ use std::{
 /// Names the `redis-server` to use; without it, the one on PATH.
 pub const BINARY_VARIABLE: &str = "DATA_QUEUE_TEST_REDIS";
 
+/// The file of what it printed: of settings that it does not know it says so before it opens its log.
+const OUTPUT: &str = "redis.out";
+
 const START_LIMIT: Duration = Duration::from_secs(30);
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
@@ -92,7 +95,7 @@ impl Redis {
             // It has the port in it.
             let _ = fs::remove_file(redis.directory.join("sentinel.conf"));
         }
-        panic!("redis-server did not start:\n{}", redis.log());
+        panic!("redis-server did not start:\n{}{}", redis.read(OUTPUT), redis.log());
     }
 
     pub fn port(&self) -> u16 {
@@ -113,7 +116,11 @@ impl Redis {
 
     /// What Redis itself logged.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("redis.log")).unwrap_or_default()
+        self.read("redis.log")
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.directory.join(name)).unwrap_or_default()
     }
 
     /// SIGKILL: what is not on disk is gone.
@@ -230,7 +237,8 @@ impl Redis {
     fn launch(&self) -> io::Result<()> {
         let binary = env::var(BINARY_VARIABLE).unwrap_or_else(|_| "redis-server".to_owned());
         let mut command = Command::new(&binary);
-        command.current_dir(&self.directory).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let output = fs::File::create(self.directory.join(OUTPUT))?;
+        command.current_dir(&self.directory).stdin(Stdio::null()).stderr(output.try_clone()?).stdout(output);
         command.args(self.arguments());
         let child = match command.spawn() {
             Ok(child) => child,
